@@ -1,0 +1,1 @@
+"""Emotion Neural Transducers for SpeechBrain: what was said, how it was felt, and when."""

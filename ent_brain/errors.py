@@ -1,0 +1,64 @@
+"""What a person is told when the input is wrong: one line, and an exit status that is not 0."""
+
+import sys
+
+SHOWN_PROBLEMS = 5
+"""How many of several problems the one line spells out; the rest are counted."""
+
+
+class InputError(Exception):
+    """The input is wrong: the message is one line that says what, where and what to do."""
+
+
+def raise_problems(problems, remedy):
+    """Report all problems of an input together.
+
+    Arguments
+    ---------
+    problems : list[str]
+        One entry a problem, each naming an id or a path; nothing happens where it is empty.
+    remedy : str
+        What to do about them.
+
+    Raises
+    ------
+    InputError
+        If there is a problem.
+
+    Example
+    -------
+    >>> raise_problems([], "nothing to do")
+    >>> raise_problems(["a.wav: empty", "b.wav: empty"], "remove them")
+    Traceback (most recent call last):
+    ...
+    ent_brain.errors.InputError: 2 problems: a.wav: empty; b.wav: empty: remove them
+    """
+    if not problems:
+        return
+    shown = "; ".join(problems[:SHOWN_PROBLEMS])
+    hidden = len(problems) - SHOWN_PROBLEMS
+    more = f"; and {hidden} more" if hidden > 0 else ""
+    count = f"{len(problems)} problems: " if len(problems) > 1 else ""
+    raise InputError(f"{count}{shown}{more}: {remedy}")
+
+
+def exit_on_input_error(main):
+    """Decorate the main function of a program: an ``InputError`` becomes one line and status 1.
+
+    Arguments
+    ---------
+    main : callable
+
+    Returns
+    -------
+    callable
+    """
+
+    def wrapped(*args, **kwargs):
+        try:
+            return main(*args, **kwargs)
+        except InputError as error:
+            print(f"error: {error}", file=sys.stderr)
+            sys.exit(1)
+
+    return wrapped

@@ -1,0 +1,39 @@
+"""Installation: ``pip install .``, with the extras ``demo`` and ``dev``."""
+
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+setup(
+    name="ent_brain",
+    version="0.1.0",
+    description="Emotion Neural Transducer recipes for SpeechBrain: "
+    "words, the utterance's emotion, and the emotion of every frame",
+    long_description=Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    packages=find_packages(include=["ent_brain", "ent_brain.*"]),
+    python_requires=">=3.10",
+    install_requires=[
+        # torchaudio 2.11 is the last release and imports only beside the torch it was built for;
+        # an unbounded torch would be newer, and SpeechBrain imports torchaudio.
+        "torch>=2.11,<2.12",
+        "torchaudio>=2.11,<2.12",
+        "speechbrain>=1.1,<1.2",
+        "transformers>=5.0,<6",
+        "hyperpyyaml>=1.2.3",
+        "sentencepiece>=0.2",
+        "jiwer>=4.0",
+        "matplotlib>=3.8",
+        "soundfile>=0.12",
+    ],
+    extras_require={
+        "demo": ["espeakng-loader>=0.2.4"],
+        "dev": [
+            "espeakng-loader>=0.2.4",
+            "hypothesis>=6",
+            "pytest>=8",
+            "ruff>=0.12",
+        ],
+    },
+)
