@@ -1,0 +1,196 @@
+"""The transducer lattice of a joint network, described by four small tensors and never stored.
+
+A joint network over T frames and U+1 token positions has T x (U+1) nodes; node (t, u) of an
+utterance carries ``weight @ tanh(enc[t] + pred[u]) + bias``. Storing the hidden layer of every node
+is what fills memory, so whoever needs the lattice reads it tile by tile: ``tiles`` cuts the valid
+nodes into rectangles that fit a cache, ``tile_logits`` evaluates one, and ``backpropagate`` runs the
+second half of a hand-written backward pass, evaluating each tile again instead of keeping it.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+TILE_ELEMENTS = {"cpu": 1 << 20, "cuda": 1 << 26}
+"""Numbers that the widest layer of one tile may hold: on a CPU the tile stays in its cache, on a GPU
+it is large enough to fill the device."""
+
+PADDED_SHARE = {"cpu": 0.0, "cuda": 0.25}
+"""Share of padded nodes that a tile over several utterances may hold: a CPU takes utterances of
+one size together and every other alone; a GPU would rather compute some padding than wait."""
+
+
+class Lattice(NamedTuple):
+    """``logits[b, t, u] = weight @ tanh(enc[b, t] + pred[b, u]) + bias`` of every node.
+
+    ``Joint.lattice`` of ``ent_brain.model`` makes one; four tensors of any other joint network with
+    a sum and a tanh do as well.
+    """
+
+    enc: Tensor
+    """[B, T, J], encoder side after its projection."""
+    pred: Tensor
+    """[B, U+1, J], predictor side after its projection."""
+    weight: Tensor
+    """[outputs, J]"""
+    bias: Tensor
+    """[outputs]"""
+
+    def dense(self):
+        """Logits of all nodes, [B, T, U+1, outputs]: for tests and pictures only."""
+        return self._output(torch.tanh(self.enc[:, :, None] + self.pred[:, None]))
+
+    def at(self, rows, frames, positions):
+        """Logits of chosen nodes, with a graph.
+
+        Arguments
+        ---------
+        rows, frames, positions : Tensor
+            Utterance, frame and token position of each node, int64 of one shape [...].
+
+        Returns
+        -------
+        Tensor
+            [..., outputs], float32 or wider.
+        """
+        return self._output(torch.tanh(self.enc[rows, frames] + self.pred[rows, positions]))
+
+    def _output(self, hidden):
+        """Logits of hidden nodes; half precision multiplies, sums that follow are in float32."""
+        with torch.autocast(hidden.device.type, enabled=False):
+            logits = torch.nn.functional.linear(
+                hidden, self.weight.to(hidden.dtype), self.bias.to(hidden.dtype)
+            )
+        return logits if logits.dtype == torch.float64 else logits.float()
+
+
+class Tile(NamedTuple):
+    """A rectangle of nodes: some utterances, a run of their frames, all their token positions."""
+
+    rows: Tensor
+    """[N] indices of utterances."""
+    frames: slice
+    positions: slice
+
+    def of_nodes(self, values):
+        """The tile of a tensor over all nodes: [B, T, U+1, ...] -> [N, frames, positions, ...]."""
+        return values[self.rows, self.frames, self.positions]
+
+    def grid(self):
+        """Frame index [frames, 1] and position index [1, positions] of the tile's nodes."""
+        frames = torch.arange(self.frames.start, self.frames.stop, device=self.rows.device)
+        positions = torch.arange(self.positions.stop, device=self.rows.device)
+        return frames[:, None], positions[None, :]
+
+
+def tiles(lattices, frame_lens, token_lens):
+    """Cut the valid nodes of a batch into tiles.
+
+    Arguments
+    ---------
+    lattices : sequence of Lattice
+        Lattices that are read together.
+    frame_lens, token_lens : Tensor
+        [B], int; a node is valid where t < frame_len and u <= token_len.
+
+    Returns
+    -------
+    list[Tile]
+        Every valid node is in exactly one tile; the frames of an utterance come in order.
+    """
+    device = lattices[0].enc.device
+    width = max(*(lattice.enc.size(2) for lattice in lattices), _outputs(lattices))
+    budget = TILE_ELEMENTS.get(device.type, TILE_ELEMENTS["cuda"]) // width
+    slack = PADDED_SHARE.get(device.type, PADDED_SHARE["cuda"])
+    sizes = list(zip(frame_lens.tolist(), [n + 1 for n in token_lens.tolist()], strict=True))
+    order = sorted(range(len(sizes)), key=lambda row: sizes[row], reverse=True)
+    result = []
+    while order:
+        group = [order.pop(0)]
+        frames, positions = sizes[group[0]]
+        valid = frames * positions
+        while order:
+            grown = max(positions, sizes[order[0]][1])
+            nodes = (len(group) + 1) * frames * grown
+            grown_valid = valid + sizes[order[0]][0] * sizes[order[0]][1]
+            if nodes > budget or nodes - grown_valid > slack * nodes:
+                break
+            group.append(order.pop(0))
+            positions, valid = grown, grown_valid
+        rows = torch.tensor(group, device=device)
+        step = max(1, budget // (len(group) * positions))
+        result += [
+            Tile(rows, slice(start, min(start + step, frames)), slice(0, positions))
+            for start in range(0, frames, step)
+        ]
+    return result
+
+
+def tile_logits(lattices, tile):
+    """Logits of a tile, the outputs of all lattices side by side.
+
+    Returns
+    -------
+    Tensor
+        [N, frames, positions, outputs], float32 or wider.
+    """
+    return torch.cat([lattice._output(_hidden(lattice, tile)) for lattice in lattices], dim=-1)
+
+
+def backpropagate(lattices, node_tiles, grad_logits):
+    """Gradients of the lattices' tensors from the gradient of their logits, tile by tile.
+
+    Arguments
+    ---------
+    lattices : sequence of Lattice
+    node_tiles : list[Tile]
+    grad_logits : callable
+        ``grad_logits(tile, logits)`` returns the gradient of the logits, and may overwrite them;
+        it must be 0 at nodes that are not valid.
+
+    Returns
+    -------
+    list[Tensor]
+        enc, pred, weight and bias gradients of each lattice in turn, in the tensors' own types.
+    """
+    sums = [
+        [torch.zeros_like(tensor, dtype=_sum_type(tensor)) for tensor in lattice]
+        for lattice in lattices
+    ]
+    outputs = [lattice.bias.numel() for lattice in lattices]
+    for tile in node_tiles:
+        hiddens = [_hidden(lattice, tile) for lattice in lattices]
+        logits = [
+            lattice._output(hidden) for lattice, hidden in zip(lattices, hiddens, strict=True)
+        ]
+        grads = grad_logits(tile, torch.cat(logits, -1) if len(logits) > 1 else logits[0])
+        for lattice, hidden, grad, (enc, pred, weight, bias) in zip(
+            lattices, hiddens, grads.split(outputs, -1), sums, strict=True
+        ):
+            bias += grad.sum((0, 1, 2))
+            grad = grad.to(hidden.dtype)
+            weight += grad.flatten(0, 2).T @ hidden.flatten(0, 2)
+            grad_hidden = grad @ lattice.weight.to(hidden.dtype)
+            grad_hidden.mul_(hidden.square_().neg_().add_(1))
+            enc[tile.rows, tile.frames] = grad_hidden.sum(2, dtype=enc.dtype)
+            pred[tile.rows, tile.positions] += grad_hidden.sum(1, dtype=pred.dtype)
+    return [
+        total.to(tensor.dtype)
+        for lattice, totals in zip(lattices, sums, strict=True)
+        for tensor, total in zip(lattice, totals, strict=True)
+    ]
+
+
+def _hidden(lattice, tile):
+    enc = lattice.enc[tile.rows, tile.frames]
+    pred = lattice.pred[tile.rows, tile.positions]
+    return torch.tanh_(enc[:, :, None] + pred[:, None])
+
+
+def _outputs(lattices):
+    return sum(lattice.bias.numel() for lattice in lattices)
+
+
+def _sum_type(tensor):
+    return torch.float64 if tensor.dtype == torch.float64 else torch.float32

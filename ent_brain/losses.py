@@ -1,0 +1,548 @@
+"""Losses on the transducer lattice: transcription, lattice pooling, known intervals.
+
+Every function takes the lattices as they are described in ``ent_brain.lattice`` and never stores a
+T x U x J hidden layer or a vocabulary-wide axis: what a pass leaves behind is two numbers a node.
+"""
+
+from typing import NamedTuple
+
+import torch
+import torchaudio  # noqa: F401  registers the transducer kernel
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+from torch.utils.checkpoint import checkpoint
+
+from ent_brain.emotions import NEUTRAL
+from ent_brain.lattice import Lattice, backpropagate, tile_logits, tiles
+
+PROBABILITY_FLOOR = 1e-8
+"""Emotion probabilities are clamped to [1e-8, 1] before their logarithm (the paper's code)."""
+
+DROPPED_POSTERIOR = 1e-4
+"""Share of a frame's alignment that ``aligned`` pooling may leave out, at most."""
+
+NODES_AT_ONCE = 4096
+"""Chosen nodes that are evaluated together; their hidden layers are computed again backward."""
+
+
+class Alignment(NamedTuple):
+    """What the sum over all alignments of an utterance's tokens and frames tells."""
+
+    nll: Tensor
+    """[B] -log P(tokens), nats, with a graph."""
+    posteriors: Tensor
+    """[B, T, U+1] posterior of each node's blank arc: how likely frame t ends at position u.
+    Sums to 1 over u at every valid frame, 0 elsewhere; no graph."""
+
+
+def transducer_alignment(lattices, tokens, frame_lens, token_lens, blank=0):
+    """Sum over all alignments: the transducer's likelihood and its arc posteriors in one pass.
+
+    Only log p(blank) and log p(next token) of a node enter the sum (Graves 2012), so a tile of
+    nodes is normalised over all outputs and reduced to those two numbers; the backward pass
+    computes each tile again.
+
+    Arguments
+    ---------
+    lattices : sequence of Lattice
+        Their outputs side by side are the token distribution: one lattice for ENT, the blank and
+        the vocabulary lattice for FENT.
+    tokens : Tensor
+        [B, U] token ids, any value in the padding.
+    frame_lens, token_lens : Tensor
+        [B] int, at least 1 frame and at least 0 tokens.
+    blank : int
+        Index of blank among the outputs.
+
+    Returns
+    -------
+    Alignment
+
+    Raises
+    ------
+    ValueError
+        If an utterance has no frame, a length exceeds its tensor, or a token is not an output or
+        is blank.
+    """
+    _check(lattices, tokens, frame_lens, token_lens, blank)
+    tensors = [tensor for lattice in lattices for tensor in lattice]
+    return Alignment(*_Transducer.apply(tokens, frame_lens, token_lens, blank, *tensors))
+
+
+def transducer_loss(lattices, tokens, frame_lens, token_lens, blank=0, reduction="mean"):
+    """Exact transducer loss (Graves 2012) of a joint network whose lattice is never stored.
+
+    The same value and gradient as ``torchaudio.functional.rnnt_loss`` on the dense logits.
+
+    Arguments
+    ---------
+    lattices, tokens, frame_lens, token_lens, blank
+        As for ``transducer_alignment``.
+    reduction : str
+        ``mean`` over utterances (not divided by length), ``sum`` or ``none``.
+
+    Returns
+    -------
+    Tensor
+        Scalar, or [B] for ``none``; nats.
+
+    Example
+    -------
+    >>> from torchaudio.functional import rnnt_loss
+    >>> _ = torch.manual_seed(0)
+    >>> lattice = Lattice(torch.randn(1, 4, 8), torch.randn(1, 3, 8), torch.randn(5, 8), torch.zeros(5))
+    >>> loss = transducer_loss([lattice], torch.tensor([[2, 4]]), torch.tensor([4]), torch.tensor([2]))
+    >>> dense = rnnt_loss(lattice.dense(), torch.tensor([[2, 4]], dtype=torch.int32),
+    ...                   torch.tensor([4], dtype=torch.int32), torch.tensor([2], dtype=torch.int32), 0)
+    >>> bool(torch.isclose(loss, dense))
+    True
+    """
+    nll = transducer_alignment(lattices, tokens, frame_lens, token_lens, blank).nll
+    return _reduce(nll, reduction)
+
+
+def lattice_pooling_loss(
+    lattice, emotions, frame_lens, token_lens, mode="one", neutral=NEUTRAL, reduction="mean"
+):
+    """Lattice max pooling: an utterance's label trains the node that shows it best.
+
+    With p the softmax of the emotion joint at each valid node, y the utterance's emotion and n
+    neutral:
+
+    * ``one``: -log max p_y - log min p_n, for every utterance (the paper's code);
+    * ``full_t``: for the frame of each of those two nodes, the mean over its token positions;
+    * ``full_u``: for the token position of each, the mean over its frames;
+    * ``mil``: emotional utterances -log max p_y, neutral ones -log min p_n.
+
+    Arguments
+    ---------
+    lattice : Lattice
+        Of the emotion joint.
+    emotions : Tensor
+        [B] class indices.
+    frame_lens, token_lens : Tensor
+        [B] int.
+    mode : str
+        ``one``, ``full_t``, ``full_u`` or ``mil``.
+    neutral : int
+        Class index of neutral.
+    reduction : str
+        ``mean`` over utterances, ``sum`` or ``none``.
+
+    Returns
+    -------
+    Tensor
+        Scalar, or [B] for ``none``.
+
+    Raises
+    ------
+    ValueError
+        If the mode is unknown.
+
+    Source: Shen et al., ICASSP 2024, section 2.3.
+    """
+    if mode not in ("one", "full_t", "full_u", "mil"):
+        raise ValueError(f"unknown lattice pooling mode {mode!r}: one, full_t, full_u or mil")
+    present = torch.stack((emotions, torch.full_like(emotions, neutral)), 1)
+    frames, positions = _extreme_nodes(lattice, present, frame_lens, token_lens)
+    rows = torch.arange(len(emotions), device=emotions.device)[:, None]
+    if mode in ("one", "mil"):
+        nodes = lattice.at(rows, frames, positions)[:, :, None]
+        valid = torch.ones_like(nodes[..., 0], dtype=torch.bool)
+    elif mode == "full_t":
+        line = torch.arange(lattice.pred.size(1), device=rows.device)
+        nodes = lattice.at(rows[..., None], frames[..., None], line)
+        valid = (line <= token_lens[:, None]).unsqueeze(1)
+    else:
+        line = torch.arange(lattice.enc.size(1), device=rows.device)
+        nodes = lattice.at(rows[..., None], line, positions[..., None])
+        valid = (line < frame_lens[:, None]).unsqueeze(1)
+    probabilities = nodes.softmax(-1).gather(
+        -1, present[:, :, None, None].expand(*nodes.shape[:-1], 1)
+    )
+    surprise = -_log(probabilities.squeeze(-1)) * valid
+    terms = surprise.sum(-1) / valid.sum(-1)
+    if mode == "mil":
+        return _reduce(torch.where(emotions == neutral, terms[:, 1], terms[:, 0]), reduction)
+    return _reduce(terms.sum(1), reduction)
+
+
+def aligned_pooling_loss(
+    token_lattices,
+    emotion_lattice,
+    tokens,
+    emotions,
+    frame_lens,
+    token_lens,
+    top=0.3,
+    neutral=NEUTRAL,
+    blank=0,
+    reduction="mean",
+    posteriors=None,
+):
+    """Lattice pooling where the alignment passes.
+
+    The emotion distribution of frame t is the emotion joint's, averaged over token positions with
+    the alignment's weights g(t, u), which are held constant. A neutral utterance trains all its
+    frames towards neutral; an emotional one its ``top`` most emotional frames towards its emotion
+    and away from the others (SPEC: multiple-instance learning with a top-k pool).
+
+    Arguments
+    ---------
+    token_lattices, tokens, frame_lens, token_lens, blank
+        As for ``transducer_alignment``.
+    emotion_lattice : Lattice
+        Of the emotion joint.
+    emotions : Tensor
+        [B] class indices.
+    top : float
+        Share of an utterance's frames, in (0, 1], that an emotion is expected to cover.
+    neutral : int
+        Class index of neutral.
+    reduction : str
+        ``mean`` over utterances, ``sum`` or ``none``.
+    posteriors : Tensor, optional
+        [B, T, U+1] of ``transducer_alignment`` where a step has computed them already.
+
+    Returns
+    -------
+    Tensor
+        Scalar, or [B] for ``none``.
+    """
+    if posteriors is None:
+        with torch.no_grad():
+            posteriors = transducer_alignment(
+                token_lattices, tokens, frame_lens, token_lens, blank
+            ).posteriors
+    frame_probs = aligned_emotions(emotion_lattice, posteriors, token_lens)
+    valid = torch.arange(frame_probs.size(1), device=frame_probs.device) < frame_lens[:, None]
+    calm = (-_log(frame_probs[..., neutral]) * valid).sum(1) / frame_lens
+
+    count = (top * frame_lens).long().clamp(min=1)[:, None, None]
+    ranked = frame_probs.masked_fill(~valid[..., None], -1.0).sort(dim=1, descending=True).values
+    kept = torch.arange(ranked.size(1), device=ranked.device)[None, :, None] < count
+    pooled = (ranked * kept).sum(1) / count[:, 0]
+    classes = torch.arange(pooled.size(1), device=pooled.device)
+    others = (classes != neutral) & (classes != emotions[:, None])
+    present = -_log(pooled.gather(1, emotions[:, None])[:, 0])
+    absent = -(_log(1 - pooled) * others).sum(1)
+    return _reduce(torch.where(emotions == neutral, calm, present + absent), reduction)
+
+
+def aligned_emotions(emotion_lattice, posteriors, token_lens):
+    """Emotion distribution of each frame, averaged over the alignment.
+
+    Nodes of negligible posterior are not evaluated: those left out of a frame add up to at most
+    ``DROPPED_POSTERIOR``, which bounds the error of each probability.
+
+    Arguments
+    ---------
+    emotion_lattice : Lattice
+    posteriors : Tensor
+        [B, T, U+1] of ``transducer_alignment``.
+    token_lens : Tensor
+        [B] int.
+
+    Returns
+    -------
+    Tensor
+        [B, T, E]; rows of valid frames sum to 1 but for what was left out.
+    """
+    threshold = DROPPED_POSTERIOR / (token_lens + 1)
+    nodes = (posteriors > threshold[:, None, None]).nonzero()
+    outputs = emotion_lattice.bias.numel()
+    frames = posteriors.size(1)
+    flat = emotion_lattice.bias.new_zeros(len(posteriors) * frames, outputs, dtype=posteriors.dtype)
+
+    def weighted(rows, times, positions, enc, pred, weight, bias):
+        logits = Lattice(enc, pred, weight, bias).at(rows, times, positions)
+        return logits.softmax(-1) * posteriors[rows, times, positions, None]
+
+    for rows, times, positions in (part.unbind(1) for part in nodes.split(NODES_AT_ONCE)):
+        part = checkpoint(weighted, rows, times, positions, *emotion_lattice, use_reentrant=False)
+        flat = flat.index_add(0, rows * frames + times, part.to(flat.dtype))
+    return flat.view(len(posteriors), frames, outputs)
+
+
+def supervised_lattice_loss(lattice, intervals, frame_lens, token_lens, reduction="mean"):
+    """Cross-entropy over the lattice region of each known interval.
+
+    The region of interval k is ((t in [a, b)) or (u in [c, d))) and t < b and u < d: an L shape.
+    Its loss is the mean of -log p over the region; summed over intervals.
+
+    Arguments
+    ---------
+    lattice : Lattice
+        Of the emotion joint.
+    intervals : list
+        For each utterance a list of (emotion, frame_start, frame_end, token_start, token_end),
+        ends excluded; token ends count positions, so that U+1 is the last.
+    frame_lens, token_lens : Tensor
+        [B] int.
+    reduction : str
+        ``mean`` over utterances, ``sum`` or ``none``.
+
+    Returns
+    -------
+    Tensor
+        Scalar, or [B] for ``none``.
+
+    Raises
+    ------
+    ValueError
+        If an interval is empty or leaves the utterance's lattice.
+    """
+    sizes = zip(frame_lens.tolist(), token_lens.tolist(), strict=True)
+    for row, (spans, (frames, tokens)) in enumerate(zip(intervals, sizes, strict=True)):
+        for _, a, b, c, d in spans:
+            if not (0 <= a < b <= frames and 0 <= c < d <= tokens + 1):
+                raise ValueError(
+                    f"utterance {row}: interval of frames [{a}, {b}) and positions [{c}, {d}) "
+                    f"is empty or leaves the lattice of {frames} frames and {tokens} tokens"
+                )
+    most = max(len(spans) for spans in intervals)
+    # An interval that ends at frame 0 has an empty region: the padding of shorter lists.
+    padded = [list(spans) + [(0, 0, 0, 0, 0)] * (most - len(spans)) for spans in intervals]
+    spans = torch.tensor(padded, device=lattice.enc.device).view(len(intervals), most, 5)
+    return _reduce(_Regions.apply(spans, frame_lens, token_lens, *lattice), reduction)
+
+
+class _Transducer(torch.autograd.Function):
+    """Transducer likelihood and blank-arc posteriors; tiles are computed again backward."""
+
+    @staticmethod
+    def forward(ctx, tokens, frame_lens, token_lens, blank, *tensors):
+        lattices = _lattices(tensors)
+        ctx.tiles = tiles(lattices, frame_lens, token_lens)
+        frames, positions = int(frame_lens.max()), int(token_lens.max()) + 1
+        # Position u's next token; the last position has none, and any valid index serves there.
+        ended = torch.arange(positions, device=tokens.device) >= token_lens[:, None]
+        padded = torch.nn.functional.pad(tokens[:, : positions - 1], (0, 1))
+        following = padded.long().masked_fill(ended, blank)
+        first = tensors[0]
+        kind = torch.float64 if first.dtype == torch.float64 else torch.float32
+        log_probs = first.new_zeros(len(first), frames, positions, 2, dtype=kind)
+        for tile in ctx.tiles:
+            logits = tile_logits(lattices, tile)
+            chosen = torch.stack((logits[..., blank], _gather(logits, following, tile)), -1)
+            log_probs[tile.rows, tile.frames, tile.positions] = chosen - logits.logsumexp(
+                -1, keepdim=True
+            )
+        nll, arcs = _sum_alignments(log_probs, frame_lens, token_lens)
+        ctx.save_for_backward(arcs, following, *tensors)
+        ctx.blank = blank
+        posteriors = arcs[..., 0].contiguous()
+        ctx.mark_non_differentiable(posteriors)
+        return nll, posteriors
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad_nll, _):
+        arcs, following, *tensors = ctx.saved_tensors
+
+        def grad_logits(tile, logits):
+            # d nll / d log p(arc) = -posterior of the arc, and the softmax's own derivative.
+            taken = tile.of_nodes(arcs) * grad_nll[tile.rows, None, None, None]
+            grad = logits.softmax(-1).mul_(taken.sum(-1, keepdim=True))
+            grad[..., ctx.blank] -= taken[..., 0]
+            return grad.scatter_add_(-1, _next(following, tile, grad), -taken[..., 1:])
+
+        return None, None, None, None, *backpropagate(_lattices(tensors), ctx.tiles, grad_logits)
+
+
+class _Regions(torch.autograd.Function):
+    """Sum over intervals of the mean cross-entropy over their regions, [B]."""
+
+    @staticmethod
+    def forward(ctx, spans, frame_lens, token_lens, *tensors):
+        lattices = _lattices(tensors)
+        ctx.tiles = tiles(lattices, frame_lens, token_lens)
+        ctx.save_for_backward(spans, *tensors)
+        total = tensors[0].new_zeros(len(spans), dtype=_wide(tensors[0]))
+        for tile in ctx.tiles:
+            log_probs = tile_logits(lattices, tile).log_softmax(-1)
+            total[tile.rows] -= (log_probs * _class_weights(spans, tile, log_probs)).sum((1, 2, 3))
+        return total
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad_total):
+        spans, *tensors = ctx.saved_tensors
+
+        def grad_logits(tile, logits):
+            weights = _class_weights(spans, tile, logits)
+            grad = logits.softmax(-1).mul_(weights.sum(-1, keepdim=True)).sub_(weights)
+            return grad.mul_(grad_total[tile.rows, None, None, None])
+
+        return None, None, None, *backpropagate(_lattices(tensors), ctx.tiles, grad_logits)
+
+
+def _class_weights(spans, tile, logits):
+    """Weight of each class at each node of a tile, [N, frames, positions, E]."""
+    t, u = tile.grid()
+    weights = torch.zeros_like(logits)
+    for k in range(spans.size(1)):
+        emotion, a, b, c, d = spans[tile.rows, k, :, None, None].unbind(1)
+        inside = (t < b) & (u < d) & ((t >= a) | (u >= c))
+        area = (b * d - a * c).clamp(min=1)
+        weights.scatter_add_(
+            -1,
+            emotion[..., None].expand(*inside.shape, 1),
+            (inside / area).to(weights.dtype)[..., None],
+        )
+    return weights
+
+
+@torch.no_grad()
+def _extreme_nodes(lattice, classes, frame_lens, token_lens):
+    """Nodes of the largest p of the first class and the smallest p of the second.
+
+    Returns
+    -------
+    (Tensor, Tensor)
+        Frames and positions, [B, 2].
+    """
+    best = lattice.enc.new_full((len(classes), 2), -torch.inf, dtype=_wide(lattice.enc))
+    nodes = torch.zeros_like(classes)
+    columns = lattice.pred.size(1)
+    sign = torch.tensor([1, -1], device=classes.device)
+    for tile in tiles([lattice], frame_lens, token_lens):
+        log_probs = tile_logits([lattice], tile).log_softmax(-1)
+        wanted = classes[tile.rows, None, None, :].expand(*log_probs.shape[:-1], 2)
+        t, u = tile.grid()
+        frames, tokens = frame_lens[tile.rows, None, None], token_lens[tile.rows, None, None]
+        invalid = (t >= frames) | (u > tokens)
+        score = log_probs.gather(-1, wanted) * sign
+        score.masked_fill_(invalid[..., None], -torch.inf)
+        value, index = score.flatten(1, 2).max(1)
+        width = tile.positions.stop
+        node = (tile.frames.start + index // width) * columns + index % width
+        better = value > best[tile.rows]
+        nodes[tile.rows] = torch.where(better, node, nodes[tile.rows])
+        best[tile.rows] = torch.where(better, value, best[tile.rows])
+    return nodes // columns, nodes % columns
+
+
+def _sum_alignments(log_probs, frame_lens, token_lens):
+    """Sum over alignments of (blank, next token) log-probabilities.
+
+    Arguments
+    ---------
+    log_probs : Tensor
+        [B, T, U+1, 2], T and U the largest lengths.
+
+    Returns
+    -------
+    (Tensor, Tensor)
+        -log P [B]; arc posteriors [B, T, U+1, 2].
+    """
+    if log_probs.dtype == torch.float64 or log_probs.size(2) == 1:
+        return _sweep(log_probs, frame_lens, token_lens)
+    lengths = [n.to(log_probs.device, torch.int32) for n in (frame_lens, token_lens)]
+    # The kernel's class 1 is "the next token", whichever it is. The operator under
+    # torchaudio.functional.rnnt_loss returns its gradient beside the loss, which we need as such.
+    targets = torch.ones(log_probs[:, 0, 1:, 0].shape, dtype=torch.int32, device=log_probs.device)
+    nll, grad = torch.ops.torchaudio.rnnt_loss_forward(
+        log_probs, targets, *lengths, blank=0, clamp=-1.0, fused_log_softmax=False
+    )
+    return nll, grad.neg_()
+
+
+def _sweep(log_probs, frame_lens, token_lens):
+    """``_sum_alignments`` in plain tensor operations, along the lattice's anti-diagonals.
+
+    torchaudio's kernel knows float32 only and no utterance without tokens; this is for the rest.
+    Node (t, u) lies on diagonal t + u, and both of its predecessors on the one before.
+    """
+    frames, positions = log_probs.shape[1:3]
+    device = log_probs.device
+    position = torch.arange(positions, device=device)
+    frame = torch.arange(frames + positions - 1, device=device)[:, None] - position
+    valid = (
+        (frame >= 0) & (frame < frame_lens[:, None, None]) & (position <= token_lens[:, None, None])
+    )
+    skewed = log_probs[:, frame.clamp(0, frames - 1), position].masked_fill(
+        ~valid[..., None], -torch.inf
+    )
+    blank, token = skewed.unbind(-1)
+    token = token.masked_fill(position >= token_lens[:, None, None], -torch.inf)
+    last = (frame == frame_lens[:, None, None] - 1) & (position == token_lens[:, None, None])
+
+    def shifted(values, by):
+        padded = torch.nn.functional.pad(values, (max(by, 0), max(-by, 0)), value=-torch.inf)
+        return padded[:, :positions] if by > 0 else padded[:, -positions:]
+
+    alpha = torch.full_like(blank, -torch.inf)
+    alpha[:, 0, 0] = 0.0
+    for d in range(1, alpha.size(1)):
+        before = alpha[:, d - 1]
+        alpha[:, d] = torch.logaddexp(
+            before + blank[:, d - 1], shifted(before + token[:, d - 1], 1)
+        ).masked_fill(~valid[:, d], -torch.inf)
+    # after[d] is the sum over continuations from diagonal d on; the last blank ends an utterance.
+    after = torch.full_like(blank, -torch.inf)
+    after = torch.nn.functional.pad(after, (0, 0, 0, 1), value=-torch.inf)
+    ends = torch.where(last, 0.0, -torch.inf).to(blank)
+    for d in range(alpha.size(1) - 1, -1, -1):
+        blank_after = torch.maximum(after[:, d + 1], ends[:, d])
+        after[:, d] = torch.logaddexp(
+            blank[:, d] + blank_after, token[:, d] + shifted(after[:, d + 1], -1)
+        )
+    log_likelihood = after[:, 0, 0]
+    blank_after = torch.maximum(after[:, 1:], ends)
+    token_after = torch.nn.functional.pad(after[:, 1:, 1:], (0, 1), value=-torch.inf)
+    arcs = torch.stack((alpha + blank + blank_after, alpha + token + token_after), -1)
+    posteriors = (arcs - log_likelihood[:, None, None, None]).exp()
+    diagonal = torch.arange(frames, device=device)[:, None] + position
+    return -log_likelihood, posteriors[:, diagonal, position]
+
+
+def _gather(logits, following, tile):
+    return logits.gather(-1, _next(following, tile, logits)).squeeze(-1)
+
+
+def _next(following, tile, logits):
+    """Index of each node's next token among the outputs, [N, frames, positions, 1]."""
+    index = following[tile.rows, tile.positions]
+    return index[:, None, :, None].expand(*logits.shape[:-1], 1)
+
+
+def _log(probabilities):
+    return probabilities.clamp(PROBABILITY_FLOOR, 1.0).log()
+
+
+def _wide(tensor):
+    return torch.float64 if tensor.dtype == torch.float64 else torch.float32
+
+
+def _lattices(tensors):
+    return [Lattice(*tensors[i : i + 4]) for i in range(0, len(tensors), 4)]
+
+
+def _reduce(losses, reduction):
+    if reduction == "none":
+        return losses
+    if reduction not in ("mean", "sum"):
+        raise ValueError(f"unknown reduction {reduction!r}: mean, sum or none")
+    return losses.mean() if reduction == "mean" else losses.sum()
+
+
+def _check(lattices, tokens, frame_lens, token_lens, blank):
+    outputs = sum(lattice.bias.numel() for lattice in lattices)
+    batch, frames = lattices[0].enc.shape[:2]
+    positions = lattices[0].pred.size(1)
+    if not 0 <= blank < outputs:
+        raise ValueError(f"blank {blank} is not one of {outputs} outputs")
+    if len(frame_lens) != batch or len(token_lens) != batch or len(tokens) != batch:
+        raise ValueError(f"{batch} utterances in the lattice, other counts of lengths or tokens")
+    if frame_lens.min() < 1 or frame_lens.max() > frames:
+        raise ValueError(f"frame lengths must lie in 1..{frames}: {frame_lens.tolist()}")
+    if token_lens.min() < 0 or token_lens.max() > min(positions - 1, tokens.size(1)):
+        raise ValueError(
+            f"token lengths must lie in 0..{min(positions - 1, tokens.size(1))}: "
+            f"{token_lens.tolist()}"
+        )
+    used = torch.arange(tokens.size(1), device=tokens.device) < token_lens[:, None]
+    ids = tokens[used]
+    if len(ids) and (ids.min() < 0 or ids.max() >= outputs or (ids == blank).any()):
+        raise ValueError(f"token ids must lie in 0..{outputs - 1} and not be blank ({blank})")

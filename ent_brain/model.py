@@ -1,0 +1,324 @@
+"""The Emotion Neural Transducer (ENT) and its factorised form (FENT).
+
+Shen et al., "Emotion Neural Transducer for Fine-Grained Speech Emotion Recognition", ICASSP 2024.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
+
+from ent_brain.lattice import Lattice
+from ent_brain.tokens import BLANK
+
+
+class Streams(NamedTuple):
+    """The two views that the joint networks take of one side; ENT has one tensor for both."""
+
+    emotion: Tensor
+    """[B, T or U+1, D], what predicts the emotion (and, in FENT, blank)."""
+    vocabulary: Tensor
+    """[B, T or U+1, D], what predicts the words."""
+
+
+class TransducerOutput(NamedTuple):
+    """What a forward pass gives to the losses; a part that the model was made without is empty."""
+
+    token_lattices: tuple
+    """Lattices whose outputs side by side are the token distribution."""
+    emotion_lattice: Lattice | None
+    head_logits: Tensor | None
+    """[B, E]"""
+    lm_logits: Tensor | None
+    """[B, U+1, V]"""
+
+
+class ScalarMix(nn.Module):
+    """``gamma * sum_k softmax(weights)_k * layer_k`` over the layers of a front end.
+
+    Arguments
+    ---------
+    layers : int
+    """
+
+    def __init__(self, layers):
+        super().__init__()
+        self.weights = nn.Parameter(torch.zeros(layers))
+        self.gamma = nn.Parameter(torch.ones(()))
+
+    def forward(self, features):
+        """Mix [B, T, layers, D] to [B, T, D]."""
+        mix = self.gamma * self.weights.softmax(0)
+        return torch.einsum("btkd,k->btd", features, mix.to(features.dtype))
+
+
+class Encoder(nn.Module):
+    """One bidirectional LSTM over true lengths.
+
+    Arguments
+    ---------
+    input_dim, output_dim : int
+        The output holds output_dim / 2 numbers of each direction.
+    """
+
+    def __init__(self, input_dim, output_dim):
+        super().__init__()
+        self.rnn = nn.LSTM(input_dim, output_dim // 2, batch_first=True, bidirectional=True)
+
+    def forward(self, features, frame_lens):
+        """Encode [B, T, input_dim] with [B] int lengths to [B, T, output_dim], 0 in the padding."""
+        packed = pack_padded_sequence(
+            features, frame_lens.cpu(), batch_first=True, enforce_sorted=False
+        )
+        encoded, _ = self.rnn(packed)
+        return pad_packed_sequence(encoded, batch_first=True, total_length=features.size(1))[0]
+
+
+class Predictor(nn.Module):
+    """The prediction network: embedding, dropout, one LSTM, projection.
+
+    Arguments
+    ---------
+    vocab_size, embedding_dim, predictor_dim, output_dim : int
+    dropout : float
+    """
+
+    def __init__(self, vocab_size, embedding_dim, predictor_dim, output_dim, dropout):
+        super().__init__()
+        self.embedding = nn.Embedding(vocab_size, embedding_dim)
+        self.dropout = nn.Dropout(dropout)
+        self.rnn = nn.LSTM(embedding_dim, predictor_dim, batch_first=True)
+        self.projection = nn.Linear(predictor_dim, output_dim)
+
+    def forward(self, tokens, state=None):
+        """Predict from [B, N] tokens, the first of them blank where a sequence starts.
+
+        Returns
+        -------
+        (Tensor, tuple)
+            [B, N, output_dim] and the LSTM's state, two tensors [1, B, predictor_dim].
+        """
+        hidden, state = self.rnn(self.dropout(self.embedding(tokens)), state)
+        return self.projection(hidden), state
+
+
+class Joint(nn.Module):
+    """Joint network: project both sides, add, tanh, project to the outputs.
+
+    Arguments
+    ---------
+    input_dim : int
+        Size of either side.
+    joint_dim, outputs : int
+    """
+
+    def __init__(self, input_dim, joint_dim, outputs):
+        super().__init__()
+        self.encoder_side = nn.Linear(input_dim, joint_dim)
+        self.predictor_side = nn.Linear(input_dim, joint_dim)
+        self.output = nn.Linear(joint_dim, outputs)
+
+    def lattice(self, encoded, predicted):
+        """The lattice of [B, T, input_dim] and [B, U+1, input_dim]."""
+        return Lattice(
+            self.encoder_side(encoded),
+            self.predictor_side(predicted),
+            self.output.weight,
+            self.output.bias,
+        )
+
+
+class PooledHead(nn.Module):
+    """Utterance emotion from mean encoder and predictor outputs.
+
+    Arguments
+    ---------
+    input_dim : int
+        Size of either side.
+    num_emotions : int
+    """
+
+    def __init__(self, input_dim, num_emotions):
+        super().__init__()
+        self.norm = nn.LayerNorm(2 * input_dim)
+        self.output = nn.Linear(2 * input_dim, num_emotions)
+
+    def forward(self, encoded, predicted):
+        """Logits [..., E] of pooled (or single) encoder and predictor outputs [..., D]."""
+        return self.output(self.norm(torch.cat((encoded, predicted), -1)))
+
+
+class TransducerModel(nn.Module):
+    """What ENT and FENT share; they differ in how many streams there are and who reads which.
+
+    Arguments
+    ---------
+    vocab_size : int
+        V, blank and ``<sos/eos>`` included.
+    feature_dim, feature_layers : int
+        D and L of the front end's features [B, T, L, D]; several layers are mixed.
+    encoder_dim : int
+        Size of the encoder's and of the predictor's output; even.
+    embedding_dim, predictor_dim, joint_dim, num_emotions : int
+    dropout : float
+        Of the predictor's embedding, in training.
+    lm_head : bool
+        Whether the vocabulary predictor also predicts the next token by itself.
+    token_joint, emotion_joint, pooled_head : bool
+        False leaves the part out: no parameters, no computation. Without a token joint nothing is
+        transcribed, so the predictor never sees a token, in training as in use.
+
+    Example
+    -------
+    >>> model = ENT(vocab_size=31, feature_dim=8, feature_layers=2, encoder_dim=6, joint_dim=5)
+    >>> tokens, token_lens = torch.tensor([[3, 4, 5]]), torch.tensor([3])
+    >>> output = model(torch.randn(1, 9, 2, 8), torch.tensor([9]), tokens, token_lens)
+    >>> output.token_lattices[0].dense().shape, output.head_logits.shape
+    (torch.Size([1, 9, 4, 31]), torch.Size([1, 4]))
+    """
+
+    token_streams: tuple
+    """The stream that each token joint reads, in the order of their outputs."""
+
+    def __init__(
+        self,
+        vocab_size,
+        feature_dim=768,
+        feature_layers=13,
+        encoder_dim=768,
+        embedding_dim=640,
+        predictor_dim=640,
+        joint_dim=768,
+        num_emotions=4,
+        dropout=0.1,
+        lm_head=False,
+        token_joint=True,
+        emotion_joint=True,
+        pooled_head=True,
+    ):
+        super().__init__()
+        streams = len(self.token_streams)
+        self.mixes = nn.ModuleList(
+            ScalarMix(feature_layers) for _ in range(streams) if feature_layers > 1
+        )
+        self.encoder = Encoder(feature_dim, encoder_dim)
+        self.predictors = nn.ModuleList(
+            Predictor(vocab_size, embedding_dim, predictor_dim, encoder_dim, dropout)
+            for _ in range(streams)
+        )
+        outputs = [vocab_size] if streams == 1 else [1, vocab_size - 1]
+        self.token_joints = nn.ModuleList(
+            Joint(encoder_dim, joint_dim, count) for count in outputs if token_joint
+        )
+        self.emotion_joint = Joint(encoder_dim, joint_dim, num_emotions) if emotion_joint else None
+        self.pooled_head = PooledHead(encoder_dim, num_emotions) if pooled_head else None
+        self.lm_head = nn.Linear(encoder_dim, vocab_size) if lm_head else None
+
+    def forward(self, features, frame_lens, tokens, token_lens):
+        """Describe the lattices of a batch and classify its utterances.
+
+        Arguments
+        ---------
+        features : Tensor
+            [B, T, L, D] of a front end.
+        frame_lens : Tensor
+            [B] int.
+        tokens : Tensor
+            [B, U] ids; padding is fed as blank.
+        token_lens : Tensor
+            [B] int.
+
+        Returns
+        -------
+        TransducerOutput
+        """
+        encoded = self.encode(features, frame_lens)
+        if not self.token_joints:
+            tokens, token_lens = tokens[:, :0], torch.zeros_like(token_lens)
+        predicted = self.predict(tokens, token_lens)
+        return TransducerOutput(
+            self.token_lattices(encoded, predicted),
+            self.emotion_lattice(encoded, predicted),
+            self.classify(encoded, frame_lens, predicted, token_lens),
+            self.lm_head(predicted.vocabulary) if self.lm_head else None,
+        )
+
+    def encode(self, features, frame_lens):
+        """Encoder streams [B, T, D] of features [B, T, L, D] with [B] lengths."""
+        if not self.mixes:
+            encoded = self.encoder(features.squeeze(2), frame_lens)
+            return Streams(encoded, encoded)
+        # Both mixes pass through the one encoder, as one batch.
+        mixed = torch.cat([mix(features) for mix in self.mixes])
+        encoded = self.encoder(mixed, frame_lens.repeat(len(self.mixes))).chunk(len(self.mixes))
+        return Streams(encoded[0], encoded[-1])
+
+    def predict(self, tokens, token_lens):
+        """Predictor streams [B, U+1, D] of token ids [B, U] with [B] lengths."""
+        valid = torch.arange(tokens.size(1), device=tokens.device) < token_lens[:, None]
+        history = nn.functional.pad(tokens.masked_fill(~valid, BLANK), (1, 0), value=BLANK)
+        return self.predict_next(history, [None] * len(self.predictors))[0]
+
+    def predict_next(self, tokens, states):
+        """Predictor streams [B, N, D] of further tokens [B, N], and the states after them.
+
+        ``states`` holds one state a predictor; None starts a sequence, whose first token is blank.
+        """
+        steps = [
+            predictor(tokens, state)
+            for predictor, state in zip(self.predictors, states, strict=True)
+        ]
+        return Streams(steps[0][0], steps[-1][0]), [state for _, state in steps]
+
+    def token_lattices(self, encoded, predicted):
+        """Lattices of the token joints; none where the model has no token joint."""
+        return tuple(
+            joint.lattice(getattr(encoded, stream), getattr(predicted, stream))
+            for joint, stream in zip(self.token_joints, self.token_streams, strict=False)
+        )
+
+    def next_token_lattices(self, lattices, predicted):
+        """The lattices of the same frames for other predictor streams [B, N, D]."""
+        return tuple(
+            lattice._replace(pred=joint.predictor_side(getattr(predicted, stream)))
+            for lattice, joint, stream in zip(
+                lattices, self.token_joints, self.token_streams, strict=True
+            )
+        )
+
+    def emotion_lattice(self, encoded, predicted):
+        """Lattice of the emotion joint; None where the model has none."""
+        if self.emotion_joint is None:
+            return None
+        return self.emotion_joint.lattice(encoded.emotion, predicted.emotion)
+
+    def classify(self, encoded, frame_lens, predicted, token_lens):
+        """Logits [B, E] of the pooled head over valid frames and positions; None without a head."""
+        if self.pooled_head is None:
+            return None
+        return self.pooled_head(
+            _mean(encoded.emotion, frame_lens), _mean(predicted.emotion, token_lens + 1)
+        )
+
+
+class ENT(TransducerModel):
+    __doc__ = (
+        "Emotion Neural Transducer: one stream, one predictor, one token joint.\n"
+        + (TransducerModel.__doc__.partition("\n")[2])
+    )
+    token_streams = ("vocabulary",)
+
+
+class FENT(TransducerModel):
+    __doc__ = (
+        "Factorised Emotion Neural Transducer: blank and emotion read a stream of their own.\n"
+        + TransducerModel.__doc__.partition("\n")[2].replace("ENT(", "FENT(")
+    )
+    token_streams = ("emotion", "vocabulary")
+
+
+def _mean(values, lens):
+    """Mean over the valid part of [B, N, D], [B, D]."""
+    valid = torch.arange(values.size(1), device=values.device) < lens[:, None]
+    return (values * valid[..., None]).sum(1) / lens[:, None]
