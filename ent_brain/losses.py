@@ -307,6 +307,30 @@ def supervised_lattice_loss(lattice, intervals, frame_lens, token_lens, reductio
     return _reduce(_Regions.apply(spans, frame_lens, token_lens, *lattice), reduction)
 
 
+def next_token_loss(logits, tokens, token_lens):
+    """Cross-entropy of the language-model head.
+
+    Arguments
+    ---------
+    logits : Tensor
+        [B, U+1, V]; position u predicts token u+1, the last position ``<sos/eos>``, id V-1.
+    tokens : Tensor
+        [B, U] ids.
+    token_lens : Tensor
+        [B] int.
+
+    Returns
+    -------
+    Tensor
+        Scalar: the mean over valid positions.
+    """
+    position = torch.arange(logits.size(1), device=logits.device)
+    targets = torch.nn.functional.pad(tokens, (0, 1))
+    targets = targets.masked_fill(position == token_lens[:, None], logits.size(2) - 1)
+    valid = position <= token_lens[:, None]
+    return torch.nn.functional.cross_entropy(logits[valid], targets[valid])
+
+
 class _Transducer(torch.autograd.Function):
     """Transducer likelihood and blank-arc posteriors; tiles are computed again backward."""
 

@@ -6,11 +6,14 @@ from pathlib import Path
 import sentencepiece
 
 from ent_brain.errors import InputError
+from ent_brain.files import whole_or_nothing
 
 BLANK, UNKNOWN = 0, 1
 """Ids of ``<blank>`` and ``<unk>`` in every token set; ``<sos/eos>`` is always the last id."""
 
 SPACE = "SPACE"
+WORD_START = "\u2581"
+"""What SentencePiece writes before the first piece of a word."""
 CHARACTERS = ("<blank>", "<unk>", SPACE, *"ETAONIHSRDLUMWCFGYPBVK'XJQZ", "<sos/eos>")
 
 _PUNCTUATION = re.compile(r"[\[\].,?!\-:;\"\s]+")
@@ -36,6 +39,19 @@ def normalize_transcript(text):
     "WELL I DON'T KNOW LAUGHTER"
     """
     return _PUNCTUATION.sub(" ", text.upper()).strip()
+
+
+def _words(pieces, boundary):
+    """Join pieces to words; the boundary, alone or before a piece, starts another word."""
+    words = []
+    for index, piece in enumerate(pieces):
+        text = piece.removeprefix(boundary)
+        if not words or piece.startswith(boundary):
+            words.append([text, index, index + 1])
+        else:
+            words[-1][0] += text
+            words[-1][2] = index + 1
+    return [tuple(word) for word in words if word[0]]
 
 
 class CharTokens:
@@ -65,7 +81,11 @@ class CharTokens:
 
     def decode(self, ids):
         """Transcript (str) of token ids; ``<unk>`` is written out, as it counts as an error."""
-        return "".join(" " if CHARACTERS[i] == SPACE else CHARACTERS[i] for i in ids)
+        return " ".join(word for word, _, _ in self.words(ids))
+
+    def words(self, ids):
+        """Words of token ids and where they stand: (text, first, end) with the end excluded."""
+        return _words([" " if CHARACTERS[i] == SPACE else CHARACTERS[i] for i in ids], " ")
 
 
 class SentencePieceTokens:
@@ -102,8 +122,15 @@ class SentencePieceTokens:
         return self._model.encode(transcript)
 
     def decode(self, ids):
-        """Transcript (str) of token ids."""
-        return self._model.decode(list(ids))
+        """Transcript (str) of token ids; ``<unk>`` is written out, as it counts as an error."""
+        return " ".join(word for word, _, _ in self.words(ids))
+
+    def words(self, ids):
+        """Words of token ids and where they stand: (text, first, end) with the end excluded."""
+        end = len(self) - 1
+        return _words(
+            ["<sos/eos>" if i == end else self._model.id_to_piece(i) for i in ids], WORD_START
+        )
 
 
 def train_sentencepiece(transcripts, model_file, vocab_size=5000):
@@ -126,10 +153,8 @@ def train_sentencepiece(transcripts, model_file, vocab_size=5000):
     InputError
         If the transcripts do not hold enough different pieces for the vocabulary.
     """
-    model_file = Path(model_file)
-    partial = model_file.with_suffix(".partial")
     try:
-        with partial.open("wb") as writer:
+        with whole_or_nothing(model_file) as partial, partial.open("wb") as writer:
             sentencepiece.SentencePieceTrainer.train(
                 sentence_iterator=iter(transcripts),
                 model_writer=writer,
@@ -144,10 +169,9 @@ def train_sentencepiece(transcripts, model_file, vocab_size=5000):
                 minloglevel=2,
             )
     except RuntimeError as error:
-        partial.unlink()
+        reason = " ".join(str(error).split())
         raise InputError(
-            f"{model_file}: {vocab_size} pieces cannot be learnt from these transcripts "
-            f"({' '.join(str(error).split())}): lower vocab_size"
+            f"{model_file}: {vocab_size} tokens cannot be learnt from these transcripts "
+            f"({reason}): lower vocab_size"
         ) from error
-    partial.replace(model_file)
     return SentencePieceTokens(model_file)

@@ -1,0 +1,205 @@
+"""The Brain: how a batch is trained on, scored, logged and kept."""
+
+import math
+from collections import defaultdict
+from pathlib import Path
+from types import SimpleNamespace
+
+import speechbrain as sb
+import torch
+from speechbrain.utils.distributed import main_process_only
+
+from ent_brain.decoding import greedy_search
+from ent_brain.files import read_json, write_json
+from ent_brain.losses import (
+    aligned_pooling_loss,
+    lattice_pooling_loss,
+    next_token_loss,
+    transducer_alignment,
+)
+from ent_brain.metrics import TransducerStats
+
+HISTORY_FILE = "history.json"
+"""In the output folder: one entry an epoch, what was lost and what was measured."""
+
+
+class EmotionTransducerBrain(sb.Brain):
+    """Trains and scores an emotion transducer with SpeechBrain's loop.
+
+    ``modules`` are ``frontend`` and ``model``. Of the ``hparams`` it reads the loss weights
+    ``rnnt_weight``, ``head_weight``, ``lattice_weight`` and ``lm_weight`` (a term of weight 0 is
+    not computed), ``lattice_mode``, ``aligned_top``, ``max_symbols``, ``lr_schedule``,
+    ``warmup_epochs``, ``number_of_epochs``, ``train_logger``, ``output_folder``, and SpeechBrain's
+    own run options.
+
+    The validation set chooses the checkpoint: ``evaluate(..., min_key="error")`` loads the one of
+    the lowest ``error``, the mean of those of WER, 100 - UA and EDER that can be told.
+
+    Arguments
+    ---------
+    tokens : CharTokens or SentencePieceTokens
+        How token ids become words.
+    **kwargs
+        As for ``speechbrain.Brain``.
+    """
+
+    def __init__(self, tokens, **kwargs):
+        super().__init__(**kwargs)
+        self.tokens = tokens
+        self.paper_sets = {}
+        """Loaders by name to score after every epoch, for the ``paper`` protocol alone."""
+        self.history = []
+        if self.checkpointer is not None:
+            self.checkpointer.add_recoverable(
+                "history",
+                self.history,
+                custom_save_hook=write_json,
+                custom_load_hook=_load_history,
+            )
+        # SpeechBrain clips the first parameter group alone; we clip all together, at each step.
+        self.clip_norm, self.max_grad_norm = self.max_grad_norm, math.inf
+
+    def make_dataloader(self, dataset, stage, ckpt_prefix="dataloader-", **loader_kwargs):
+        """Make a loader; the training loader's length sets the length of the schedule."""
+        loader = super().make_dataloader(dataset, stage, ckpt_prefix, **loader_kwargs)
+        if stage == sb.Stage.TRAIN:
+            self.steps_per_epoch = math.ceil(len(loader) / self.grad_accumulation_factor)
+        return loader
+
+    def init_optimizers(self):
+        """Add gradient clipping over all parameters and the per-step schedule."""
+        super().init_optimizers()
+        self.optimizer.register_step_pre_hook(self._clip_gradients)
+        self.scheduler = self.hparams.lr_schedule(
+            self.optimizer,
+            num_warmup_steps=self.hparams.warmup_epochs * self.steps_per_epoch,
+            num_training_steps=self.hparams.number_of_epochs * self.steps_per_epoch,
+        )
+        if self.checkpointer is not None:
+            self.checkpointer.add_recoverable("scheduler", self.scheduler)
+
+    def _clip_gradients(self, optimizer, args, kwargs):
+        parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        torch.nn.utils.clip_grad_norm_(parameters, self.clip_norm)
+
+    def compute_forward(self, batch, stage):
+        """Run the model on a batch and, when not training, search.
+
+        Returns
+        -------
+        SimpleNamespace
+            ``output`` (TransducerOutput), ``frame_lens`` and ``token_lens`` [B], and
+            ``hypotheses``, a list, empty in training.
+        """
+        batch = batch.to(self.device)
+        features, frame_lens = self.modules.frontend(*batch.sig)
+        token_lens = batch.token_count
+        output = self.modules.model(features, frame_lens, batch.tokens.data, token_lens)
+        hypotheses = []
+        if stage != sb.Stage.TRAIN:
+            hypotheses = greedy_search(
+                self.raw_modules.model, features, frame_lens, self.hparams.max_symbols
+            )
+        return SimpleNamespace(
+            output=output, frame_lens=frame_lens, token_lens=token_lens, hypotheses=hypotheses
+        )
+
+    def compute_objectives(self, predictions, batch, stage):
+        """Weighted sum of the loss terms; when not training the statistics grow too."""
+        terms = self._loss_terms(predictions, batch)
+        for name, term in terms.items():
+            self.term_sums[name] += term.detach() * len(batch.id)
+        self.utterances += len(batch.id)
+        if stage != sb.Stage.TRAIN:
+            self.stats.append(batch.id, predictions.hypotheses, batch.entry)
+        return sum(getattr(self.hparams, f"{name}_weight") * term for name, term in terms.items())
+
+    def _loss_terms(self, predictions, batch):
+        """Unweighted loss terms by name: those whose weight is not 0."""
+        output, hparams = predictions.output, self.hparams
+        lens = predictions.frame_lens, predictions.token_lens
+        tokens, emotions = batch.tokens.data, batch.emotion_index
+        terms, posteriors = {}, None
+        if hparams.rnnt_weight:
+            alignment = transducer_alignment(output.token_lattices, tokens, *lens)
+            posteriors = alignment.posteriors
+            terms["rnnt"] = alignment.nll.mean()
+        if hparams.head_weight:
+            terms["head"] = torch.nn.functional.cross_entropy(output.head_logits, emotions)
+        if hparams.lattice_weight and hparams.lattice_mode == "aligned":
+            terms["lattice"] = aligned_pooling_loss(
+                output.token_lattices,
+                output.emotion_lattice,
+                tokens,
+                emotions,
+                *lens,
+                top=hparams.aligned_top,
+                posteriors=posteriors,
+            )
+        elif hparams.lattice_weight:
+            terms["lattice"] = lattice_pooling_loss(
+                output.emotion_lattice, emotions, *lens, mode=hparams.lattice_mode
+            )
+        if hparams.lm_weight:
+            terms["lm"] = next_token_loss(output.lm_logits, tokens, predictions.token_lens)
+        return terms
+
+    def on_fit_batch_end(self, batch, outputs, loss, should_step):
+        """Step the schedule with the optimiser."""
+        if should_step:
+            self.scheduler.step()
+
+    def on_stage_start(self, stage, epoch=None):
+        """Start the sums and statistics of a stage."""
+        self.term_sums, self.utterances = defaultdict(float), 0
+        self.stats = TransducerStats(
+            self.tokens if self.hparams.rnnt_weight else None,
+            self.raw_modules.frontend.frame_duration,
+        )
+
+    def on_stage_end(self, stage, stage_loss, epoch=None):
+        """Log the stage; after validation keep the checkpoint if it is the best or the latest."""
+        losses = {name: float(total) / self.utterances for name, total in self.term_sums.items()}
+        losses = {"loss": float(stage_loss), **losses}
+        if stage == sb.Stage.TRAIN:
+            self.train_losses = losses
+        if stage != sb.Stage.VALID:
+            return
+        valid = {**losses, **self.stats.summarize()}
+        lr = self.scheduler.get_last_lr()[0]
+        self.hparams.train_logger.log_stats({"epoch": epoch, "lr": lr}, self.train_losses, valid)
+        self.history.append(
+            {
+                "epoch": epoch,
+                "lr": lr,
+                **{f"train {name}": value for name, value in self.train_losses.items()},
+                **{f"valid {name}": value for name, value in valid.items()},
+                **self._score_paper_sets(),
+            }
+        )
+        self._keep_history()
+        if self.checkpointer is not None:
+            self.checkpointer.save_and_keep_only(
+                meta={"epoch": epoch, "error": valid["error"]}, min_keys=["error"]
+            )
+
+    def _score_paper_sets(self):
+        measured = {}
+        for name, loader in self.paper_sets.items():
+            self.evaluate(loader, progressbar=False)
+            measured.update({f"{name} {key}": v for key, v in self.stats.summarize().items()})
+        self.modules.train()
+        return measured
+
+    @main_process_only
+    def _keep_history(self):
+        write_json(self.history, Path(self.hparams.output_folder) / HISTORY_FILE)
+
+    def on_evaluate_start(self, max_key=None, min_key=None):
+        """Load the checkpoint that a key chooses; without a key keep the weights as they are."""
+        if max_key or min_key:
+            super().on_evaluate_start(max_key, min_key)
+
+
+def _load_history(history, path, end_of_epoch):
+    history[:] = read_json(path)

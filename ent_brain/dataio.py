@@ -1,0 +1,114 @@
+"""From a manifest to the batches that the Brain sees."""
+
+import speechbrain as sb
+import torch
+from speechbrain.dataio import audio_io
+from speechbrain.dataio.dataset import DynamicItemDataset
+from torchaudio.functional import resample
+
+from ent_brain.emotions import emotion_index
+from ent_brain.errors import InputError, raise_problems
+from ent_brain.manifest import read_manifest
+from ent_brain.segments import Segment
+
+OUTPUT_KEYS = ("id", "sig", "tokens", "token_count", "emotion_index", "entry")
+
+
+def read_audio(path, sample_rate):
+    """Read a file as mono audio, resampled where its rate is another.
+
+    Arguments
+    ---------
+    path : str or Path
+        Any format that soundfile reads.
+    sample_rate : int
+        Hz.
+
+    Returns
+    -------
+    Tensor
+        [S] float32.
+
+    Raises
+    ------
+    InputError
+        If the file cannot be read or holds no sample.
+    """
+    try:
+        audio, rate = audio_io.load(str(path))
+    except (RuntimeError, OSError) as error:
+        raise InputError(f"{path}: cannot be read as audio ({error}): replace it") from error
+    if not audio.numel():
+        raise InputError(f"{path}: holds no audio: replace or remove it")
+    return resample(audio.mean(0), rate, sample_rate) if rate != sample_rate else audio.mean(0)
+
+
+def make_dataset(manifest, data_root, tokens, frontend, max_tokens_per_frame):
+    """Make a SpeechBrain dataset of a manifest.
+
+    Arguments
+    ---------
+    manifest : str or Path
+        As ``ent_brain.manifest`` writes it.
+    data_root : str or Path
+        What ``{data_root}`` in the manifest stands for.
+    tokens : CharTokens or SentencePieceTokens
+    frontend : Frontend
+        Tells the sample rate and how many frames an utterance has.
+    max_tokens_per_frame : float
+        An utterance with more tokens a frame is refused: its transcript is of another recording.
+
+    Returns
+    -------
+    DynamicItemDataset
+        Items: id; sig [S] float; tokens [U] int64; token_count (U); emotion_index; entry, what the
+        manifest says: transcript, duration (seconds), emotion, and segments (list of Segment,
+        None where they are not known).
+
+    Raises
+    ------
+    InputError
+        Naming every utterance that is too short for a frame or has too many tokens.
+    """
+    entries = read_manifest(manifest)
+    problems = []
+    for name, entry in entries.items():
+        frames = frontend.count_frames(round(entry["duration"] * frontend.sample_rate))
+        count = len(tokens.encode(entry["transcript"]))
+        if frames < 1:
+            problems.append(f"{name}: {entry['duration']:.3f} s is too short for one frame")
+        elif count > max_tokens_per_frame * frames:
+            problems.append(f"{name}: {count} tokens in {frames} frames")
+    raise_problems(
+        problems,
+        f"correct or remove these utterances of {manifest}, or raise max_tokens_per_frame",
+    )
+
+    @sb.utils.data_pipeline.takes("wav")
+    @sb.utils.data_pipeline.provides("sig")
+    def audio_pipeline(wav):
+        return read_audio(wav, frontend.sample_rate)
+
+    @sb.utils.data_pipeline.takes("entry")
+    @sb.utils.data_pipeline.provides("tokens", "token_count", "emotion_index")
+    def label_pipeline(entry):
+        ids = tokens.encode(entry["transcript"])
+        yield torch.tensor(ids, dtype=torch.long)
+        yield len(ids)
+        yield emotion_index(entry["emotion"])
+
+    items = {
+        name: {
+            "wav": entry["wav"].replace("{data_root}", str(data_root)),
+            "duration": entry["duration"],
+            "entry": {**entry, "segments": _segments(entry)},
+        }
+        for name, entry in entries.items()
+    }
+    return DynamicItemDataset(items, [audio_pipeline, label_pipeline], list(OUTPUT_KEYS))
+
+
+def _segments(entry):
+    if "segments" not in entry:
+        return None
+    return [Segment(**segment) for segment in entry["segments"]]

@@ -1,0 +1,38 @@
+"""Files that are there whole or not at all."""
+
+import json
+from contextlib import contextmanager
+from pathlib import Path
+
+
+@contextmanager
+def whole_or_nothing(path):
+    """Give a path to write to, which takes the place of ``path`` once all is written.
+
+    Arguments
+    ---------
+    path : str or Path
+
+    Yields
+    ------
+    Path
+        Beside ``path``; removed again where the block fails.
+    """
+    path = Path(path)
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        yield partial
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def write_json(value, path):
+    """Write a value as JSON, whole or not at all."""
+    with whole_or_nothing(path) as partial:
+        partial.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
+
+
+def read_json(path):
+    """Read a JSON file that this package wrote."""
+    return json.loads(Path(path).read_text(encoding="utf-8"))

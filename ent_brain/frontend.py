@@ -1,0 +1,221 @@
+"""Front ends: waveforms to layered features [B, T, L, D], and how long a frame is.
+
+Every front end has ``sample_rate`` (Hz), ``frame_samples`` (samples a frame), ``feature_dim`` (D),
+``feature_layers`` (L) and ``count_frames``; ``frame_duration`` (seconds) follows from them, and
+every time in seconds follows from it.
+"""
+
+import torch
+from speechbrain.integrations.huggingface.hubert import HuBERT
+from speechbrain.integrations.huggingface.wav2vec2 import Wav2Vec2
+from speechbrain.integrations.huggingface.wavlm import WavLM
+from speechbrain.lobes.features import Fbank
+from speechbrain.processing.features import mean_std_update
+from torch import nn
+
+SAMPLE_RATE = 16000
+
+SSL_MODELS = {"wav2vec2": Wav2Vec2, "hubert": HuBERT, "wavlm": WavLM}
+
+
+class Frontend(nn.Module):
+    """What the front ends share."""
+
+    sample_rate = SAMPLE_RATE
+    frame_samples: int
+    feature_dim: int
+    feature_layers: int
+
+    @property
+    def frame_duration(self):
+        """Seconds from one frame to the next."""
+        return self.frame_samples / self.sample_rate
+
+    def count_frames(self, samples):
+        """Frames of an utterance of so many samples, an int or an int tensor."""
+        raise NotImplementedError
+
+    def sample_lens(self, wavs, wav_lens):
+        """Sample counts [B] of waveforms [B, S] with SpeechBrain's relative lengths [B]."""
+        return torch.round(wav_lens * wavs.size(1)).long()
+
+
+class FbankFrontend(Frontend):
+    """80 log-mel energies every 10 ms, normalised, stacked to frames of 20 or 40 ms.
+
+    The mean and deviation of each mel band are those of all training audio seen so far; absolute
+    loudness stays, as it tells emotions apart.
+
+    Arguments
+    ---------
+    frame_duration : float
+        Seconds a frame: 0.02 or 0.04.
+    augment : list of nn.Module, optional
+        SpeechBrain augmenters of spectrograms [B, time, 80] (``SpectrogramDrop``, ``Warping``),
+        applied in training.
+
+    Raises
+    ------
+    ValueError
+        If the frame duration is not a whole number of 10 ms.
+
+    Example
+    -------
+    >>> frontend = FbankFrontend(frame_duration=0.04)
+    >>> features, frame_lens = frontend(torch.randn(2, 16000), torch.tensor([1.0, 0.5]))
+    >>> features.shape, frame_lens.tolist()
+    (torch.Size([2, 26, 1, 320]), [26, 13])
+    """
+
+    mel_bands = 80
+    hop_samples = 160
+
+    def __init__(self, frame_duration=0.02, augment=()):
+        super().__init__()
+        self.stacked = round(frame_duration * self.sample_rate / self.hop_samples)
+        self.frame_samples = self.stacked * self.hop_samples
+        if self.stacked < 1 or abs(self.frame_samples / self.sample_rate - frame_duration) > 1e-9:
+            raise ValueError(f"frame_duration {frame_duration} is not a whole number of 10 ms")
+        self.feature_dim = self.mel_bands * self.stacked
+        self.feature_layers = 1
+        self.augment = nn.ModuleList(augment)
+        self.fbank = Fbank(sample_rate=self.sample_rate, n_mels=self.mel_bands)
+        self.register_buffer("mean", torch.zeros(self.mel_bands))
+        self.register_buffer("deviation", torch.ones(self.mel_bands))
+        self.register_buffer("count", torch.zeros((), dtype=torch.long))
+
+    def count_frames(self, samples):
+        """Frames of an utterance: every 10 ms step that begins in it, stacked, rounded up."""
+        return -(-(samples // self.hop_samples + 1) // self.stacked)
+
+    @torch.no_grad()
+    def forward(self, wavs, wav_lens):
+        """Compute features.
+
+        Arguments
+        ---------
+        wavs : Tensor
+            [B, S] at 16 kHz.
+        wav_lens : Tensor
+            [B] relative lengths.
+
+        Returns
+        -------
+        (Tensor, Tensor)
+            Features [B, T, 1, 80 * stacked] and frame counts [B].
+        """
+        samples = self.sample_lens(wavs, wav_lens)
+        frame_lens = self.count_frames(samples)
+        # Zeros up to the last window that any frame sees, so that the batch changes nothing.
+        steps = int(frame_lens.max()) * self.stacked
+        wavs = nn.functional.pad(wavs, (0, steps * self.hop_samples - wavs.size(1)))
+        mels = self.fbank(wavs)[:, :steps]
+        if self.training:
+            used = torch.arange(steps, device=mels.device) * self.hop_samples <= samples[:, None]
+            self._observe(mels, used[..., None])
+        mels = (mels - self.mean) / self.deviation
+        if self.training:
+            for augment in self.augment:
+                mels = augment(mels)
+        return mels.reshape(len(mels), -1, 1, self.feature_dim), frame_lens
+
+    def _observe(self, mels, used):
+        count, mean, deviation = mean_std_update(
+            mels, used, (0, 1), self.count, self.mean, self.deviation
+        )
+        self.count.fill_(count)
+        self.mean.copy_(mean)
+        self.deviation.copy_(deviation.clamp(min=1e-3))
+
+
+class SSLFrontend(Frontend):
+    """A self-supervised speech model through SpeechBrain's wrappers, frozen or fine-tuned.
+
+    Frozen, it gives all hidden states; it stays in eval mode, has no gradient, and is no part of
+    this module's parameters, so neither optimiser nor checkpoint holds it. Each utterance is
+    encoded alone, because the base models' group normalisation makes features depend on padding.
+
+    Fine-tuned, it gives the last hidden state; the convolutions are frozen, and the model's own
+    SpecAugment masks its input in training.
+
+    Arguments
+    ---------
+    model : str
+        ``wav2vec2``, ``hubert`` or ``wavlm``.
+    source : str or Path
+        Hub name, or a local folder, which needs no network.
+    save_path : str or Path
+        Where a model from the hub is kept.
+    frozen : bool
+    spec_augment : dict, optional
+        Settings of the model's own SpecAugment for fine-tuning, by their names in its
+        configuration: ``mask_time_prob``, ``mask_time_length``, ``mask_feature_prob``,
+        ``mask_feature_length``.
+
+    Raises
+    ------
+    ValueError
+        If the model is not one of the three.
+    """
+
+    def __init__(self, model, source, save_path, frozen=True, spec_augment=None):
+        super().__init__()
+        if model not in SSL_MODELS:
+            raise ValueError(f"unknown SSL model {model!r}: use one of {', '.join(SSL_MODELS)}")
+        ssl = SSL_MODELS[model](
+            source=str(source),
+            save_path=str(save_path),
+            freeze=frozen,
+            freeze_feature_extractor=not frozen,
+            apply_spec_augment=not frozen,
+            output_all_hiddens=frozen,
+        )
+        config = ssl.model.config
+        for key, value in (spec_augment or {}).items():
+            setattr(config, key, value)
+        self.frozen = frozen
+        self.kernels, self.strides = config.conv_kernel, config.conv_stride
+        self.frame_samples = int(torch.tensor(self.strides).prod())
+        self.feature_dim = config.hidden_size
+        self.feature_layers = config.num_hidden_layers + 1 if frozen else 1
+        # A list hides the frozen model from parameters(), state_dict() and train().
+        self._ssl = [ssl.eval()]
+        if not frozen:
+            self.ssl = ssl
+
+    def _apply(self, fn, recurse=True):
+        """Move the hidden model too, wherever this module goes."""
+        if self.frozen:
+            self._ssl[0]._apply(fn)
+        return super()._apply(fn, recurse)
+
+    def count_frames(self, samples):
+        """Frames of an utterance: the floor of each convolution in turn."""
+        for kernel, stride in zip(self.kernels, self.strides, strict=True):
+            samples = (samples - kernel) // stride + 1
+        return samples
+
+    def forward(self, wavs, wav_lens):
+        """Compute features.
+
+        Arguments
+        ---------
+        wavs : Tensor
+            [B, S] at 16 kHz, S at least 400.
+        wav_lens : Tensor
+            [B] relative lengths.
+
+        Returns
+        -------
+        (Tensor, Tensor)
+            Features [B, T, L, D], 0 in the padding where the model is frozen, and frame counts [B].
+        """
+        samples = self.sample_lens(wavs, wav_lens)
+        ssl = self._ssl[0]
+        if not self.frozen:
+            return ssl(wavs, wav_lens)[:, :, None], self.count_frames(samples)
+        alone = [
+            ssl(wav[None, :count])[:, 0].transpose(0, 1)
+            for wav, count in zip(wavs, samples.tolist(), strict=True)
+        ]
+        return nn.utils.rnn.pad_sequence(alone, batch_first=True), self.count_frames(samples)

@@ -1,0 +1,320 @@
+"""Manifests: one JSON file a split that says of each utterance what is to be learnt from it.
+
+``{id: {"wav": "{data_root}/a.wav", "duration": seconds, "transcript": text, "emotion": name,
+"speaker": id, "segments": [{"emotion": name, "start": seconds, "end": seconds}]}}``, SpeechBrain's
+format. ``segments`` is there only where the intervals are known: the emotional ones; what they
+leave is neutral.
+"""
+
+import json
+import os
+import random
+from collections import Counter, defaultdict
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import soundfile
+from speechbrain.utils.logger import get_logger
+
+from ent_brain.emotions import EMOTIONS, NEUTRAL
+from ent_brain.errors import InputError, raise_problems
+from ent_brain.segments import Segment, fill_neutral
+from ent_brain.tokens import normalize_transcript
+
+SAMPLE_RATE = 16000
+"""Hz: what every front end expects."""
+
+DURATION_TOLERANCE = 0.1
+"""Seconds: where corpus and audio differ by more, its intervals are of another recording."""
+
+KEYS = ("wav", "duration", "transcript", "emotion", "speaker")
+"""What every entry of a manifest has."""
+
+logger = get_logger(__name__)
+
+
+@dataclass(frozen=True)
+class Utterance:
+    """What a corpus says of one utterance; ``check_utterances`` adds what its audio file says."""
+
+    id: str
+    wav: Path  # inside the corpus's folder
+    transcript: str | None  # None: the corpus has none
+    emotion: str  # one of EMOTIONS
+    speaker: str
+    segments: tuple[Segment, ...] | None = None  # None: intervals not known
+    samples: int = 0  # at the file's own rate; 0: the corpus does not say
+    sample_rate: int = SAMPLE_RATE
+
+    @property
+    def duration(self):
+        """Seconds (float)."""
+        return self.samples / self.sample_rate
+
+    def entry(self, data_root):
+        """The utterance's entry (dict) in a manifest of the corpus at ``data_root``."""
+        wav = "{data_root}/" + self.wav.relative_to(data_root).as_posix()
+        values = (wav, self.duration, self.transcript, self.emotion, self.speaker)
+        entry = dict(zip(KEYS, values, strict=True))
+        if self.segments is not None:
+            entry["segments"] = [segment._asdict() for segment in self.segments]
+        return entry
+
+
+def check_utterances(utterances, data_root, problems=()):
+    """Check utterances against their audio and complete them; report all problems together.
+
+    Arguments
+    ---------
+    utterances : sequence of Utterance
+    data_root : str or Path
+        The corpus's folder, named in the report.
+    problems : iterable of str
+        What the corpus's own reader found; reported with the rest.
+
+    Returns
+    -------
+    list[Utterance]
+        With ``samples`` and ``sample_rate`` of the audio, the transcript normalised, and segments
+        reduced to the emotional ones, none of which ends after the audio.
+
+    Raises
+    ------
+    InputError
+        Audio missing, unreadable, empty or not as long as the corpus says, transcript missing or
+        without a word, an unknown emotion, an interval that is empty or outside the audio, an id
+        used twice. Other sampling rates and several channels are only mentioned in the log.
+
+    Example
+    -------
+    >>> check_utterances([Utterance("a", Path("a.wav"), "Hi!", "sad", "Ann")], "corpus")
+    Traceback (most recent call last):
+    ...
+    ent_brain.errors.InputError: a: no audio file a.wav: correct corpus, nothing was written
+    """
+    uses = Counter(utterance.id for utterance in utterances)
+    problems = [
+        *problems,
+        *(f"{name}: {n} utterances of this id" for name, n in uses.items() if n > 1),
+    ]
+    checked = []
+    other_rate = several_channels = 0
+    for utterance in utterances:
+        try:
+            audio = _read_header(utterance.wav)
+            checked.append(_complete(utterance, audio))
+        except InputError as error:
+            problems.append(f"{utterance.id}: {error}")
+        else:
+            other_rate += audio.samplerate != SAMPLE_RATE
+            several_channels += audio.channels > 1
+    raise_problems(problems, f"correct {data_root}, nothing was written")
+    of_all = f"of {len(checked)} files are not"
+    if other_rate:
+        logger.info(
+            f"{other_rate} {of_all} at {SAMPLE_RATE} Hz and will be resampled when they are read"
+        )
+    if several_channels:
+        logger.info(f"{several_channels} {of_all} mono and will be mixed down when they are read")
+    return checked
+
+
+def _read_header(wav):
+    if not wav.is_file():
+        raise InputError(f"no audio file {wav}")
+    try:
+        audio = soundfile.info(wav)
+    except soundfile.LibsndfileError as error:
+        raise InputError(f"unreadable audio {wav} ({error.error_string.rstrip('.')})") from error
+    if not audio.frames:
+        raise InputError(f"no samples in {wav}")
+    return audio
+
+
+def _complete(utterance, audio):
+    if utterance.transcript is None:
+        raise InputError("no transcript")
+    transcript = normalize_transcript(utterance.transcript)
+    if not transcript:
+        raise InputError(f"no word in the transcript {utterance.transcript!r}")
+    duration = audio.frames / audio.samplerate
+    if utterance.samples and abs(utterance.duration - duration) > DURATION_TOLERANCE:
+        raise InputError(
+            f"{duration:.2f} s of audio, {utterance.duration:.2f} s by the corpus's own account"
+        )
+    return replace(
+        utterance,
+        transcript=transcript,
+        segments=_emotional_segments(utterance.emotion, utterance.segments, duration),
+        samples=audio.frames,
+        sample_rate=audio.samplerate,
+    )
+
+
+def _emotional_segments(emotion, segments, duration):
+    """Check the emotions' names and the intervals; return the emotional ones, cut at the end."""
+    for name in (emotion, *(segment.emotion for segment in segments or ())):
+        if name not in EMOTIONS:
+            raise InputError(f"unknown emotion {name!r}, not one of {', '.join(EMOTIONS)}")
+    if segments is None:
+        return None
+    cover = fill_neutral(segments, duration)
+    return tuple(segment for segment in cover if segment.emotion != EMOTIONS[NEUTRAL])
+
+
+def save_manifests(save_folder, splits, data_root):
+    """Write one manifest a split, each whole or not at all, where it is not there already.
+
+    Arguments
+    ---------
+    save_folder : str or Path
+        Created where it is missing.
+    splits : dict[str, list[Utterance]]
+        Utterances of each split, as ``check_utterances`` returned them.
+    data_root : str or Path
+        The folder that ``{data_root}`` stands for.
+
+    Returns
+    -------
+    dict[str, Path]
+        Split to ``<save_folder>/<split>.json``. The log says what differs from the files before.
+        A split without utterances raises ``InputError``.
+
+    Example
+    -------
+    >>> utterance = Utterance("a", Path("corpus/a.wav"), "HI", "sad", "Ann", samples=16000)
+    >>> paths = save_manifests(getfixture("tmp_path"), {"train": [utterance]}, "corpus")
+    >>> read_manifest(paths["train"])["a"]["wav"]
+    '{data_root}/a.wav'
+    """
+    empty = [f"{split}: no utterance" for split, utterances in splits.items() if not utterances]
+    raise_problems(empty, "choose splits that have some each, nothing was written")
+    save_folder = Path(save_folder)
+    save_folder.mkdir(parents=True, exist_ok=True)
+    paths = {split: save_folder / f"{split}.json" for split in splits}
+    partials = {}
+    for split, path in paths.items():
+        manifest = {utterance.id: utterance.entry(data_root) for utterance in splits[split]}
+        difference = _difference(path, manifest)
+        if difference:
+            logger.info(f"{path}: {len(manifest)} utterances ({difference})")
+            partials[split] = path.with_suffix(f".{os.getpid()}.partial")
+            text = json.dumps(dict(sorted(manifest.items())), indent=2, ensure_ascii=False)
+            partials[split].write_text(text + "\n", encoding="utf-8")
+    if not partials:
+        logger.info(f"manifests in {save_folder} are up to date")
+    # Only now that all are on disk: manifests of one folder never come from two preparations.
+    for split, partial in partials.items():
+        partial.replace(paths[split])
+    return paths
+
+
+def _difference(path, manifest):
+    """Say in words what a manifest changes in its file; empty where nothing."""
+    try:
+        previous = dict(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError):
+        previous = {}
+    both = previous.keys() & manifest.keys()
+    counts = {
+        "added": len(manifest) - len(both),
+        "removed": len(previous) - len(both),
+        "changed": sum(previous[name] != manifest[name] for name in both),
+    }
+    return ", ".join(f"{count} {what}" for what, count in counts.items() if count)
+
+
+def read_text(path, remedy):
+    """Read a UTF-8 text file (str, any line ends); ``InputError`` ending with ``remedy`` if not."""
+    try:
+        return Path(path).read_text(encoding="utf-8-sig")
+    except OSError as error:
+        raise InputError(f"{path}: {error.strerror}: {remedy}") from error
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: byte {error.start} is not UTF-8 text: {remedy}") from error
+
+
+def read_entries(path, remedy):
+    """Read a JSON object of objects by id (dict[str, dict]); ``InputError`` likewise if not."""
+    repeated = []
+
+    def unique(pairs):
+        # json keeps the last of two equal keys and says nothing: an utterance would be lost.
+        repeated.extend(key for key, count in Counter(key for key, _ in pairs).items() if count > 1)
+        return dict(pairs)
+
+    try:
+        entries = json.loads(read_text(path, remedy), object_pairs_hook=unique)
+    except json.JSONDecodeError as error:
+        raise InputError(f"{path}: not JSON ({error}): {remedy}") from error
+    if not isinstance(entries, dict) or not all(isinstance(e, dict) for e in entries.values()):
+        raise InputError(f"{path}: not a JSON object of utterances by id: {remedy}")
+    raise_problems([f"{path}: {key} is there more than once" for key in repeated], remedy)
+    return entries
+
+
+def read_manifest(path):
+    """Read a manifest (dict[str, dict], ``{data_root}`` not replaced) and check every entry.
+
+    ``InputError`` if it is missing or not JSON; if an entry lacks a key, or has an unknown emotion
+    or an impossible duration or interval.
+    """
+    remedy = f"write {path} again with the recipe's preparation"
+    entries = read_entries(path, remedy)
+    problems = []
+    for name, entry in entries.items():
+        try:
+            missing = [key for key in KEYS if key not in entry]
+            if missing:
+                raise InputError(f"no {' and no '.join(missing)}")
+            segments = [Segment(**segment) for segment in entry.get("segments", ())]
+            _emotional_segments(entry["emotion"], segments, entry["duration"])
+        except InputError as error:
+            problems.append(f"{name}: {error}")
+        except TypeError as error:
+            problems.append(f"{name}: not a manifest's entry ({error})")
+    raise_problems(problems, remedy)
+    return entries
+
+
+def hold_out(utterances, share, seed):
+    """Hold out a share of every speaker's utterances of every emotion.
+
+    The choice depends on the utterances and the seed, not on the order of the list.
+
+    Arguments
+    ---------
+    utterances : iterable of Utterance
+    share : float
+        Above 0 and below 1. A (speaker, emotion) group of n gives ``share * n`` rounded up or
+        down, so that all together give ``share`` of all, rounded.
+    seed : int
+
+    Returns
+    -------
+    tuple[list[Utterance], list[Utterance]]
+        What stays and what is held out. Another share raises ``InputError``.
+
+    Example
+    -------
+    >>> utterances = [Utterance(f"u{i}", Path("u.wav"), "HI", "sad", "F") for i in range(10)]
+    >>> train, valid = hold_out(utterances, share=0.2, seed=42)
+    >>> len(train), len(valid)
+    (8, 2)
+    """
+    if not 0 < share < 1:
+        raise InputError(f"valid_share {share}: choose a share above 0 and below 1")
+    groups = defaultdict(list)
+    for utterance in sorted(utterances, key=lambda utterance: utterance.id):
+        groups[utterance.speaker, utterance.emotion].append(utterance)
+    stay, held_out = [], []
+    seen = 0
+    for (speaker, emotion), group in sorted(groups.items()):
+        # Rounding the running total, not each group, keeps the overall share right.
+        count = int(share * (seen + len(group)) + 0.5) - int(share * seen + 0.5)
+        seen += len(group)
+        # Its own generator: another speaker in the corpus does not reshuffle this group.
+        random.Random(f"{seed} {speaker} {emotion}").shuffle(group)
+        held_out += group[:count]
+        stay += group[count:]
+    return stay, held_out

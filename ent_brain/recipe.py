@@ -1,0 +1,256 @@
+"""What the recipes share: reading the YAML, the tokens, and the results that a run leaves."""
+
+import hashlib
+import re
+from pathlib import Path
+
+import speechbrain as sb
+import yaml
+from hyperpyyaml import load_hyperpyyaml
+from speechbrain.core import RunOptions
+from speechbrain.utils.distributed import main_process_only, run_on_main
+
+from ent_brain.brain import HISTORY_FILE, EmotionTransducerBrain
+from ent_brain.dataio import make_dataset, read_audio
+from ent_brain.emotions import EMOTIONS
+from ent_brain.errors import InputError, raise_problems
+from ent_brain.files import read_json, whole_or_nothing, write_json
+from ent_brain.manifest import read_manifest
+from ent_brain.report import plot_confusion, plot_learning_curves, plot_timeline, results_table
+from ent_brain.tokens import CharTokens, SentencePieceTokens, train_sentencepiece
+
+LOSS_WEIGHTS = ("rnnt_weight", "head_weight", "lattice_weight", "lm_weight")
+
+KEYS_READ_BY_CODE = {
+    *LOSS_WEIGHTS,
+    *("lattice_mode", "aligned_top", "max_symbols", "max_tokens_per_frame"),
+    *("seed", "output_folder", "data_folder", "zed_folder", "save_folder", "paper_protocol"),
+    *("test_session", "valid_share", "max_train_seconds", "tokens", "vocab_size"),
+    *("number_of_epochs", "warmup_epochs", "opt_class", "lr_schedule", "epoch_counter"),
+    *("modules", "checkpointer", "train_logger", "train_dataloader_opts", "test_dataloader_opts"),
+}
+"""Top-level keys that the recipes' code reads, beside SpeechBrain's run options."""
+
+
+def load_recipe(hparams_file, overrides):
+    """Load a recipe's YAML with the overrides of the command line.
+
+    Arguments
+    ---------
+    hparams_file : str or Path
+    overrides : str
+        As ``speechbrain.parse_arguments`` returns them.
+
+    Returns
+    -------
+    dict
+
+    Raises
+    ------
+    InputError
+        If the file is missing or does not load, a key (in the file, under one of its includes, or
+        on the command line) is one that nothing reads, or no loss has a positive weight.
+    """
+    hparams_file = Path(hparams_file)
+    if not hparams_file.is_file():
+        raise InputError(f"{hparams_file}: no such YAML: name one of the recipe's hparams folder")
+    raise_problems(_unknown_keys(hparams_file), "correct the key or remove it")
+    try:
+        with hparams_file.open(encoding="utf-8") as file:
+            hparams = load_hyperpyyaml(file, overrides)
+    except KeyError as error:
+        raise InputError(f"{hparams_file}: {error.args[0]}") from error
+    except (ValueError, TypeError, OSError, yaml.YAMLError) as error:
+        reason = " ".join(" ".join(map(str, error.args)).split())
+        raise InputError(f"{hparams_file}: {reason}") from error
+    weights = {name: hparams[name] for name in LOSS_WEIGHTS}
+    if min(weights.values()) < 0 or not any(weights.values()):
+        raise InputError(f"{hparams_file}: loss weights {weights}: none below 0, one above 0")
+    return hparams
+
+
+def _unknown_keys(hparams_file):
+    """Keys of a YAML that nothing reads, one problem each."""
+    text = hparams_file.read_text(encoding="utf-8")
+    try:
+        pairs = yaml.compose(text).value
+    except (yaml.YAMLError, AttributeError) as error:
+        raise InputError(f"{hparams_file}: not a YAML mapping ({error})") from error
+    referred = set(re.findall(r"<([A-Za-z_]\w*)", text))
+    known = KEYS_READ_BY_CODE | referred | set(RunOptions().as_dict())
+    problems = []
+    for key, value in pairs:
+        if key.value not in known and not key.value.startswith("__"):
+            problems.append(f"{hparams_file}: nothing reads the key {key.value!r}")
+        if value.tag.startswith("!include:"):
+            fragment = hparams_file.parent / value.tag.removeprefix("!include:")
+            defined = {k.value for k, _ in yaml.compose(fragment.read_text("utf-8")).value}
+            given = {k.value for k, _ in value.value} if value.value else set()
+            problems += [f"{fragment}: has no key {name!r}" for name in sorted(given - defined)]
+    return problems
+
+
+def make_tokens(kind, vocab_size, train_manifest, save_folder):
+    """Make the tokens of a recipe; pieces are learnt from the training transcripts alone.
+
+    Arguments
+    ---------
+    kind : str
+        ``char`` or ``bpe``.
+    vocab_size : int
+        Number of tokens, which the model is built for.
+    train_manifest, save_folder : str or Path
+
+    Returns
+    -------
+    CharTokens or SentencePieceTokens
+
+    Raises
+    ------
+    InputError
+        If the kind is unknown, or its tokens are not ``vocab_size``.
+    """
+    if kind == "char":
+        tokens = CharTokens()
+    elif kind == "bpe":
+        transcripts = [entry["transcript"] for entry in read_manifest(train_manifest).values()]
+        # Pieces of other transcripts have another name, so a model is never of another fold.
+        digest = hashlib.sha256("\n".join(transcripts).encode()).hexdigest()[:12]
+        model_file = Path(save_folder) / f"bpe{vocab_size}_{digest}.model"
+        if not model_file.exists():
+            run_on_main(train_sentencepiece, args=[transcripts, model_file, vocab_size])
+        tokens = SentencePieceTokens(model_file)
+    else:
+        raise InputError(f"tokens: {kind!r}: choose char or bpe")
+    if len(tokens) != vocab_size:
+        raise InputError(f"vocab_size: {vocab_size}: {kind} tokens are {len(tokens)}: correct it")
+    return tokens
+
+
+def train_and_test(hparams, run_opts, train, valid, tests):
+    """Train a recipe's model, or go on where a run stopped, and report on its test sets.
+
+    Arguments
+    ---------
+    hparams : dict
+        As ``load_recipe`` returns them.
+    run_opts : dict
+        As ``speechbrain.parse_arguments`` returns them.
+    train, valid : tuple
+        Manifest, and the folder that ``{data_root}`` in it stands for.
+    tests : dict[str, tuple]
+        The same for each test set, by the name that the results show.
+    """
+    tokens = make_tokens(hparams["tokens"], hparams["vocab_size"], train[0], hparams["save_folder"])
+    frontend = hparams["modules"]["frontend"]
+    train_set, valid_set, *test_sets = (
+        make_dataset(manifest, root, tokens, frontend, hparams["max_tokens_per_frame"])
+        for manifest, root in (train, valid, *tests.values())
+    )
+    test_sets = dict(zip(tests, test_sets, strict=True))
+    brain = EmotionTransducerBrain(
+        tokens,
+        modules=hparams["modules"],
+        opt_class=hparams["opt_class"],
+        hparams=hparams,
+        run_opts=run_opts,
+        checkpointer=hparams["checkpointer"],
+    )
+    if hparams["paper_protocol"]:
+        brain.paper_sets = {
+            name: brain.make_dataloader(
+                dataset, sb.Stage.TEST, ckpt_prefix=None, **hparams["test_dataloader_opts"]
+            )
+            for name, dataset in test_sets.items()
+        }
+    brain.fit(
+        hparams["epoch_counter"],
+        train_set,
+        valid_set,
+        train_loader_kwargs=hparams["train_dataloader_opts"],
+        valid_loader_kwargs=hparams["test_dataloader_opts"],
+    )
+    report(brain, test_sets, hparams)
+
+
+def report(brain, test_sets, hparams):
+    """Score the chosen checkpoint on each test set once; print and write what came out.
+
+    ``<output_folder>`` receives ``results.json``, ``results.md``, the learning curves, and for each
+    test set its statistics by utterance, the confusion matrix and, where emotional intervals are
+    known, a timeline of one utterance of each emotion.
+
+    Arguments
+    ---------
+    brain : EmotionTransducerBrain
+    test_sets : dict[str, DynamicItemDataset]
+        By the name that the table shows.
+    hparams : dict
+    """
+    folder = Path(hparams["output_folder"])
+    history = read_json(folder / HISTORY_FILE)
+    plot_learning_curves(history, folder / "learning_curves.png")
+    rows = []
+    for name, dataset in test_sets.items():
+        loader_opts = dict(hparams["test_dataloader_opts"])
+        brain.evaluate(dataset, min_key="error", test_loader_kwargs=loader_opts)
+        rows += _rows(name, brain.stats, history)
+        _describe(brain, name, dataset, folder)
+    _publish(rows, folder)
+
+
+def _rows(name, stats, history):
+    """Rows of the results table of one test set."""
+    measured = {k: v for k, v in stats.summarize().items() if k != "error"}
+    rows = [{"test set": name, "protocol": "valid", **measured}]
+    if f"{name} error" in history[-1]:
+        best = {}
+        for metric in measured:
+            choose = max if metric in ("WA", "UA") else min
+            best[metric] = choose(epoch[f"{name} {metric}"] for epoch in history)
+        rows.append({"test set": name, "protocol": "paper", **best})
+    columns = rows[0].keys()
+    for baseline, rate in stats.baselines().items():
+        row = {**dict.fromkeys(columns), "test set": name, "protocol": baseline, "EDER": rate}
+        rows.append(row)
+    return rows
+
+
+@main_process_only
+def _describe(brain, name, dataset, folder):
+    """Write the statistics and pictures of the test set that the brain has just scored."""
+    label = name.replace(" ", "_")
+    brain.stats.write(folder, label)
+    if brain.stats.emotions:
+        confusion = brain.stats.emotions.summarize("confusion")
+        plot_confusion(confusion, folder / f"confusion_{label}.png", f"Utterance emotion, {name}")
+    if not brain.stats.diarization["model"]:
+        return
+    frontend = brain.raw_modules.frontend
+    for emotion in EMOTIONS:
+        ids = sorted(i for i in dataset.data_ids if dataset.data[i]["entry"]["emotion"] == emotion)
+        for utterance in ids[:1]:
+            item, hypothesis = dataset.data[utterance], brain.stats.hypotheses[utterance]
+            seconds = [frame * frontend.frame_duration for frame in hypothesis.frames]
+            plot_timeline(
+                folder / f"timeline_{label}_{emotion}.png",
+                read_audio(item["wav"], frontend.sample_rate).numpy(),
+                frontend.sample_rate,
+                [
+                    (word, seconds[first], seconds[end - 1] + frontend.frame_duration)
+                    for word, first, end in brain.tokens.words(hypothesis.tokens)
+                ],
+                item["entry"]["segments"],
+                hypothesis.emotion_log_probs.exp().numpy(),
+                frontend.frame_duration,
+                utterance,
+            )
+
+
+@main_process_only
+def _publish(rows, folder):
+    table = results_table(rows)
+    write_json(rows, folder / "results.json")
+    with whole_or_nothing(folder / "results.md") as partial:
+        partial.write_text(table + "\n", encoding="utf-8")
+    print(f"\n{table}\n\npercent; pictures and results by utterance: {folder.resolve()}")

@@ -1,0 +1,299 @@
+"""What people look at: learning curves, confusion matrices, timelines and tables of results.
+
+Figures are built without pyplot, so nothing global changes and no display is needed. Colours are
+those of Okabe and Ito (2008); hatching, line styles and text say the same without colour. Every
+picture is written in the format that its ending names, and folders are created.
+"""
+
+from pathlib import Path
+
+import numpy as np
+from matplotlib import mlab
+from matplotlib.figure import Figure
+from matplotlib.font_manager import FontProperties
+from matplotlib.patches import Patch
+from matplotlib.textpath import text_to_path
+from matplotlib.ticker import MaxNLocator
+
+from ent_brain.emotions import EMOTIONS, emotion_index, emotion_letter
+from ent_brain.segments import fill_neutral, segments_from_frames
+
+_FILLS = (("#E69F00", "..."), ("#D55E00", "xxx"), ("#0072B2", "///"), ("#DDDDDD", ""))
+EMOTION_STYLES = {
+    emotion: {"facecolor": color, "hatch": hatch, "edgecolor": (1, 1, 1, 0.6), "linewidth": 0.5}
+    for emotion, (color, hatch) in zip(EMOTIONS, _FILLS, strict=True)
+}
+STAGE_LINES = {"train": "-", "valid": "--", "test": ":"}
+LINES = (("#000000", "o"), ("#D55E00", "s"), ("#0072B2", "^"), ("#009E73", "v"), ("#CC79A7", "D"))
+RATE_LABELS = {"WER": "WER ↓", "CER": "CER ↓", "EDER": "EDER ↓", "WA": "WA ↑", "UA": "UA ↑"}
+FONT = FontProperties(size=9)
+TEXT = {"fontproperties": FONT, "ha": "center", "va": "center"}
+DYNAMIC_RANGE = 70  # dB under the loudest point of a spectrogram; what is softer is white
+SILENCE = -90  # dB of full scale; a recording that is softer throughout stays white
+
+
+def plot_learning_curves(epochs, path):
+    """Draw losses, rates and the learning rate over the epochs.
+
+    Arguments
+    ---------
+    epochs : list[dict]
+        What was logged, an epoch each: ``epoch``, ``lr`` and ``"<stage> <quantity>"`` with stage
+        train, valid or test. The quantities WER, CER, EDER, WA and UA are in percent, all others
+        are losses. Any key but ``epoch`` may be missing in any epoch.
+    path : str or Path
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+
+    Example
+    -------
+    >>> epochs = [{"epoch": 1, "lr": 1e-4, "train loss": 9.0, "valid loss": 8.0, "valid UA": 30.0}]
+    >>> figure = plot_learning_curves(epochs, getfixture("tmp_path") / "curves.png")
+    """
+    figure = Figure(figsize=(9, 7), layout="constrained")
+    losses, rates, lr = figure.subplots(3, 1, sharex=True, height_ratios=[3, 3, 1])
+    names = dict.fromkeys(key.partition(" ")[::2] for epoch in epochs for key in epoch)
+    for axes, are_rates in ((losses, False), (rates, True)):
+        chosen = [n for n in names if n[0] in STAGE_LINES and (n[1] in RATE_LABELS) == are_rates]
+        quantities = list(dict.fromkeys(quantity for _, quantity in chosen))
+        for stage, quantity in chosen:
+            points = _points(epochs, f"{stage} {quantity}")
+            color, marker = LINES[quantities.index(quantity) % len(LINES)]
+            look = {"color": color, "marker": marker, "linestyle": STAGE_LINES[stage]}
+            look |= {"markersize": 4, "markevery": max(1, len(points[0]) // 10)}
+            axes.plot(*points, label=f"{stage} {RATE_LABELS.get(quantity, quantity)}", **look)
+        if chosen:
+            axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False, handlelength=3)
+    lr.plot(*_points(epochs, "lr"), color="black", marker=".")
+    losses.set(ylabel="loss", yscale="log")  # the parts differ by orders of magnitude
+    rates.set(ylabel="%")
+    lr.set(ylabel="learning rate", xlabel="epoch")
+    lr.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+    for axes in figure.axes:
+        axes.grid(alpha=0.3)
+        axes.spines[["top", "right"]].set_visible(False)
+    return _save(figure, path)
+
+
+def _points(epochs, key):
+    """Epochs that have a value, and the values."""
+    logged = [epoch for epoch in epochs if epoch.get(key) is not None]
+    return [epoch["epoch"] for epoch in logged], [epoch[key] for epoch in logged]
+
+
+def plot_confusion(confusion, path, title):
+    """Draw a confusion matrix: counts, and percentages of each row.
+
+    Arguments
+    ---------
+    confusion : int array [E, E]
+        Counts: a row a target, a column a prediction (``EmotionStats.summarize("confusion")``).
+    path : str or Path
+    title : str
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+
+    Example
+    -------
+    >>> confusion = [[9, 1, 0, 2], [1, 8, 0, 1], [0, 0, 7, 3], [2, 1, 2, 9]]
+    >>> figure = plot_confusion(confusion, getfixture("tmp_path") / "confusion.png", "Session 5")
+    """
+    confusion = np.asarray(confusion)
+    figure = Figure(figsize=(5.2, 5.2), layout="constrained")
+    axes = figure.subplots()
+    percentages = 100 * confusion / np.maximum(confusion.sum(axis=1, keepdims=True), 1)
+    axes.imshow(percentages, cmap="Blues", vmin=0, vmax=100)
+    for (row, column), count in np.ndenumerate(confusion):
+        percentage = percentages[row, column]
+        text = f"{count}\n{percentage:.1f} %" if confusion[row].any() else "0"
+        color = "white" if percentage > 55 else "black"
+        axes.text(column, row, text, ha="center", va="center", color=color)
+    axes.set_xticks(range(len(EMOTIONS)), EMOTIONS)
+    axes.set_yticks(range(len(EMOTIONS)), EMOTIONS)
+    axes.set(xlabel="predicted", ylabel="target")
+    axes.set_title(title, parse_math=False)
+    return _save(figure, path)
+
+
+def plot_timeline(
+    path, waveform, sample_rate, words, reference, probabilities, frame_duration, title
+):
+    """Draw what was said and felt over the time of one recording.
+
+    From the top: spectrogram, words, target and predicted emotions, emotion probabilities.
+
+    Arguments
+    ---------
+    path : str or Path
+    waveform : float array [samples]
+    sample_rate : int
+        Hz.
+    words : list[tuple[str, float, float]]
+        Word, start and end in seconds; equal times mark a moment.
+    reference : list[Segment] or None
+        Emotional segments, neutral between them; None leaves out the track of targets.
+    probabilities : float array [T, E]
+        Emotion probabilities of each frame; the predicted track shows the largest.
+    frame_duration : float
+        Seconds from one frame to the next.
+    title : str
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+
+    Raises
+    ------
+    InputError
+        If the segments of the reference overlap or lie outside the recording.
+
+    Example
+    -------
+    >>> from ent_brain.segments import Segment
+    >>> figure = plot_timeline(
+    ...     getfixture("tmp_path") / "timeline.png",
+    ...     waveform=np.random.default_rng(0).normal(size=16000), sample_rate=16000,
+    ...     words=[("HELLO", 0.1, 0.5)],
+    ...     reference=[Segment(0.0, 0.6, "happy")],
+    ...     probabilities=np.full([50, 4], 0.25), frame_duration=0.02, title="a greeting",
+    ... )
+    """
+    duration = len(waveform) / sample_rate
+    tracks = {"predicted": segments_from_frames(probabilities.argmax(axis=1), frame_duration)}
+    if reference is not None:
+        tracks = {"target": fill_neutral(reference, duration), **tracks}
+    width = min(max(9.0, duration), 24.0)  # inches that the time axis has at least
+    seconds_per_point = duration / (72 * width)
+    rows = _rows_of_words(words, duration, seconds_per_point)
+    heights = np.array([2.0, 0.1 + 0.26 * len(rows), 0.32 * len(tracks), 1.2])
+    figure = Figure(figsize=(width + 1.3, heights.sum() + 1.3), layout="constrained")
+    panels = figure.subplots(4, 1, sharex=True, height_ratios=heights)
+    _draw_spectrogram(panels[0], waveform, sample_rate)
+    _draw_words(panels[1], rows)
+    _draw_tracks(panels[2], tracks, seconds_per_point)
+    _draw_probabilities(panels[3], probabilities, frame_duration)
+    for axes, label in zip(panels, ("kHz", "words", "", "probability"), strict=True):
+        axes.set_ylabel(label)
+        axes.tick_params(bottom=axes is panels[3])
+    figure.align_ylabels()
+    panels[0].set_title(title, loc="left", parse_math=False)
+    panels[3].set(xlim=(0, duration), xlabel="seconds")
+    names = [f"{emotion} ({emotion_letter(index)})" for index, emotion in enumerate(EMOTIONS)]
+    patches = [Patch(**style) for style in EMOTION_STYLES.values()]
+    look = {"ncols": len(patches), "frameon": False, "handlelength": 3, "handleheight": 1.4}
+    figure.legend(patches, names, loc="outside lower right", **look)
+    return _save(figure, path)
+
+
+def _text_width(text):
+    """Width of a text in points, with a little air."""
+    return text_to_path.get_text_width_height_descent(text, FONT, ismath=False)[0] + 6
+
+
+def _rows_of_words(words, duration, seconds_per_point):
+    """Spread (word, start, end, middle of its text) over rows in which no two overlap."""
+    rows = [[]]
+    ends = [-np.inf]
+    for text, start, end in words:
+        width = _text_width(text) * seconds_per_point
+        middle = min(max((start + end) / 2, width / 2), duration - width / 2)
+        left = min(middle - width / 2, start)
+        row = next((row for row, taken in enumerate(ends) if taken <= left), len(rows))
+        if row == len(rows):
+            rows.append([])
+            ends.append(-np.inf)
+        rows[row].append((text, start, end, middle))
+        ends[row] = max(middle + width / 2, end)
+    return rows
+
+
+def _draw_spectrogram(axes, waveform, sample_rate):
+    window = int(0.025 * sample_rate)
+    hop = int(0.005 * sample_rate)
+    padded = np.pad(waveform, window // 2)  # so that frame k is centred at k * hop
+    options = {"NFFT": window, "noverlap": window - hop, "mode": "magnitude"}
+    decibels = 20 * np.log10(np.maximum(mlab.specgram(padded, **options)[0], 1e-8))
+    start, end = (np.array([0, decibels.shape[1]]) - 0.5) * hop / sample_rate
+    loudest = max(decibels.max(), SILENCE)
+    look = {"cmap": "gray_r", "vmin": loudest - DYNAMIC_RANGE, "vmax": loudest}
+    look |= {"origin": "lower", "aspect": "auto", "extent": (start, end, 0, sample_rate / 2000)}
+    axes.imshow(decibels, **look)
+
+
+def _draw_words(axes, rows):
+    for row, words in enumerate(rows):
+        for text, start, end, middle in words:
+            axes.plot([start, end], [row + 0.15] * 2, color="black", linewidth=2, marker="|")
+            axes.text(middle, row + 0.6, text, **TEXT, parse_math=False)
+    axes.set(ylim=(len(rows), -0.1), yticks=[])
+
+
+def _draw_tracks(axes, tracks, seconds_per_point):
+    for row, segments in enumerate(tracks.values()):
+        for start, end, emotion in segments:
+            axes.broken_barh([(start, end - start)], (row + 0.08, 0.84), **EMOTION_STYLES[emotion])
+            names = (emotion, emotion_letter(emotion_index(emotion)))
+            room = (end - start) / seconds_per_point
+            name = next((name for name in names if _text_width(name) < room), "")
+            box = {"facecolor": "white", "edgecolor": "none", "pad": 1.2}
+            axes.text((start + end) / 2, row + 0.5, name, **TEXT, bbox=box)
+    axes.set_yticks(np.arange(len(tracks)) + 0.5, tracks, fontproperties=FONT)
+    axes.set_ylim(len(tracks), 0)
+
+
+def _draw_probabilities(axes, probabilities, frame_duration):
+    edges = np.repeat(np.arange(len(probabilities) + 1) * frame_duration, 2)[1:-1]
+    tops = np.repeat(np.cumsum(probabilities, axis=1), 2, axis=0).T  # constant within a frame
+    bottoms = np.concatenate([np.zeros_like(tops[:1]), tops[:-1]])
+    for bottom, top, emotion in zip(bottoms, tops, EMOTIONS, strict=True):
+        axes.fill_between(edges, bottom, top, **EMOTION_STYLES[emotion])
+    axes.set(ylim=(0, 1), yticks=[0, 0.5, 1])
+
+
+def _save(figure, path):
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    figure.get_layout_engine().set(w_pad=0.1, h_pad=0.06)  # inches
+    figure.savefig(path, dpi=150)
+    return figure
+
+
+def results_table(rows):
+    """Return a Markdown table that reads well as plain text too.
+
+    Arguments
+    ---------
+    rows : list[dict]
+        Columns stand in the order of the first row. Floats are shown with one decimal; None and a
+        missing value as "-".
+
+    Returns
+    -------
+    str
+
+    Example
+    -------
+    >>> print(results_table([{"model": "ENT", "WER": 31.26}, {"model": "neutral", "WER": None}]))
+    | model   |  WER |
+    | :------ | ---: |
+    | ENT     | 31.3 |
+    | neutral |    - |
+    """
+    lines = [""] * (len(rows) + 2)
+    for column in dict.fromkeys(column for row in rows for column in row):
+        values = [row.get(column) for row in rows]
+        cells = [_cell(value) for value in values]
+        width = max(3, len(column), *map(len, cells))
+        align = str.ljust if any(isinstance(value, str) for value in values) else str.rjust
+        cells = [column, align(":", width, "-"), *cells]
+        lines = [f"{line}| {align(cell, width)} " for line, cell in zip(lines, cells, strict=True)]
+    return "\n".join(f"{line}|" for line in lines)
+
+
+def _cell(value):
+    if value is None:
+        return "-"
+    return f"{value:.1f}" if isinstance(value, float | np.floating) else str(value)

@@ -1,0 +1,520 @@
+"""Synthetic look-alikes of the IEMOCAP and ZED corpora: directory layout, labels and acted speech.
+
+``python -m ent_brain.synth iemocap FOLDER --utterances 1000 --seed 1`` (or ``zed``). The same seed
+writes the same bytes. ``ground_truth.json`` tells what the real corpora do not: the time of every
+word, and where the emotion is. No recipe reads it.
+"""
+
+import argparse
+import contextlib
+import json
+import math
+import re
+import shutil
+import wave
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from scipy.signal import resample_poly
+from tqdm import tqdm
+
+from ent_brain import espeak
+from ent_brain.emotions import EMOTIONS
+from ent_brain.errors import InputError, exit_on_input_error
+from ent_brain.segments import Segment
+from ent_brain.tokens import normalize_transcript
+
+SAMPLE_RATE = 16000
+RAMP = 0.02
+"""Seconds over which voice and loudness change where an emotional stretch begins or ends."""
+IEMOCAP_SHARES, ZED_SHARES = (0.4, 1.0), (0.25, 0.7)
+"""Least and largest share of an utterance's words that carry its emotion."""
+WORDS = range(3, 10)
+"""Number of words of a sentence."""
+
+# Every upper-case word is drawn among its alternatives. Nothing in a sentence depends on the
+# emotion it is said with.
+GRAMMAR = {
+    "SENTENCE": "CLAUSE.|CLAUSE.|CLAUSE.|LEAD CLAUSE.|CLAUSE--|QUESTION?",
+    "LEAD": "Well,|Okay,|So|Yeah,|You see,",
+    "CLAUSE": "PERSON PUT THING PLACE|PERSON FOUND THING PLACE|PERSON FOUND THING WHEN"
+    "|PERSON COULD FIND THING|PERSON COULD FIND THING WHEN|PERSON COULD FIND THING PLACE"
+    "|WE'RE GOING to the SHOP|WE'RE GOING to the SHOP WHEN|PERSON WENT to the SHOP WHEN"
+    "|it's PLACE|that's THING|there's a OBJECT PLACE|THING is PLACE|THING isn't PLACE"
+    "|I don't NEED THING WHEN",
+    "QUESTION": "where's THING|did PERSON FIND THING|is THING PLACE|who FOUND THING WHEN"
+    "|why don't you FIND THING|COULD PERSON GO to the SHOP",
+    "PERSON": "the WORKER|DET RELATIVE|NAME|we|they|she|he|you|I",
+    "WORKER": "teacher|driver|doctor|farmer|baker|student|waiter|gardener|painter|clerk",
+    "RELATIVE": "brother|sister|neighbour|cousin|uncle|colleague|mother|father",
+    "NAME": "Anna|Tom|Peter|Maria|David|Lucy|Frank|Helen",
+    "PUT": "put|left|dropped|kept",
+    "FOUND": "found|saw|carried|cleaned|painted|opened|moved|bought|sold|used",
+    "COULD": "didn't|can't|won't|couldn't|will|could|should|might",
+    "FIND": "find|see|carry|clean|paint|open|move|buy|bring|count|sell|use",
+    "NEED": "need|use|want|see|sell",
+    "WE'RE": "we're|they're|I'm|she's|he's",
+    "GOING": "walking|driving|cycling|going|riding",
+    "WENT": "walked|drove|cycled|went|returned",
+    "GO": "walk|drive|cycle|go|return",
+    "THING": "DET OBJECT|DET OBJECT|DET COLOUR OBJECT",
+    "DET": "the|my|his|her|your|our|their",
+    "COLOUR": "green|brown|yellow|small|large|wooden|old|new|round|second|grey|paper",
+    "OBJECT": "lamp|bottle|bag|box|chair|letter|newspaper|ticket|basket|bucket|pencil|carpet"
+    "|ladder|radio|clock|blanket|plate|spoon|kettle|jacket|picture|suitcase|notebook|cup",
+    "PLACE": "on the DESK|in the ROOM|NEAR the DESK|NEAR the DOOR",
+    "DESK": "table|desk|shelf|sofa|bench|stairs|counter",
+    "ROOM": "kitchen|garden|hallway|garage|cupboard|corner|car|drawer",
+    "NEAR": "near|behind|beside|by",
+    "DOOR": "door|window|fence|wall|tree|gate",
+    "SHOP": "station|office|market|library|bank|river|bakery|museum|park|harbour|school|village",
+    "WHEN": "on DAY|after MEAL|before MEAL|at HOUR|in the MORNING|over the weekend",
+    "DAY": "Monday|Tuesday|Wednesday|Thursday|Friday|Saturday|Sunday",
+    "MEAL": "lunch|dinner|breakfast|work|class",
+    "HOUR": "noon|seven|eight|nine|ten|eleven",
+    "MORNING": "morning|evening|afternoon",
+}
+
+
+class Speaker(NamedTuple):
+    """A voice of espeak-ng and how it speaks when nothing moves it."""
+
+    voice: str
+    pitch: int  # espeak-ng's scale: 50 is the voice's own, 4 a semitone
+    rate: int  # words a minute
+    level: float  # dBFS
+
+
+# Variants with an echo are left out: their words would ring on past their ends.
+IEMOCAP_SPEAKERS = {
+    "Ses01F": Speaker("en-us+f1", 52, 180, -27.0),
+    "Ses01M": Speaker("en+m1", 46, 165, -26.0),
+    "Ses02F": Speaker("en+linda", 44, 170, -29.0),
+    "Ses02M": Speaker("en-us+m3", 56, 185, -25.5),
+    "Ses03F": Speaker("en-029+steph", 53, 190, -26.5),
+    "Ses03M": Speaker("en-gb-scotland+m7", 50, 175, -28.0),
+    "Ses04F": Speaker("en-gb-scotland+Annie", 46, 165, -28.5),
+    "Ses04M": Speaker("en-029+m8", 58, 170, -27.5),
+    "Ses05F": Speaker("en-us-nyc+Andrea", 43, 160, -25.0),
+    "Ses05M": Speaker("en-gb-x-gbclan+Mike", 52, 180, -26.0),
+}
+ZED_SPEAKERS = {
+    "speaker01": Speaker("en-gb-x-rp+aunty", 54, 175, -27.0),
+    "speaker02": Speaker("en-gb-x-gbcwmd+m4", 50, 170, -26.0),
+    "speaker03": Speaker("en-us-nyc+grandma", 47, 165, -28.0),
+    "speaker04": Speaker("en-us+m6", 55, 185, -27.0),
+    "speaker05": Speaker("en-gb-x-gbclan+anika", 42, 160, -26.5),
+    "speaker06": Speaker("en-gb-x-rp+Gene", 48, 180, -25.5),
+    "speaker07": Speaker("en+belinda", 41, 185, -28.0),
+    "speaker08": Speaker("en-us+Nguyen", 46, 170, -26.5),
+}
+
+
+class Style(NamedTuple):
+    """How far an emotion of intensity 1 leads from the neutral speech of the same speaker."""
+
+    semitones: float = 0.0  # pitch
+    span: float = 0.0  # log2 of the factor on the pitch range
+    tempo: float = 0.0  # log2 of the factor on the rate
+    gain: float = 0.0  # dB
+    tilt: float = 0.0  # dB an octave: bright above 0, dull below
+    drive: float = 0.0  # saturation: a pressed, harsh voice
+    breath: float = 0.0  # aspiration noise, as a share of the speech's own level
+
+
+# After the vocal correlates reviewed by Scherer (2003), Speech Communication 40:227.
+STYLES = {
+    "happy": Style(semitones=4.0, span=0.8, tempo=0.16, gain=3.0, tilt=1.0),
+    "angry": Style(semitones=2.0, span=0.4, tempo=0.24, gain=7.0, tilt=2.0, drive=1.0),
+    "sad": Style(semitones=-3.0, span=-1.2, tempo=-0.45, gain=-5.0, tilt=-3.0, breath=0.2),
+    "neutral": Style(),
+}
+
+
+class Utterance(NamedTuple):
+    """A spoken sentence; times in seconds from the beginning of its file."""
+
+    text: str
+    samples: np.ndarray  # int16 at SAMPLE_RATE
+    words: list  # (normalised word, start, end)
+    segments: list  # Segment, the emotional ones only
+
+    @property
+    def duration(self):
+        return round(len(self.samples) / SAMPLE_RATE, 4)
+
+
+def draw_sentence(rng):
+    """Draw a sentence of 3 to 9 words from ``GRAMMAR``.
+
+    Example
+    -------
+    >>> draw_sentence(np.random.default_rng(3))
+    'My sister sold your green bag in the garage--'
+    """
+    symbols = re.compile("|".join(rf"\b{symbol}\b" for symbol in GRAMMAR))
+
+    def expand(symbol):
+        alternatives = GRAMMAR[symbol[0]].split("|")
+        return symbols.sub(expand, alternatives[rng.integers(len(alternatives))])
+
+    sentence = ""
+    while len(sentence.split()) not in WORDS:
+        sentence = expand(["SENTENCE"])
+    return sentence[0].upper() + sentence[1:]
+
+
+def speak_emotionally(rng, speaker, emotion, shares):
+    """Let a speaker say a sentence, with an emotion on a stretch of its words.
+
+    Arguments
+    ---------
+    rng : numpy.random.Generator
+        Draws the sentence, the stretch, the intensity, the speaker's form of the day and the noise.
+    speaker : Speaker
+    emotion : str
+        One of ``EMOTIONS``.
+    shares : tuple[float, float]
+        Least and largest share of the words in the stretch.
+
+    Returns
+    -------
+    Utterance
+    """
+    text = draw_sentence(rng)  # first, so that it cannot depend on the emotion
+    words = text.split()
+    first, last = _draw_stretch(rng, len(words), shares)
+    intensity = rng.uniform(0.75, 1.25)
+    style = Style(*(value * intensity * rng.uniform(0.8, 1.2) for value in STYLES[emotion]))
+    pitch = speaker.pitch + rng.normal(0.0, 3.0)
+    span = 50 * 2 ** rng.normal(0.0, 0.15)
+
+    spoken = [re.sub("--$", ".", word) for word in words]
+    spoken = [espeak.WORD_JOINER + word if word == "the" else word for word in spoken]
+    spoken[first] = (
+        f'<prosody pitch="{round(np.clip(pitch + style.semitones * 50 / 12, 0, 99))}" '
+        f'range="{round(min(span * 2**style.span, 99))}" '
+        f'rate="{round(100 * 2**style.tempo)}%">{spoken[first]}'
+    )
+    spoken[last] += "</prosody>"
+    speech = espeak.speak(
+        " ".join(spoken),
+        speaker.voice,
+        rate=round(speaker.rate * 2 ** rng.normal(0.0, 0.08)),
+        pitch=round(pitch),
+        pitch_range=round(min(span, 99)),
+        seed=int(rng.integers(2**31)),
+    )
+    if len(speech.word_starts) != len(words):
+        raise RuntimeError(f"espeak-ng took {text!r} for {len(speech.word_starts)} words")
+
+    bounds = _word_bounds(speech) * SAMPLE_RATE // espeak.SAMPLE_RATE
+    # SciPy's resampler, not torchaudio's: one thread, so no waiting for another on a busy machine.
+    samples = resample_poly(speech.samples / 2.0**15, SAMPLE_RATE // 50, espeak.SAMPLE_RATE // 50)
+    samples = samples[: bounds[-1, 1]]
+    samples *= 10 ** ((speaker.level + rng.normal(0.0, 2.5)) / 20) / _rms(samples)
+    if emotion != "neutral":
+        samples = _change_voice(rng, samples, bounds[first, 0], bounds[last, 1], style)
+    samples, lead = _record(rng, samples)
+    times = ((bounds + lead) / SAMPLE_RATE).round(4).tolist()
+    segment = Segment(times[first][0], times[last][1], emotion)
+    return Utterance(
+        text,
+        samples,
+        [(normalize_transcript(word), *time) for word, time in zip(words, times, strict=True)],
+        [] if emotion == "neutral" else [segment],
+    )
+
+
+def _draw_stretch(rng, words, shares):
+    """First and last of two or more words: at the beginning, in the middle or at the end."""
+    fewest = max(2, math.ceil(shares[0] * words))
+    length = int(rng.integers(fewest, math.floor(shares[1] * words) + 1))
+    latest = words - length
+    first = (0, int(rng.integers(latest + 1)), latest)[rng.integers(3)]
+    return first, first + length - 1
+
+
+def _word_bounds(speech):
+    """First sample and the one after the last of every word, pauses left out: int [words, 2]."""
+    magnitude = np.abs(speech.samples.astype(int))
+    audible = magnitude > 0.01 * magnitude.max()
+    stops = [*speech.word_starts[1:], len(audible)]
+    return np.array(
+        [
+            (start, start + 1 + np.flatnonzero(audible[start:stop])[-1])
+            for start, stop in zip(speech.word_starts, stops, strict=True)
+        ]
+    )
+
+
+def _rms(samples):
+    return np.sqrt(np.mean(np.square(samples)))
+
+
+def _filter(samples, decibels):
+    """Filter without delay, so that the result can be cross-faded with the samples.
+
+    ``decibels`` maps octaves above 500 Hz to the gain.
+    """
+    size = 2 ** math.ceil(math.log2(len(samples)))
+    octaves = np.log2(np.fft.rfftfreq(size, 1 / SAMPLE_RATE).clip(62.5) / 500)
+    spectrum = np.fft.rfft(samples, size) * 10 ** (decibels(octaves) / 20)
+    return np.fft.irfft(spectrum, size)[: len(samples)]
+
+
+def _below_5_khz(octaves):
+    """Keep what is added to the voice to the band in which espeak-ng's own voiced sounds are."""
+    return -40 * (octaves - math.log2(5000 / 500)).clip(min=0)
+
+
+def _change_voice(rng, samples, start, end, style):
+    """Give samples ``start`` to ``end`` the style's loudness and voice quality."""
+    level = _rms(samples)
+    voice = _filter(samples, lambda octaves: style.tilt * octaves.clip(max=3))
+    voice *= level / _rms(voice)
+    if style.drive > 0:
+        distortion = level / style.drive * np.tanh(style.drive * voice / level) - voice
+        voice = voice + _filter(distortion, _below_5_khz)
+    if style.breath > 0:
+        # Aspiration rises and falls with the voice: noise under the envelope of 20 ms.
+        envelope = np.sqrt(np.convolve(samples**2, np.full(320, 1 / 320), "same").clip(0))
+        noise = _filter(rng.normal(size=len(samples)), _below_5_khz)
+        voice = voice + style.breath * envelope * noise / _rms(noise)
+    voice *= 10 ** (style.gain / 20) * _rms(samples[start:end]) / _rms(voice[start:end])
+    half = RAMP * SAMPLE_RATE / 2
+    edges = [start - half, start + half, end - half, end + half]
+    inside = np.interp(np.arange(len(samples)), edges, [0.0, 1.0, 1.0, 0.0])
+    return samples + inside * (voice - samples)
+
+
+def _record(rng, samples):
+    """Silence at both ends, a room's noise, 16 bits; the samples, and the length of the lead."""
+    lead, tail = (rng.uniform(0.1, 0.2, 2) * SAMPLE_RATE).astype(int)
+    samples = np.pad(samples, (lead, tail))
+    noise = _filter(rng.normal(size=len(samples)), lambda octaves: -2 * octaves)
+    samples = samples + 10 ** (rng.uniform(-55, -45) / 20) * noise / _rms(noise)
+    samples *= min(1.0, 0.98 / np.abs(samples).max())
+    return (samples * 32767).round().astype("<i2"), lead
+
+
+# IEMOCAP's labels: emotion, the evaluators' word, and how often the real release has them.
+_KEPT = {
+    "hap": ("happy", "Happiness", 595),
+    "exc": ("happy", "Excited", 1041),
+    "ang": ("angry", "Anger", 1103),
+    "sad": ("sad", "Sadness", 1084),
+    "neu": ("neutral", "Neutral", 1708),
+}
+_LEFT_OUT = {"fru": "Frustration", "xxx": "Other", "oth": "Other", "sur": "Surprise", "fea": "Fear"}
+_LEFT_OUT_SHARE = 0.125
+_SESSIONS = 5
+_DIALOG_UTTERANCES = 20
+# An AppleDouble file, as macOS leaves them on foreign disks; not UTF-8.
+_APPLE_DOUBLE = b"\x00\x05\x16\x07\x00\x02\x00\x00Mac OS X        " + bytes(range(256)) * 4
+# Part of the seeds: the corpora must not say the same things.
+_IEMOCAP, _ZED = 1, 2
+
+
+def write_iemocap(folder, utterances, seed):
+    """Write a look-alike of ``IEMOCAP_full_release``.
+
+    On top of ``utterances`` come an eighth as many with labels that the recipes leave out; how
+    those sound is drawn without regard to the label.
+
+    Arguments
+    ---------
+    folder : str or Path
+        Plays ``IEMOCAP_full_release``; new or empty.
+    utterances : int
+        Number with one of the labels hap, exc, ang, sad, neu, in about the release's proportions;
+        at least 20, for every emotion to be in every session.
+    seed : int
+
+    Raises
+    ------
+    InputError
+        If the folder has content, or the utterances are too few.
+    """
+    _check_enough(utterances, _SESSIONS * len(EMOTIONS))
+    rng = np.random.default_rng([seed, _IEMOCAP])
+    sessions = [
+        _session_labels(rng, len(range(session, utterances, _SESSIONS)))
+        for session in range(_SESSIONS)
+    ]
+    with (
+        _whole_or_nothing(folder) as partial,
+        tqdm(total=sum(map(len, sessions)), desc="IEMOCAP") as progress,
+    ):
+
+        def say(speaker, emotion):
+            progress.update()
+            own = np.random.default_rng([seed, _IEMOCAP, progress.n])
+            return speak_emotionally(own, IEMOCAP_SPEAKERS[speaker], emotion, IEMOCAP_SHARES)
+
+        spoken = {}
+        for session, labels in enumerate(sessions, 1):
+            dialogs = max(2, math.ceil(len(labels) / _DIALOG_UTTERANCES))
+            for dialog, part in enumerate(np.array_split(labels, dialogs)):
+                kind = ("impro{:02d}", "script{:02d}_1")[dialog // 2 % 2].format(dialog // 4 + 1)
+                name = f"Ses0{session}{'FM'[dialog % 2]}_{kind}"
+                spoken |= _write_dialog(rng, partial / f"Session{session}", name, part, say)
+        _write_ground_truth(partial, spoken)
+
+
+def _session_labels(rng, count):
+    """Labels of a session in random order: ``count`` kept ones, and those left out on top."""
+    quotas = np.array([frequency for _, _, frequency in _KEPT.values()], dtype=float)
+    quotas *= count / quotas.sum()
+    counts = np.floor(quotas).astype(int)
+    counts[np.argsort(counts - quotas)[: count - counts.sum()]] += 1  # largest remainders
+    left_out = rng.choice(list(_LEFT_OUT), round(_LEFT_OUT_SHARE * count))
+    return rng.permutation([*np.repeat(list(_KEPT), counts), *left_out])
+
+
+def _write_dialog(rng, session, name, labels, say):
+    """Write the wavs, the evaluation and the transcription of a dialog; its utterances by id."""
+    spoken, numbers, clock = {}, {"F": 0, "M": 0}, rng.uniform(3.0, 8.0)
+    evaluation = ["% [START_TIME - END_TIME] TURN_NAME EMOTION [V, A, D]", ""]
+    categories, transcription = [], []
+    letters = rng.permutation(list("FM") * ((len(labels) + 1) // 2))[: len(labels)]
+    for letter, label in zip(letters, labels, strict=True):
+        utterance_id = f"{name}_{letter}{numbers[letter]:03d}"
+        numbers[letter] += 1
+        if label in _KEPT:
+            emotion, category, _ = _KEPT[label]
+        else:
+            emotion, category = str(rng.choice(EMOTIONS)), _LEFT_OUT[label]
+        utterance = spoken[utterance_id] = say(name[:5] + letter, emotion)
+        _write_wav(session / "sentences" / "wav" / name / f"{utterance_id}.wav", utterance.samples)
+        end = clock + utterance.duration
+        ratings = rng.integers(1, 6, size=(2, 3))
+        mean = ", ".join(f"{rating:.4f}" for rating in ratings.mean(axis=0))
+        evaluation += [
+            f"[{clock:.4f} - {end:.4f}]\t{utterance_id}\t{label}\t[{mean}]",
+            *(f"C-{evaluator}:\t{category};\t()" for evaluator in ("E2", "E3", "E4", f"{letter}1")),
+            *(
+                f"A-E{3 + i}:\tval {v}; act {a}; dom  {d};\t()"
+                for i, (v, a, d) in enumerate(ratings)
+            ),
+            "",
+        ]
+        categories.append(f"{utterance_id} :{category}; ()")
+        transcription.append(f"{utterance_id} [{clock:08.4f}-{end:08.4f}]: {utterance.text}")
+        clock = end + rng.uniform(0.2, 1.0)
+    # What the partner throws in is transcribed but not evaluated: without an id, or as MXX.
+    transcription += ["M: Uh-huh.", f"{name}_MXX000 [{clock:08.4f}-{clock + 0.4:08.4f}]: Yeah."]
+    evaluations = session / "dialog" / "EmoEvaluation"
+    _write_text(evaluations / f"{name}.txt", evaluation)
+    for kind in ("Attribute", "Categorical", "Self-evaluation"):
+        _write_text(evaluations / kind / f"{name}_e2_cat.txt", categories)
+    (evaluations / f"._{name}.txt").write_bytes(_APPLE_DOUBLE)
+    _write_text(session / "dialog" / "transcriptions" / f"{name}.txt", transcription)
+    return spoken
+
+
+def write_zed(folder, utterances, seed):
+    """Write a look-alike of the Zaion Emotion Dataset: happy, angry and sad in equal shares.
+
+    Arguments
+    ---------
+    folder : str or Path
+        New or empty; ``datafolder`` in ``ZED.json`` stands for it.
+    utterances : int
+        At least 3.
+    seed : int
+
+    Raises
+    ------
+    InputError
+        If the folder has content, or the utterances are too few.
+    """
+    emotions = [emotion for emotion in EMOTIONS if emotion != "neutral"]
+    _check_enough(utterances, len(emotions))
+    rng = np.random.default_rng([seed, _ZED])
+    entries, spoken = {}, {}
+    with _whole_or_nothing(folder) as partial:
+        for index, place in enumerate(tqdm(rng.permutation(utterances), desc="ZED"), 1):
+            utterance_id = f"zed_{index:04d}"
+            name = str(rng.choice(list(ZED_SPEAKERS)))
+            utterance = spoken[utterance_id] = speak_emotionally(
+                np.random.default_rng([seed, _ZED, index]),
+                ZED_SPEAKERS[name],
+                emotions[place % len(emotions)],
+                ZED_SHARES,
+            )
+            [segment] = utterance.segments
+            _write_wav(partial / name / f"{utterance_id}.wav", utterance.samples)
+            entries[utterance_id] = {
+                "wav": f"datafolder/{name}/{utterance_id}.wav",
+                "duration": utterance.duration,
+                "emotion": [{"emo": segment.emotion, "start": segment.start, "end": segment.end}],
+                "transcription": utterance.text,
+            }
+        _write_text(partial / "ZED.json", [json.dumps(entries, indent=2)])
+        _write_ground_truth(partial, spoken)
+
+
+def _check_enough(utterances, least):
+    if utterances < least:
+        raise InputError(f"{utterances} utterances: too few for every emotion: use {least} or more")
+
+
+@contextlib.contextmanager
+def _whole_or_nothing(folder):
+    """Yield a folder beside ``folder`` that becomes it at the end: a killed run leaves no half."""
+    folder = Path(folder)
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise InputError(f"{folder}: exists and is not empty: remove it or name another folder")
+    partial = folder.with_name(f"{folder.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)  # of a killed run
+    partial.mkdir(parents=True)
+    try:
+        yield partial
+        if folder.exists():
+            folder.rmdir()
+        partial.rename(folder)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _write_wav(path, samples):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with wave.open(str(path), "wb") as writer:
+        writer.setparams((1, 2, SAMPLE_RATE, len(samples), "NONE", "not compressed"))
+        writer.writeframes(samples.tobytes())
+
+
+def _write_text(path, lines):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes("".join(f"{line}\n" for line in lines).encode())
+
+
+def _write_ground_truth(folder, spoken):
+    truth = {
+        utterance_id: {
+            "words": utterance.words,
+            "segments": [segment._asdict() for segment in utterance.segments],
+        }
+        for utterance_id, utterance in spoken.items()
+    }
+    _write_text(folder / "ground_truth.json", [json.dumps(truth)])
+
+
+@exit_on_input_error
+def main(argv=None):
+    parser = argparse.ArgumentParser(
+        prog="python -m ent_brain.synth", description="Write a look-alike corpus of acted speech."
+    )
+    parser.add_argument("corpus", choices=("iemocap", "zed"))
+    parser.add_argument("folder", help="new or empty")
+    parser.add_argument("--utterances", type=int, required=True)
+    parser.add_argument("--seed", type=int, default=0)
+    arguments = parser.parse_args(argv)
+    write = {"iemocap": write_iemocap, "zed": write_zed}[arguments.corpus]
+    write(arguments.folder, arguments.utterances, arguments.seed)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+../IEMOCAP/iemocap_prepare.py

@@ -1,0 +1,22 @@
+"""What the tests of the recipes share: recipes are folders of scripts, not a package."""
+
+import importlib.util
+from pathlib import Path
+
+import pytest
+
+RECIPES = Path(__file__).resolve().parents[2] / "recipes"
+
+
+@pytest.fixture(scope="session")
+def load_prepare():
+    """Import a preparation script: ``load_prepare("IEMOCAP", "iemocap_prepare")``."""
+
+    def load(recipe, module):
+        path = RECIPES / recipe / f"{module}.py"
+        spec = importlib.util.spec_from_file_location(f"recipes_{recipe}_{module}", path)
+        loaded = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(loaded)
+        return loaded
+
+    return load

@@ -1,0 +1,87 @@
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ent_brain.emotions import EMOTIONS
+from ent_brain.errors import InputError
+from ent_brain.segments import ROUNDING, Segment, fill_neutral, segments_from_frames
+
+labels = st.lists(st.integers(0, 3), min_size=1, max_size=200)
+frame_durations = st.sampled_from([0.02, 0.01, 0.1, 1 / 3])
+
+
+@given(labels, frame_durations)
+def test_segments_give_the_frames_back(labels, frame_duration):
+    segments = segments_from_frames(labels, frame_duration)
+    for index, label in enumerate(labels):
+        middle = (index + 0.5) * frame_duration
+        covering = [s for s in segments if s.start <= middle < s.end]
+        assert [s.emotion for s in covering] == [EMOTIONS[label]]
+
+
+@given(labels, frame_durations)
+def test_segments_of_frames_are_gapless_and_alternate(labels, frame_duration):
+    segments = segments_from_frames(labels, frame_duration)
+    assert segments[0].start == 0
+    assert segments[-1].end == len(labels) * frame_duration
+    for before, after in zip(segments, segments[1:], strict=False):
+        assert before.end == after.start
+        assert before.emotion != after.emotion
+
+
+def test_times_do_not_drift():
+    segments = segments_from_frames([0, 1] * 50_000, 0.1)
+    assert segments[-1] == Segment(99_999 * 0.1, 100_000 * 0.1, "angry")
+
+
+def test_no_frames_are_no_segments():
+    assert segments_from_frames([], 0.02) == []
+
+
+@given(labels, frame_durations, st.floats(0, 5))
+def test_filling_restores_what_only_the_emotional_segments_tell(labels, frame_duration, silence):
+    segments = segments_from_frames(labels, frame_duration)
+    duration = segments[-1].end + silence
+    emotional = [s for s in segments if s.emotion != "neutral"]
+    cover = fill_neutral(emotional, duration)
+    assert [s for s in cover if s.emotion != "neutral"] == emotional
+    assert cover[0].start == 0
+    assert cover[-1].end == duration
+    assert all(a.end == b.start for a, b in zip(cover, cover[1:], strict=False))
+    assert all(s.start < s.end for s in cover)
+    assert fill_neutral(cover, duration) == cover
+
+
+def test_nothing_emotional_is_all_neutral():
+    assert fill_neutral([], 2.5) == [Segment(0.0, 2.5, "neutral")]
+
+
+def test_a_rounded_end_is_cut_at_the_duration():
+    cover = fill_neutral([Segment(1.0, 3.0 + ROUNDING / 2, "sad")], 3.0)
+    assert cover == [Segment(0.0, 1.0, "neutral"), Segment(1.0, 3.0, "sad")]
+
+
+@pytest.mark.parametrize(
+    "segments",
+    [
+        [Segment(1, 2, "sad"), Segment(1.5, 3, "happy")],
+        [Segment(2, 3, "sad"), Segment(0, 1, "happy")],
+        [Segment(-0.1, 1, "sad")],
+        [Segment(1, 1, "sad")],
+        [Segment(2, 1, "sad")],
+        [Segment(3, 4.2, "sad")],
+        [Segment(4.01, 4.02, "sad")],
+        [Segment(float("nan"), 2, "sad")],
+        [Segment(1, float("nan"), "sad")],
+        [Segment(1, 2, "hap")],
+    ],
+)
+def test_segments_that_cannot_be_are_refused(segments):
+    with pytest.raises(InputError, match="segment"):
+        fill_neutral(segments, 4.0)
+
+
+@pytest.mark.parametrize("duration", [0, -1.0, float("nan")])
+def test_a_recording_has_a_duration(duration):
+    with pytest.raises(InputError, match="duration"):
+        fill_neutral([], duration)
