@@ -1,10 +1,10 @@
 """The transducer lattice of a joint network, described by four small tensors and never stored.
 
 A joint network over T frames and U+1 token positions has T x (U+1) nodes; node (t, u) of an
-utterance carries ``weight @ tanh(enc[t] + pred[u]) + bias``. Storing the hidden layer of every node
-is what fills memory, so whoever needs the lattice reads it tile by tile: ``tiles`` cuts the valid
-nodes into rectangles that fit a cache, ``tile_logits`` evaluates one, and ``backpropagate`` runs the
-second half of a hand-written backward pass, evaluating each tile again instead of keeping it.
+utterance carries ``weight @ tanh(enc[t] + pred[u]) + bias``. Storing the hidden layer of every
+node is what fills memory, so whoever needs the lattice reads it tile by tile: ``tiles`` cuts the
+valid nodes into rectangles that fit a cache, ``tile_logits`` evaluates one, and ``backpropagate``
+runs a hand-written backward pass that evaluates each tile again instead of keeping it.
 """
 
 from typing import NamedTuple
@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 TILE_ELEMENTS = {"cpu": 1 << 20, "cuda": 1 << 26}
-"""Numbers that the widest layer of one tile may hold: on a CPU the tile stays in its cache, on a GPU
-it is large enough to fill the device."""
+"""Numbers that the widest layer of one tile may hold: on a CPU the tile stays in its cache, on a
+GPU it is large enough to fill the device."""
 
 PADDED_SHARE = {"cpu": 0.0, "cuda": 0.25}
 """Share of padded nodes that a tile over several utterances may hold: a CPU takes utterances of
@@ -68,8 +68,8 @@ class Lattice(NamedTuple):
 class Tile(NamedTuple):
     """A rectangle of nodes: some utterances, a run of their frames, all their token positions."""
 
-    rows: Tensor
-    """[N] indices of utterances."""
+    rows: slice | Tensor
+    """N utterances: a slice of one, or [N] indices."""
     frames: slice
     positions: slice
 
@@ -77,10 +77,10 @@ class Tile(NamedTuple):
         """The tile of a tensor over all nodes: [B, T, U+1, ...] -> [N, frames, positions, ...]."""
         return values[self.rows, self.frames, self.positions]
 
-    def grid(self):
+    def grid(self, device):
         """Frame index [frames, 1] and position index [1, positions] of the tile's nodes."""
-        frames = torch.arange(self.frames.start, self.frames.stop, device=self.rows.device)
-        positions = torch.arange(self.positions.stop, device=self.rows.device)
+        frames = torch.arange(self.frames.start, self.frames.stop, device=device)
+        positions = torch.arange(self.positions.stop, device=device)
         return frames[:, None], positions[None, :]
 
 
@@ -118,7 +118,8 @@ def tiles(lattices, frame_lens, token_lens):
                 break
             group.append(order.pop(0))
             positions, valid = grown, grown_valid
-        rows = torch.tensor(group, device=device)
+        alone = slice(group[0], group[0] + 1)
+        rows = alone if len(group) == 1 else torch.tensor(group, device=device)
         step = max(1, budget // (len(group) * positions))
         result += [
             Tile(rows, slice(start, min(start + step, frames)), slice(0, positions))

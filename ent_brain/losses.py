@@ -18,7 +18,7 @@ from ent_brain.lattice import Lattice, backpropagate, tile_logits, tiles
 PROBABILITY_FLOOR = 1e-8
 """Emotion probabilities are clamped to [1e-8, 1] before their logarithm (the paper's code)."""
 
-DROPPED_POSTERIOR = 1e-4
+DROPPED_POSTERIOR = 1e-3
 """Share of a frame's alignment that ``aligned`` pooling may leave out, at most."""
 
 NODES_AT_ONCE = 4096
@@ -90,10 +90,11 @@ def transducer_loss(lattices, tokens, frame_lens, token_lens, blank=0, reduction
     -------
     >>> from torchaudio.functional import rnnt_loss
     >>> _ = torch.manual_seed(0)
-    >>> lattice = Lattice(torch.randn(1, 4, 8), torch.randn(1, 3, 8), torch.randn(5, 8), torch.zeros(5))
-    >>> loss = transducer_loss([lattice], torch.tensor([[2, 4]]), torch.tensor([4]), torch.tensor([2]))
-    >>> dense = rnnt_loss(lattice.dense(), torch.tensor([[2, 4]], dtype=torch.int32),
-    ...                   torch.tensor([4], dtype=torch.int32), torch.tensor([2], dtype=torch.int32), 0)
+    >>> enc, pred = torch.randn(1, 4, 8), torch.randn(1, 3, 8)
+    >>> lattice = Lattice(enc, pred, weight=torch.randn(5, 8), bias=torch.zeros(5))
+    >>> tokens, frame_lens, token_lens = torch.tensor([[2, 4]]), torch.tensor([4]), torch.tensor([2])
+    >>> loss = transducer_loss([lattice], tokens, frame_lens, token_lens)
+    >>> dense = rnnt_loss(lattice.dense(), tokens.int(), frame_lens.int(), token_lens.int(), 0)
     >>> bool(torch.isclose(loss, dense))
     True
     """
@@ -403,7 +404,7 @@ class _Regions(torch.autograd.Function):
 
 def _class_weights(spans, tile, logits):
     """Weight of each class at each node of a tile, [N, frames, positions, E]."""
-    t, u = tile.grid()
+    t, u = tile.grid(logits.device)
     weights = torch.zeros_like(logits)
     for k in range(spans.size(1)):
         emotion, a, b, c, d = spans[tile.rows, k, :, None, None].unbind(1)
@@ -433,7 +434,7 @@ def _extreme_nodes(lattice, classes, frame_lens, token_lens):
     for tile in tiles([lattice], frame_lens, token_lens):
         log_probs = tile_logits([lattice], tile).log_softmax(-1)
         wanted = classes[tile.rows, None, None, :].expand(*log_probs.shape[:-1], 2)
-        t, u = tile.grid()
+        t, u = tile.grid(classes.device)
         frames, tokens = frame_lens[tile.rows, None, None], token_lens[tile.rows, None, None]
         invalid = (t >= frames) | (u > tokens)
         score = log_probs.gather(-1, wanted) * sign

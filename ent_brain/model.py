@@ -7,7 +7,6 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from ent_brain.lattice import Lattice
 from ent_brain.tokens import BLANK
@@ -56,6 +55,10 @@ class ScalarMix(nn.Module):
 class Encoder(nn.Module):
     """One bidirectional LSTM over true lengths.
 
+    The two directions are LSTMs of their own: the backward one reads each utterance from its own
+    last frame, which gives what a bidirectional LSTM gives on a packed batch, several times faster
+    where there is no GPU.
+
     Arguments
     ---------
     input_dim, output_dim : int
@@ -64,15 +67,18 @@ class Encoder(nn.Module):
 
     def __init__(self, input_dim, output_dim):
         super().__init__()
-        self.rnn = nn.LSTM(input_dim, output_dim // 2, batch_first=True, bidirectional=True)
+        self.ahead = nn.LSTM(input_dim, output_dim // 2, batch_first=True)
+        self.back = nn.LSTM(input_dim, output_dim // 2, batch_first=True)
 
     def forward(self, features, frame_lens):
         """Encode [B, T, input_dim] with [B] int lengths to [B, T, output_dim], 0 in the padding."""
-        packed = pack_padded_sequence(
-            features, frame_lens.cpu(), batch_first=True, enforce_sorted=False
-        )
-        encoded, _ = self.rnn(packed)
-        return pad_packed_sequence(encoded, batch_first=True, total_length=features.size(1))[0]
+        frame = torch.arange(features.size(1), device=features.device)
+        valid = frame < frame_lens[:, None]
+        mirrored = torch.where(valid, frame_lens[:, None] - 1 - frame, frame)
+        rows = torch.arange(len(features), device=features.device)[:, None]
+        ahead, _ = self.ahead(features)
+        back, _ = self.back(features[rows, mirrored])
+        return torch.cat((ahead, back[rows, mirrored]), -1) * valid[..., None]
 
 
 class Predictor(nn.Module):

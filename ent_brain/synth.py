@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+from scipy.fft import irfft, next_fast_len, rfft, rfftfreq
 from scipy.signal import resample_poly
 from tqdm import tqdm
 
@@ -125,9 +126,9 @@ class Style(NamedTuple):
 
 # After the vocal correlates reviewed by Scherer (2003), Speech Communication 40:227.
 STYLES = {
-    "happy": Style(semitones=4.0, span=0.8, tempo=0.16, gain=3.0, tilt=1.0),
-    "angry": Style(semitones=2.0, span=0.4, tempo=0.24, gain=7.0, tilt=2.0, drive=1.0),
-    "sad": Style(semitones=-3.0, span=-1.2, tempo=-0.45, gain=-5.0, tilt=-3.0, breath=0.2),
+    "happy": Style(semitones=5.0, span=0.9, tempo=0.2, gain=4.0, tilt=1.5),
+    "angry": Style(semitones=2.0, span=0.4, tempo=0.25, gain=8.0, tilt=2.5, drive=1.2),
+    "sad": Style(semitones=-3.0, span=-1.2, tempo=-0.5, gain=-6.0, tilt=-3.0, breath=0.25),
     "neutral": Style(),
 }
 
@@ -185,7 +186,7 @@ def speak_emotionally(rng, speaker, emotion, shares):
     text = draw_sentence(rng)  # first, so that it cannot depend on the emotion
     words = text.split()
     first, last = _draw_stretch(rng, len(words), shares)
-    intensity = rng.uniform(0.75, 1.25)
+    intensity = rng.uniform(0.8, 1.3)
     style = Style(*(value * intensity * rng.uniform(0.8, 1.2) for value in STYLES[emotion]))
     pitch = speaker.pitch + rng.normal(0.0, 3.0)
     span = 50 * 2 ** rng.normal(0.0, 0.15)
@@ -213,7 +214,7 @@ def speak_emotionally(rng, speaker, emotion, shares):
     # SciPy's resampler, not torchaudio's: one thread, so no waiting for another on a busy machine.
     samples = resample_poly(speech.samples / 2.0**15, SAMPLE_RATE // 50, espeak.SAMPLE_RATE // 50)
     samples = samples[: bounds[-1, 1]]
-    samples *= 10 ** ((speaker.level + rng.normal(0.0, 2.5)) / 20) / _rms(samples)
+    samples *= 10 ** ((speaker.level + rng.normal(0.0, 2.0)) / 20) / _rms(samples)
     if emotion != "neutral":
         samples = _change_voice(rng, samples, bounds[first, 0], bounds[last, 1], style)
     samples, lead = _record(rng, samples)
@@ -258,10 +259,10 @@ def _filter(samples, decibels):
 
     ``decibels`` maps octaves above 500 Hz to the gain.
     """
-    size = 2 ** math.ceil(math.log2(len(samples)))
-    octaves = np.log2(np.fft.rfftfreq(size, 1 / SAMPLE_RATE).clip(62.5) / 500)
-    spectrum = np.fft.rfft(samples, size) * 10 ** (decibels(octaves) / 20)
-    return np.fft.irfft(spectrum, size)[: len(samples)]
+    size = next_fast_len(len(samples), real=True)
+    octaves = np.log2(rfftfreq(size, 1 / SAMPLE_RATE).clip(62.5) / 500)
+    spectrum = rfft(samples, size) * 10 ** (decibels(octaves) / 20)
+    return irfft(spectrum, size)[: len(samples)]
 
 
 def _below_5_khz(octaves):

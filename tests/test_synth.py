@@ -17,7 +17,7 @@ from ent_brain.errors import InputError
 from ent_brain.espeak import speak
 from ent_brain.tokens import normalize_transcript
 
-UTTERANCES = 60
+UTTERANCES = 80
 EVALUATED = re.compile(
     r"^\[(\d+\.\d{4}) - (\d+\.\d{4})\]\t(Ses0[1-5][FM]_\w+_[FM]\d{3})\t([a-z]{3})"
     r"\t\[\d\.\d{4}, \d\.\d{4}, \d\.\d{4}\]$"
@@ -136,7 +136,7 @@ def test_iemocap_classes_sessions_and_speakers_are_spread(iemocap):
 @pytest.mark.parametrize("count", range(4, 30))
 def test_every_session_has_every_emotion_in_the_release_s_proportions(count):
     labels = Counter(synth._session_labels(np.random.default_rng(0), count))
-    emotions = Counter({emotion: 0 for emotion in EMOTIONS})
+    emotions = Counter(dict.fromkeys(EMOTIONS, 0))
     for label, emotion in KEPT.items():
         emotions[emotion] += labels[label]
     assert sum(emotions.values()) == count
@@ -187,7 +187,7 @@ def test_words_follow_each_other_inside_the_file_and_are_heard_there(iemocap):
         wav = read_wav(iemocap_wav(iemocap, utterance_id))
         times = [time for _, start, end in truth["words"] for time in (start, end)]
         assert times == sorted(times)
-        assert 0.09 < times[0]
+        assert times[0] > 0.09
         assert 0.09 < len(wav) / 16000 - times[-1] < 0.25
         silence = np.sqrt(np.mean(wav[:1500] ** 2))
         for _, start, end in truth["words"]:
@@ -250,9 +250,9 @@ def test_same_seed_same_bytes_other_seed_other_bytes(tmp_path, iemocap):
             contents(tmp_path / f"{prefix}{name}") for name in ("first", "again", "other")
         )
         assert first == again
-        assert not {path for path in set(first) & set(other) if path.suffix == ".wav"} & {
-            path for path in first if first[path] == other.get(path)
-        }
+        wavs = [path for path in first if path.suffix == ".wav"]
+        assert wavs
+        assert all(first[path] != other.get(path) for path in wavs)
 
 
 def test_what_was_said_before_does_not_change_what_is_said():
