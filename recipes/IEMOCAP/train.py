@@ -1,0 +1,46 @@
+#!/usr/bin/env python3
+"""Emotion transducers on IEMOCAP, one session left out.
+
+> python train.py hparams/ent.yaml --data_folder IEMOCAP_full_release --test_session 5
+"""
+
+import sys
+
+import speechbrain as sb
+from iemocap_prepare import prepare_iemocap
+from speechbrain.utils.distributed import ddp_init_group, run_on_main
+
+from ent_brain.errors import exit_on_input_error
+from ent_brain.recipe import load_recipe, train_and_test
+
+
+@exit_on_input_error
+def main():
+    hparams_file, run_opts, overrides = sb.parse_arguments(sys.argv[1:])
+    ddp_init_group(run_opts)
+    hparams = load_recipe(hparams_file, overrides)
+    sb.create_experiment_directory(hparams["output_folder"], hparams_file, overrides)
+
+    corpus, manifests = hparams["data_folder"], hparams["save_folder"]
+    run_on_main(
+        prepare_iemocap,
+        kwargs={
+            "data_folder": corpus,
+            "save_folder": manifests,
+            "test_session": hparams["test_session"],
+            "valid_share": hparams["valid_share"],
+            "seed": hparams["seed"],
+            "max_train_seconds": hparams["max_train_seconds"],
+        },
+    )
+    train_and_test(
+        hparams,
+        run_opts,
+        train=(f"{manifests}/train.json", corpus),
+        valid=(f"{manifests}/valid.json", corpus),
+        tests={f"session {hparams['test_session']}": (f"{manifests}/test.json", corpus)},
+    )
+
+
+if __name__ == "__main__":
+    main()
