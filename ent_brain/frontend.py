@@ -22,6 +22,8 @@ class Frontend(nn.Module):
     """What the front ends share."""
 
     sample_rate = SAMPLE_RATE
+    settings: dict
+    """Arguments that make this front end again, for use after training."""
     frame_samples: int
     feature_dim: int
     feature_layers: int
@@ -72,6 +74,7 @@ class FbankFrontend(Frontend):
 
     def __init__(self, frame_duration=0.02, augment=()):
         super().__init__()
+        self.settings = {"frame_duration": frame_duration}
         self.stacked = round(frame_duration * self.sample_rate / self.hop_samples)
         self.frame_samples = self.stacked * self.hop_samples
         if self.stacked < 1 or abs(self.frame_samples / self.sample_rate - frame_duration) > 1e-9:
@@ -162,6 +165,12 @@ class SSLFrontend(Frontend):
         super().__init__()
         if model not in SSL_MODELS:
             raise ValueError(f"unknown SSL model {model!r}: use one of {', '.join(SSL_MODELS)}")
+        self.settings = {
+            "model": model,
+            "source": str(source),
+            "save_path": str(save_path),
+            "frozen": frozen,
+        }
         ssl = SSL_MODELS[model](
             source=str(source),
             save_path=str(save_path),
@@ -171,6 +180,8 @@ class SSLFrontend(Frontend):
             output_all_hiddens=frozen,
         )
         config = ssl.model.config
+        # In transformers 5 WavLM's model asks for this, its configuration does not have it.
+        config.mask_feature_min_masks = getattr(config, "mask_feature_min_masks", 0)
         for key, value in (spec_augment or {}).items():
             setattr(config, key, value)
         self.frozen = frozen

@@ -92,9 +92,9 @@ def transducer_loss(lattices, tokens, frame_lens, token_lens, blank=0, reduction
     >>> _ = torch.manual_seed(0)
     >>> enc, pred = torch.randn(1, 4, 8), torch.randn(1, 3, 8)
     >>> lattice = Lattice(enc, pred, weight=torch.randn(5, 8), bias=torch.zeros(5))
-    >>> tokens, frame_lens, token_lens = torch.tensor([[2, 4]]), torch.tensor([4]), torch.tensor([2])
-    >>> loss = transducer_loss([lattice], tokens, frame_lens, token_lens)
-    >>> dense = rnnt_loss(lattice.dense(), tokens.int(), frame_lens.int(), token_lens.int(), 0)
+    >>> batch = torch.tensor([[2, 4]]), torch.tensor([4]), torch.tensor([2])
+    >>> loss = transducer_loss([lattice], *batch)
+    >>> dense = rnnt_loss(lattice.dense(), *(part.int() for part in batch), blank=0)
     >>> bool(torch.isclose(loss, dense))
     True
     """

@@ -172,16 +172,16 @@ class TransducerModel(nn.Module):
     lm_head : bool
         Whether the vocabulary predictor also predicts the next token by itself.
     token_joint, emotion_joint, pooled_head : bool
-        False leaves the part out: no parameters, no computation. Without a token joint nothing is
-        transcribed, so the predictor never sees a token, in training as in use.
+        False (or a loss weight of 0) leaves the part out: no parameters, no computation. Without a
+        token joint nothing is transcribed, so the predictor never sees a token.
 
     Example
     -------
     >>> model = ENT(vocab_size=31, feature_dim=8, feature_layers=2, encoder_dim=6, joint_dim=5)
     >>> tokens, token_lens = torch.tensor([[3, 4, 5]]), torch.tensor([3])
     >>> output = model(torch.randn(1, 9, 2, 8), torch.tensor([9]), tokens, token_lens)
-    >>> output.token_lattices[0].dense().shape, output.head_logits.shape
-    (torch.Size([1, 9, 4, 31]), torch.Size([1, 4]))
+    >>> output.emotion_lattice.dense().shape, output.head_logits.shape
+    (torch.Size([1, 9, 4, 4]), torch.Size([1, 4]))
     """
 
     token_streams: tuple
@@ -204,6 +204,22 @@ class TransducerModel(nn.Module):
         pooled_head=True,
     ):
         super().__init__()
+        self.settings = {
+            "vocab_size": vocab_size,
+            "feature_dim": feature_dim,
+            "feature_layers": feature_layers,
+            "encoder_dim": encoder_dim,
+            "embedding_dim": embedding_dim,
+            "predictor_dim": predictor_dim,
+            "joint_dim": joint_dim,
+            "num_emotions": num_emotions,
+            "dropout": dropout,
+            "lm_head": bool(lm_head),
+            "token_joint": bool(token_joint),
+            "emotion_joint": bool(emotion_joint),
+            "pooled_head": bool(pooled_head),
+        }
+        """Arguments that make this model again."""
         streams = len(self.token_streams)
         self.mixes = nn.ModuleList(
             ScalarMix(feature_layers) for _ in range(streams) if feature_layers > 1

@@ -14,10 +14,11 @@ from ent_brain.brain import HISTORY_FILE, EmotionTransducerBrain
 from ent_brain.dataio import make_dataset, read_audio
 from ent_brain.emotions import EMOTIONS
 from ent_brain.errors import InputError, raise_problems
+from ent_brain.export import export
 from ent_brain.files import read_json, whole_or_nothing, write_json
 from ent_brain.manifest import read_manifest
 from ent_brain.report import plot_confusion, plot_learning_curves, plot_timeline, results_table
-from ent_brain.tokens import CharTokens, SentencePieceTokens, train_sentencepiece
+from ent_brain.tokens import CharTokens, load_sentencepiece, train_sentencepiece
 
 LOSS_WEIGHTS = ("rnnt_weight", "head_weight", "lattice_weight", "lm_weight")
 
@@ -119,7 +120,7 @@ def make_tokens(kind, vocab_size, train_manifest, save_folder):
         model_file = Path(save_folder) / f"bpe{vocab_size}_{digest}.model"
         if not model_file.exists():
             run_on_main(train_sentencepiece, args=[transcripts, model_file, vocab_size])
-        tokens = SentencePieceTokens(model_file)
+        tokens = load_sentencepiece(model_file)
     else:
         raise InputError(f"tokens: {kind!r}: choose char or bpe")
     if len(tokens) != vocab_size:
@@ -176,9 +177,9 @@ def train_and_test(hparams, run_opts, train, valid, tests):
 def report(brain, test_sets, hparams):
     """Score the chosen checkpoint on each test set once; print and write what came out.
 
-    ``<output_folder>`` receives ``results.json``, ``results.md``, the learning curves, and for each
-    test set its statistics by utterance, the confusion matrix and, where emotional intervals are
-    known, a timeline of one utterance of each emotion.
+    ``<output_folder>`` receives ``results.json``, ``results.md``, the learning curves, the model in
+    ``pretrained``, and for each test set its statistics by utterance, the confusion matrix and,
+    where emotional intervals are known, a timeline of one utterance of each emotion.
 
     Arguments
     ---------
@@ -196,6 +197,7 @@ def report(brain, test_sets, hparams):
         brain.evaluate(dataset, min_key="error", test_loader_kwargs=loader_opts)
         rows += _rows(name, brain.stats, history)
         _describe(brain, name, dataset, folder)
+    export(brain, folder / "pretrained")
     _publish(rows, folder)
 
 
@@ -253,4 +255,4 @@ def _publish(rows, folder):
     write_json(rows, folder / "results.json")
     with whole_or_nothing(folder / "results.md") as partial:
         partial.write_text(table + "\n", encoding="utf-8")
-    print(f"\n{table}\n\npercent; pictures and results by utterance: {folder.resolve()}")
+    print(f"\n{table}\n\nAll in percent. Pictures, results by utterance and the model: {folder}")

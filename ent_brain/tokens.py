@@ -1,7 +1,6 @@
 """Transcripts as token ids: normalisation, characters and SentencePiece pieces, one interface."""
 
 import re
-from pathlib import Path
 
 import sentencepiece
 
@@ -95,31 +94,19 @@ class SentencePieceTokens:
 
     Arguments
     ---------
-    model_file : str or Path
-        As written by ``train_sentencepiece``.
-
-    Raises
-    ------
-    InputError
-        If the file is missing or was not trained with this layout of ids.
+    processor : sentencepiece.SentencePieceProcessor
+        Of a model that ``train_sentencepiece`` wrote; it may be loaded later.
     """
 
-    def __init__(self, model_file):
-        if not Path(model_file).is_file():
-            raise InputError(f"{model_file}: no SentencePiece model: train one first")
-        self._model = sentencepiece.SentencePieceProcessor(model_file=str(model_file))
-        if self._model.pad_id() != BLANK or self._model.unk_id() != UNKNOWN:
-            raise InputError(
-                f"{model_file}: <blank> is not 0 or <unk> is not 1: "
-                "train the model with ent_brain.tokens.train_sentencepiece"
-            )
+    def __init__(self, processor):
+        self.processor = processor
 
     def __len__(self):
-        return self._model.vocab_size() + 1
+        return self.processor.vocab_size() + 1
 
     def encode(self, transcript):
         """Token ids (list[int]) of a normalised transcript."""
-        return self._model.encode(transcript)
+        return self.processor.encode(transcript)
 
     def decode(self, ids):
         """Transcript (str) of token ids; ``<unk>`` is written out, as it counts as an error."""
@@ -129,7 +116,7 @@ class SentencePieceTokens:
         """Words of token ids and where they stand: (text, first, end) with the end excluded."""
         end = len(self) - 1
         return _words(
-            ["<sos/eos>" if i == end else self._model.id_to_piece(i) for i in ids], WORD_START
+            ["<sos/eos>" if i == end else self.processor.id_to_piece(i) for i in ids], WORD_START
         )
 
 
@@ -174,4 +161,32 @@ def train_sentencepiece(transcripts, model_file, vocab_size=5000):
             f"{model_file}: {vocab_size} tokens cannot be learnt from these transcripts "
             f"({reason}): lower vocab_size"
         ) from error
-    return SentencePieceTokens(model_file)
+    return load_sentencepiece(model_file)
+
+
+def load_sentencepiece(model_file):
+    """Load a model that ``train_sentencepiece`` wrote.
+
+    Arguments
+    ---------
+    model_file : str or Path
+
+    Returns
+    -------
+    SentencePieceTokens
+
+    Raises
+    ------
+    InputError
+        If the file is not a SentencePiece model, or one with other ids for blank and unknown.
+    """
+    try:
+        processor = sentencepiece.SentencePieceProcessor(model_file=str(model_file))
+    except (OSError, RuntimeError) as error:
+        raise InputError(f"{model_file}: not a SentencePiece model: train one first") from error
+    if (processor.pad_id(), processor.unk_id()) != (BLANK, UNKNOWN):
+        raise InputError(
+            f"{model_file}: <blank> is not 0 or <unk> is not 1: "
+            "train the model with ent_brain.tokens.train_sentencepiece"
+        )
+    return SentencePieceTokens(processor)
