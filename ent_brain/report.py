@@ -25,7 +25,10 @@ EMOTION_STYLES = {
 }
 STAGE_LINES = {"train": "-", "valid": "--", "test": ":"}
 LINES = (("#000000", "o"), ("#D55E00", "s"), ("#0072B2", "^"), ("#009E73", "v"), ("#CC79A7", "D"))
-RATE_LABELS = {"WER": "WER ↓", "CER": "CER ↓", "EDER": "EDER ↓", "WA": "WA ↑", "UA": "UA ↑"}
+RATE_LABELS = {
+    **{name: f"{name} ↓" for name in ("WER", "CER", "EDER", "error")},
+    **{name: f"{name} ↑" for name in ("WA", "UA")},
+}
 FONT = FontProperties(size=9)
 TEXT = {"fontproperties": FONT, "ha": "center", "va": "center"}
 DYNAMIC_RANGE = 70  # dB under the loudest point of a spectrogram; what is softer is white
@@ -39,8 +42,8 @@ def plot_learning_curves(epochs, path):
     ---------
     epochs : list[dict]
         What was logged, an epoch each: ``epoch``, ``lr`` and ``"<stage> <quantity>"`` with stage
-        train, valid or test. The quantities WER, CER, EDER, WA and UA are in percent, all others
-        are losses. Any key but ``epoch`` may be missing in any epoch.
+        train, valid or test. The quantities WER, CER, EDER, WA, UA and error are in percent, all
+        others are losses. Any key but ``epoch`` may be missing in any epoch.
     path : str or Path
 
     Returns

@@ -124,8 +124,7 @@ def _describe(utterances):
     emotions = Counter(utterance.emotion for utterance in utterances)
     counts = ", ".join(f"{emotions[emotion]} {emotion}" for emotion in EMOTIONS)
     speakers = len({utterance.speaker for utterance in utterances} - {"unknown"})
-    release = "the full release" if len(utterances) == FULL_UTTERANCES else "not the full release"
     return (
-        f"ZED: {len(utterances)} of {FULL_UTTERANCES} utterances ({counts}), "
-        f"{speakers} of {FULL_SPEAKERS} speakers named: this is {release}"
+        f"ZED: {len(utterances)} utterances ({counts}), the full release has {FULL_UTTERANCES}; "
+        f"{speakers} speakers named, it has {FULL_SPEAKERS}"
     )
