@@ -54,6 +54,17 @@ class Speech(NamedTuple):
     """First sample of every word, in order."""
 
 
+def require():
+    """Return the package that carries espeak-ng; ``InputError`` if it is not installed."""
+    try:
+        import espeakng_loader
+    except ImportError as error:
+        raise InputError(
+            "synthetic speech needs espeakng-loader: pip install ent_brain[demo]"
+        ) from error
+    return espeakng_loader
+
+
 def speak(ssml, voice, rate=175, pitch=50, pitch_range=50, seed=0):
     """Speak a text and tell where its words begin.
 
@@ -92,12 +103,7 @@ def speak(ssml, voice, rate=175, pitch=50, pitch_range=50, seed=0):
     >>> len(speech.word_starts), speech.samples.dtype
     (4, dtype('int16'))
     """
-    try:
-        import espeakng_loader
-    except ImportError as error:
-        raise InputError(
-            "synthetic speech needs espeakng-loader: pip install ent_brain[demo]"
-        ) from error
+    espeakng_loader = require()
     chunks, word_starts = [], []
 
     @_Callback

@@ -9,9 +9,11 @@ import argparse
 import contextlib
 import json
 import math
+import multiprocessing
 import re
 import shutil
 import wave
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
@@ -144,6 +146,10 @@ class Utterance(NamedTuple):
     @property
     def duration(self):
         return round(len(self.samples) / SAMPLE_RATE, 4)
+
+    def truth(self):
+        """What ``ground_truth.json`` says of it."""
+        return {"words": self.words, "segments": [s._asdict() for s in self.segments]}
 
 
 def draw_sentence(rng):
@@ -339,29 +345,19 @@ def write_iemocap(folder, utterances, seed):
         If the folder has content, or the utterances are too few.
     """
     _check_enough(utterances, _SESSIONS * len(EMOTIONS))
-    rng = np.random.default_rng([seed, _IEMOCAP])
-    sessions = [
-        _session_labels(rng, len(range(session, utterances, _SESSIONS)))
-        for session in range(_SESSIONS)
-    ]
-    with (
-        _whole_or_nothing(folder) as partial,
-        tqdm(total=sum(map(len, sessions)), desc="IEMOCAP") as progress,
-    ):
-
-        def say(speaker, emotion):
-            progress.update()
-            own = np.random.default_rng([seed, _IEMOCAP, progress.n])
-            return speak_emotionally(own, IEMOCAP_SPEAKERS[speaker], emotion, IEMOCAP_SHARES)
-
-        spoken = {}
-        for session, labels in enumerate(sessions, 1):
+    with _whole_or_nothing(folder) as partial:
+        jobs = []
+        for session in range(1, _SESSIONS + 1):
+            count = len(range(session - 1, utterances, _SESSIONS))
+            labels = _session_labels(np.random.default_rng([seed, _IEMOCAP, session]), count)
             dialogs = max(2, math.ceil(len(labels) / _DIALOG_UTTERANCES))
             for dialog, part in enumerate(np.array_split(labels, dialogs)):
                 kind = ("impro{:02d}", "script{:02d}_1")[dialog // 2 % 2].format(dialog // 4 + 1)
                 name = f"Ses0{session}{'FM'[dialog % 2]}_{kind}"
-                spoken |= _write_dialog(rng, partial / f"Session{session}", name, part, say)
-        _write_ground_truth(partial, spoken)
+                own_seed = [seed, _IEMOCAP, session, dialog + 1]
+                jobs.append((own_seed, partial / f"Session{session}", name, part))
+        truths = _in_parallel(_write_dialog, jobs, "IEMOCAP dialogs")
+        _write_ground_truth(partial, {name: t for truth in truths for name, t in truth.items()})
 
 
 def _session_labels(rng, count):
@@ -374,9 +370,10 @@ def _session_labels(rng, count):
     return rng.permutation([*np.repeat(list(_KEPT), counts), *left_out])
 
 
-def _write_dialog(rng, session, name, labels, say):
-    """Write the wavs, the evaluation and the transcription of a dialog; its utterances by id."""
-    spoken, numbers, clock = {}, {"F": 0, "M": 0}, rng.uniform(3.0, 8.0)
+def _write_dialog(seed, session, name, labels):
+    """Write the wavs, the evaluation and the transcription of a dialog; its ground truth by id."""
+    rng = np.random.default_rng(seed)
+    truth, numbers, clock = {}, {"F": 0, "M": 0}, rng.uniform(3.0, 8.0)
     evaluation = ["% [START_TIME - END_TIME] TURN_NAME EMOTION [V, A, D]", ""]
     categories, transcription = [], []
     letters = rng.permutation(list("FM") * ((len(labels) + 1) // 2))[: len(labels)]
@@ -387,7 +384,9 @@ def _write_dialog(rng, session, name, labels, say):
             emotion, category, _ = _KEPT[label]
         else:
             emotion, category = str(rng.choice(EMOTIONS)), _LEFT_OUT[label]
-        utterance = spoken[utterance_id] = say(name[:5] + letter, emotion)
+        speaker = IEMOCAP_SPEAKERS[name[:5] + letter]
+        utterance = speak_emotionally(rng, speaker, emotion, IEMOCAP_SHARES)
+        truth[utterance_id] = utterance.truth()
         _write_wav(session / "sentences" / "wav" / name / f"{utterance_id}.wav", utterance.samples)
         end = clock + utterance.duration
         ratings = rng.integers(1, 6, size=(2, 3))
@@ -412,7 +411,16 @@ def _write_dialog(rng, session, name, labels, say):
         _write_text(evaluations / kind / f"{name}_e2_cat.txt", categories)
     (evaluations / f"._{name}.txt").write_bytes(_APPLE_DOUBLE)
     _write_text(session / "dialog" / "transcriptions" / f"{name}.txt", transcription)
-    return spoken
+    return truth
+
+
+def _in_parallel(write, jobs, title):
+    """Call ``write`` for every job on all cores (list of results, in the jobs' order)."""
+    espeak.require()  # rather than let every process find out
+    # Each process sets the library up for itself, so that what is said depends on the job alone.
+    with ProcessPoolExecutor(mp_context=multiprocessing.get_context("spawn")) as pool:
+        results = pool.map(write, *zip(*jobs, strict=True), chunksize=4)
+        return list(tqdm(results, desc=title, total=len(jobs)))
 
 
 def write_zed(folder, utterances, seed):
@@ -434,27 +442,35 @@ def write_zed(folder, utterances, seed):
     emotions = [emotion for emotion in EMOTIONS if emotion != "neutral"]
     _check_enough(utterances, len(emotions))
     rng = np.random.default_rng([seed, _ZED])
-    entries, spoken = {}, {}
     with _whole_or_nothing(folder) as partial:
-        for index, place in enumerate(tqdm(rng.permutation(utterances), desc="ZED"), 1):
-            utterance_id = f"zed_{index:04d}"
-            name = str(rng.choice(list(ZED_SPEAKERS)))
-            utterance = spoken[utterance_id] = speak_emotionally(
-                np.random.default_rng([seed, _ZED, index]),
-                ZED_SPEAKERS[name],
-                emotions[place % len(emotions)],
-                ZED_SHARES,
-            )
-            [segment] = utterance.segments
-            _write_wav(partial / name / f"{utterance_id}.wav", utterance.samples)
-            entries[utterance_id] = {
-                "wav": f"datafolder/{name}/{utterance_id}.wav",
-                "duration": utterance.duration,
-                "emotion": [{"emo": segment.emotion, "start": segment.start, "end": segment.end}],
-                "transcription": utterance.text,
-            }
+        places = rng.permutation(utterances)
+        speakers = rng.choice(list(ZED_SPEAKERS), utterances)
+        jobs = [
+            ([seed, _ZED, index], partial, index, str(speaker), emotions[place % len(emotions)])
+            for index, (place, speaker) in enumerate(zip(places, speakers, strict=True), 1)
+        ]
+        entries, truth = {}, {}
+        for entry, part in _in_parallel(_write_zed_utterance, jobs, "ZED"):
+            entries |= entry
+            truth |= part
         _write_text(partial / "ZED.json", [json.dumps(entries, indent=2)])
-        _write_ground_truth(partial, spoken)
+        _write_ground_truth(partial, truth)
+
+
+def _write_zed_utterance(seed, folder, index, speaker, emotion):
+    """Write the wav of an utterance; its entry in ``ZED.json`` and its ground truth, by id."""
+    utterance_id = f"zed_{index:04d}"
+    rng = np.random.default_rng(seed)
+    utterance = speak_emotionally(rng, ZED_SPEAKERS[speaker], emotion, ZED_SHARES)
+    [segment] = utterance.segments
+    _write_wav(folder / speaker / f"{utterance_id}.wav", utterance.samples)
+    entry = {
+        "wav": f"datafolder/{speaker}/{utterance_id}.wav",
+        "duration": utterance.duration,
+        "emotion": [{"emo": segment.emotion, "start": segment.start, "end": segment.end}],
+        "transcription": utterance.text,
+    }
+    return {utterance_id: entry}, {utterance_id: utterance.truth()}
 
 
 def _check_enough(utterances, least):
@@ -492,14 +508,7 @@ def _write_text(path, lines):
     path.write_bytes("".join(f"{line}\n" for line in lines).encode())
 
 
-def _write_ground_truth(folder, spoken):
-    truth = {
-        utterance_id: {
-            "words": utterance.words,
-            "segments": [segment._asdict() for segment in utterance.segments],
-        }
-        for utterance_id, utterance in spoken.items()
-    }
+def _write_ground_truth(folder, truth):
     _write_text(folder / "ground_truth.json", [json.dumps(truth)])
 
 
