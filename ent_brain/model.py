@@ -220,7 +220,8 @@ class TransducerModel(nn.Module):
             "pooled_head": bool(pooled_head),
         }
         """Arguments that make this model again."""
-        streams = len(self.token_streams)
+        # Without words there is no vocabulary stream: its parts would never be trained.
+        streams = len(self.token_streams) if token_joint else 1
         self.mixes = nn.ModuleList(
             ScalarMix(feature_layers) for _ in range(streams) if feature_layers > 1
         )
@@ -236,6 +237,7 @@ class TransducerModel(nn.Module):
         self.emotion_joint = Joint(encoder_dim, joint_dim, num_emotions) if emotion_joint else None
         self.pooled_head = PooledHead(encoder_dim, num_emotions) if pooled_head else None
         self.lm_head = nn.Linear(encoder_dim, vocab_size) if lm_head else None
+        self.apply(_initialize)
 
     def forward(self, features, frame_lens, tokens, token_lens):
         """Describe the lattices of a batch and classify its utterances.
@@ -338,6 +340,24 @@ class FENT(TransducerModel):
         + TransducerModel.__doc__.partition("\n")[2].replace("ENT(", "FENT(")
     )
     token_streams = ("emotion", "vocabulary")
+
+
+def _initialize(module):
+    """Open forget gates, orthogonal recurrences, Xavier elsewhere: the transducer aligns sooner."""
+    if isinstance(module, nn.Linear):
+        nn.init.xavier_uniform_(module.weight)
+        nn.init.zeros_(module.bias)
+    elif isinstance(module, nn.LSTM):
+        for name, parameter in module.named_parameters():
+            gates = parameter.data.chunk(4)  # input, forget, cell, output
+            if "bias" in name:
+                parameter.data.zero_()
+                if "bias_ih" in name:
+                    gates[1].fill_(1.0)
+            else:
+                fill = nn.init.orthogonal_ if "weight_hh" in name else nn.init.xavier_uniform_
+                for gate in gates:
+                    fill(gate)
 
 
 def _mean(values, lens):
