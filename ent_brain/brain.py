@@ -63,7 +63,8 @@ class EmotionTransducerBrain(sb.Brain):
         """Make a loader; the training loader's length sets the length of the schedule."""
         loader = super().make_dataloader(dataset, stage, ckpt_prefix, **loader_kwargs)
         if stage == sb.Stage.TRAIN:
-            self.steps_per_epoch = math.ceil(len(loader) / self.grad_accumulation_factor)
+            # SpeechBrain drops the batches that accumulation leaves over at the end of an epoch.
+            self.steps_per_epoch = len(loader) // self.grad_accumulation_factor
         return loader
 
     def init_optimizers(self):
@@ -94,6 +95,8 @@ class EmotionTransducerBrain(sb.Brain):
         batch = batch.to(self.device)
         features, frame_lens = self.modules.frontend(*batch.sig)
         token_lens = batch.token_count
+        if not self.hparams.rnnt_weight:  # then the model never sees a token
+            token_lens = torch.zeros_like(token_lens)
         output = self.modules.model(features, frame_lens, batch.tokens.data, token_lens)
         hypotheses = []
         if stage != sb.Stage.TRAIN:

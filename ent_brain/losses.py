@@ -413,7 +413,7 @@ def _class_weights(spans, tile, logits):
         weights.scatter_add_(
             -1,
             emotion[..., None].expand(*inside.shape, 1),
-            (inside / area).to(weights.dtype)[..., None],
+            (inside.to(weights.dtype) / area)[..., None],
         )
     return weights
 

@@ -1,6 +1,7 @@
 """What the recipes share: reading the YAML, the tokens, and the results that a run leaves."""
 
 import hashlib
+import math
 import re
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from ent_brain.report import plot_confusion, plot_learning_curves, plot_timeline
 from ent_brain.tokens import CharTokens, load_sentencepiece, train_sentencepiece
 
 LOSS_WEIGHTS = ("rnnt_weight", "head_weight", "lattice_weight", "lm_weight")
+LATTICE_MODES = ("one", "full_t", "full_u", "mil", "aligned")
 
 KEYS_READ_BY_CODE = {
     *LOSS_WEIGHTS,
@@ -50,7 +52,8 @@ def load_recipe(hparams_file, overrides):
     ------
     InputError
         If the file is missing or does not load, a key (in the file, under one of its includes, or
-        on the command line) is one that nothing reads, or no loss has a positive weight.
+        on the command line) is one that nothing reads, no loss has a positive weight, or the
+        weights and the lattice mode do not go together.
     """
     hparams_file = Path(hparams_file)
     if not hparams_file.is_file():
@@ -65,8 +68,18 @@ def load_recipe(hparams_file, overrides):
         reason = " ".join(" ".join(map(str, error.args)).split())
         raise InputError(f"{hparams_file}: {reason}") from error
     weights = {name: hparams[name] for name in LOSS_WEIGHTS}
-    if min(weights.values()) < 0 or not any(weights.values()):
+    usable = all(isinstance(w, int | float) and 0 <= w < math.inf for w in weights.values())
+    if not usable or not any(weights.values()):
         raise InputError(f"{hparams_file}: loss weights {weights}: none below 0, one above 0")
+    mode = hparams["lattice_mode"]
+    if mode not in LATTICE_MODES:
+        raise InputError(f"lattice_mode: {mode!r}: choose {', '.join(LATTICE_MODES)}")
+    aligned = weights["lattice_weight"] and mode == "aligned"
+    if not weights["rnnt_weight"] and (aligned or weights["lm_weight"]):
+        raise InputError(
+            "rnnt_weight: 0: nothing is transcribed then, so lattice_mode aligned and lm_weight "
+            "have nothing to go by: raise it, or set lattice_mode mil and lm_weight 0"
+        )
     return hparams
 
 
@@ -230,7 +243,8 @@ def _describe(brain, name, dataset, folder):
         return
     frontend = brain.raw_modules.frontend
     for emotion in EMOTIONS:
-        ids = sorted(i for i in dataset.data_ids if dataset.data[i]["entry"]["emotion"] == emotion)
+        scored = sorted(brain.stats.hypotheses)  # in debug mode not all of them
+        ids = [i for i in scored if dataset.data[i]["entry"]["emotion"] == emotion]
         for utterance in ids[:1]:
             item, hypothesis = dataset.data[utterance], brain.stats.hypotheses[utterance]
             seconds = [frame * frontend.frame_duration for frame in hypothesis.frames]

@@ -89,27 +89,28 @@ class Speaker(NamedTuple):
     level: float  # dBFS
 
 
-# Variants with an echo are left out: their words would ring on past their ends.
+# American English, as IEMOCAP's actors speak it; the voices differ in formants, pitch, rate and
+# level. Variants with an echo are left out: their words would ring on past their ends.
 IEMOCAP_SPEAKERS = {
     "Ses01F": Speaker("en-us+f1", 52, 180, -27.0),
-    "Ses01M": Speaker("en+m1", 46, 165, -26.0),
-    "Ses02F": Speaker("en+linda", 44, 170, -29.0),
+    "Ses01M": Speaker("en-us+m1", 46, 165, -26.0),
+    "Ses02F": Speaker("en-us+linda", 44, 170, -29.0),
     "Ses02M": Speaker("en-us+m3", 56, 185, -25.5),
-    "Ses03F": Speaker("en-029+steph", 53, 190, -26.5),
-    "Ses03M": Speaker("en-gb-scotland+m7", 50, 175, -28.0),
-    "Ses04F": Speaker("en-gb-scotland+Annie", 46, 165, -28.5),
-    "Ses04M": Speaker("en-029+m8", 58, 170, -27.5),
-    "Ses05F": Speaker("en-us-nyc+Andrea", 43, 160, -25.0),
-    "Ses05M": Speaker("en-gb-x-gbclan+Mike", 52, 180, -26.0),
+    "Ses03F": Speaker("en-us+steph", 53, 190, -26.5),
+    "Ses03M": Speaker("en-us+m7", 50, 175, -28.0),
+    "Ses04F": Speaker("en-us+Annie", 46, 165, -28.5),
+    "Ses04M": Speaker("en-us+m8", 58, 170, -27.5),
+    "Ses05F": Speaker("en-us+Andrea", 43, 160, -25.0),
+    "Ses05M": Speaker("en-us+Mike", 52, 180, -26.0),
 }
 ZED_SPEAKERS = {
-    "speaker01": Speaker("en-gb-x-rp+aunty", 54, 175, -27.0),
-    "speaker02": Speaker("en-gb-x-gbcwmd+m4", 50, 170, -26.0),
-    "speaker03": Speaker("en-us-nyc+grandma", 47, 165, -28.0),
+    "speaker01": Speaker("en-us+aunty", 54, 175, -27.0),
+    "speaker02": Speaker("en-us+m4", 50, 170, -26.0),
+    "speaker03": Speaker("en-us+grandma", 47, 165, -28.0),
     "speaker04": Speaker("en-us+m6", 55, 185, -27.0),
-    "speaker05": Speaker("en-gb-x-gbclan+anika", 42, 160, -26.5),
-    "speaker06": Speaker("en-gb-x-rp+Gene", 48, 180, -25.5),
-    "speaker07": Speaker("en+belinda", 41, 185, -28.0),
+    "speaker05": Speaker("en-us+anika", 42, 160, -26.5),
+    "speaker06": Speaker("en-us+Gene", 48, 180, -25.5),
+    "speaker07": Speaker("en-us+belinda", 41, 185, -28.0),
     "speaker08": Speaker("en-us+Nguyen", 46, 170, -26.5),
 }
 

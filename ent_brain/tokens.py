@@ -138,7 +138,7 @@ def train_sentencepiece(transcripts, model_file, vocab_size=5000):
     Raises
     ------
     InputError
-        If the transcripts do not hold enough different pieces for the vocabulary.
+        If the transcripts hold fewer different pieces, or more characters, than the vocabulary.
     """
     try:
         with whole_or_nothing(model_file) as partial, partial.open("wb") as writer:
@@ -159,7 +159,7 @@ def train_sentencepiece(transcripts, model_file, vocab_size=5000):
         reason = " ".join(str(error).split())
         raise InputError(
             f"{model_file}: {vocab_size} tokens cannot be learnt from these transcripts "
-            f"({reason}): lower vocab_size"
+            f"({reason}): change vocab_size"
         ) from error
     return load_sentencepiece(model_file)
 
