@@ -73,7 +73,8 @@ def test_a_batch_changes_no_fbank_feature(frame_duration):
     for row, utterance in enumerate(alone(wavs, wav_lens)):
         features, [frames] = frontend(*utterance)
         assert frame_lens[row] == frames
-        assert torch.equal(batched[row, :frames], features[0])
+        # Not always bit by bit: a product of few rows takes another kernel.
+        torch.testing.assert_close(batched[row, :frames], features[0], rtol=0, atol=1e-5)
 
 
 def test_fbank_statistics_are_those_of_all_valid_frames_of_training():
@@ -88,9 +89,7 @@ def test_fbank_statistics_are_those_of_all_valid_frames_of_training():
     valid = torch.cat(valid)
     assert frontend.count == len(valid)
     torch.testing.assert_close(frontend.mean, valid.mean(0), rtol=1e-4, atol=1e-3)
-    torch.testing.assert_close(
-        frontend.deviation, valid.std(0, correction=0), rtol=1e-3, atol=1e-3
-    )
+    torch.testing.assert_close(frontend.deviation, valid.std(0, correction=0), rtol=1e-3, atol=1e-3)
 
 
 def test_fbank_statistics_are_still_in_evaluation_and_travel_in_the_checkpoint():

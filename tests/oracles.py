@@ -1,0 +1,350 @@
+"""References that the package is compared with: the definitions, in plain loops over everything.
+
+They share no code with the package: every path is walked, every node visited, every frame decoded
+by itself. ``random_lattices`` and ``random_batch`` make what both sides are tried on.
+"""
+
+import contextlib
+import itertools
+import math
+from typing import NamedTuple
+from unittest import mock
+
+import torch
+
+from ent_brain import lattice as lattice_module
+from ent_brain.lattice import Lattice
+
+SIZES = [(6, 3), (2, 0), (6, 3), (1, 5), (4, 2)]
+"""(frames, tokens) of a batch: two utterances alike, and the others unlike."""
+
+PLANS = {"one by one": (10_000, 0.0), "cut": (30, 0.0), "together": (10_000, 1.0)}
+"""Tile budgets and padded shares: whole utterances, runs of frames, all utterances in one."""
+
+
+@contextlib.contextmanager
+def plan(elements, padded_share):
+    """Force the tile planner's budget and the padding that it accepts."""
+    with (
+        mock.patch.dict(lattice_module.TILE_ELEMENTS, {"cpu": elements}),
+        mock.patch.dict(lattice_module.PADDED_SHARE, {"cpu": padded_share}),
+    ):
+        yield
+
+
+class Batch(NamedTuple):
+    tokens: torch.Tensor
+    frame_lens: torch.Tensor
+    token_lens: torch.Tensor
+
+
+def random_lattices(sizes, outputs, width=5, seed=0, dtype=torch.float32, scale=1.0):
+    """Lattices with gradients for (frames, tokens) of each utterance, one a number of outputs."""
+    generator = torch.Generator().manual_seed(seed)
+    frames, tokens = (max(column) for column in zip(*sizes, strict=True))
+
+    def tensor(*shape):
+        values = torch.randn(*shape, generator=generator, dtype=torch.float64) * scale
+        return values.to(dtype).requires_grad_()
+
+    return [
+        Lattice(
+            enc=tensor(len(sizes), frames, width),
+            pred=tensor(len(sizes), tokens + 1, width),
+            weight=tensor(count, width),
+            bias=tensor(count),
+        )
+        for count in outputs
+    ]
+
+
+def random_batch(sizes, vocab_size, blank=0, seed=0):
+    """Token ids other than blank, with blank in the padding, and the lengths."""
+    generator = torch.Generator().manual_seed(seed)
+    frame_lens, token_lens = (torch.tensor(column) for column in zip(*sizes, strict=True))
+    shape = (len(sizes), int(token_lens.max()))
+    tokens = (blank + torch.randint(1, vocab_size, shape, generator=generator)) % vocab_size
+    padding = torch.arange(shape[1]) >= token_lens[:, None]
+    return Batch(tokens.masked_fill(padding, blank), frame_lens, token_lens)
+
+
+def copies(lattices, dtype=torch.float64):
+    """The same lattices as leaves of another type."""
+    return [Lattice(*(x.detach().to(dtype).requires_grad_() for x in each)) for each in lattices]
+
+
+def gradients(loss, lattices):
+    return torch.autograd.grad(loss, [tensor for lattice in lattices for tensor in lattice])
+
+
+def dense_logits(lattices):
+    """[B, T, U+1, outputs] of all nodes, the outputs of all lattices side by side."""
+    hidden = [torch.tanh(each.enc.unsqueeze(2) + each.pred.unsqueeze(1)) for each in lattices]
+    return torch.cat(
+        [h @ each.weight.T + each.bias for h, each in zip(hidden, lattices, strict=True)], -1
+    )
+
+
+# The transducer (Graves 2012).
+
+
+def alignments(frames, tokens):
+    """Every way through a lattice: lists of (t, u, is_token) arcs, the last of them a blank."""
+    steps = frames + tokens - 1
+    for token_steps in itertools.combinations(range(steps), tokens):
+        arcs, t, u = [], 0, 0
+        for step in range(steps):
+            arcs.append((t, u, step in token_steps))
+            t, u = (t, u + 1) if step in token_steps else (t + 1, u)
+        yield [*arcs, (t, u, False)]
+
+
+def sum_over_alignments(log_probs, tokens, blank):
+    """-log P and the posterior of each node's blank arc, by walking every alignment.
+
+    ``log_probs`` are nested lists [T][U+1][V].
+    """
+    frames = len(log_probs)
+    total, through = 0.0, [[0.0] * (len(tokens) + 1) for _ in log_probs]
+    for arcs in alignments(frames, len(tokens)):
+        probability = math.exp(
+            math.fsum(log_probs[t][u][tokens[u] if emits else blank] for t, u, emits in arcs)
+        )
+        total += probability
+        for t, u, emits in arcs:
+            through[t][u] += 0.0 if emits else probability
+    return -math.log(total), [[value / total for value in row] for row in through]
+
+
+def forward_algorithm(log_blank, log_token):
+    """-log P of one utterance from [T, U+1] log-probabilities, node by node, with a graph."""
+    frames, positions = log_blank.shape
+    alpha = {(0, 0): log_blank.new_zeros(())}
+    for t, u in itertools.product(range(frames), range(positions)):
+        arrivals = []
+        if t:
+            arrivals.append(alpha[t - 1, u] + log_blank[t - 1, u])
+        if u:
+            arrivals.append(alpha[t, u - 1] + log_token[t, u - 1])
+        if arrivals:
+            alpha[t, u] = torch.logsumexp(torch.stack(arrivals), 0)
+    return -(alpha[frames - 1, positions - 1] + log_blank[-1, -1])
+
+
+def transducer_nll(logits, batch, blank=0):
+    """[B] -log P of dense logits, with a graph."""
+    losses = []
+    for row, (tokens, frames, count) in enumerate(zip(*batch, strict=True)):
+        log_probs = logits[row, :frames, : count + 1].log_softmax(-1)
+        following = [*tokens[:count].tolist(), blank]
+        log_token = log_probs[:, torch.arange(count + 1), following]
+        losses.append(forward_algorithm(log_probs[..., blank], log_token))
+    return torch.stack(losses)
+
+
+def blank_posteriors(logits, batch, blank=0):
+    """Per utterance [T, U+1]: minus the loss's gradient by the blank arcs' log-probabilities."""
+    posteriors = []
+    for row, (tokens, frames, count) in enumerate(zip(*batch, strict=True)):
+        log_probs = logits[row, :frames, : count + 1].detach().log_softmax(-1)
+        following = [*tokens[:count].tolist(), blank]
+        log_blank = log_probs[..., blank].clone().requires_grad_()
+        log_token = log_probs[:, torch.arange(count + 1), following]
+        nll = forward_algorithm(log_blank, log_token)
+        posteriors.append(-torch.autograd.grad(nll, log_blank)[0])
+    return posteriors
+
+
+# Emotion losses (SPEC.md, section 4).
+
+
+def clamped_log(probability):
+    return probability.clamp(1e-8, 1.0).log()
+
+
+def pooling(logits, emotions, batch, mode, neutral=3):
+    """[B] lattice max pooling from dense emotion logits, with a graph."""
+    losses = []
+    for row, emotion in enumerate(emotions.tolist()):
+        frames, positions = int(batch.frame_lens[row]), int(batch.token_lens[row]) + 1
+        p = logits[row].softmax(-1)
+        value = p.tolist()
+        nodes = list(itertools.product(range(frames), range(positions)))
+        present = max(nodes, key=lambda node: value[node[0]][node[1]][emotion])
+        absent = min(nodes, key=lambda node: value[node[0]][node[1]][neutral])
+
+        def term(node, label, p=p, frames=frames, positions=positions):
+            t, u = node
+            pooled = {
+                "one": [(t, u)],
+                "mil": [(t, u)],
+                "full_t": [(t, other) for other in range(positions)],
+                "full_u": [(other, u) for other in range(frames)],
+            }[mode]
+            return -sum(clamped_log(p[each][label]) for each in pooled) / len(pooled)
+
+        if mode == "mil":
+            chosen = absent if emotion == neutral else present
+            losses.append(term(chosen, emotion))
+        else:
+            losses.append(term(present, emotion) + term(absent, neutral))
+    return torch.stack(losses)
+
+
+def frame_emotions(logits, posteriors):
+    """Per utterance q [T, E] = sum over u of posterior(t, u) * softmax(logits)(t, u)."""
+    return [
+        (logits[row, : len(g), : g.size(1)].softmax(-1) * g[..., None]).sum(1)
+        for row, g in enumerate(posteriors)
+    ]
+
+
+def aligned_pooling(frame_probs, emotions, top=0.3, neutral=3):
+    """[B] pooling over frames of per-utterance emotion distributions [T, E]."""
+    losses = []
+    for q, emotion in zip(frame_probs, emotions.tolist(), strict=True):
+        if emotion == neutral:
+            losses.append(-clamped_log(q[:, neutral]).mean())
+            continue
+        count = max(1, math.floor(top * len(q)))
+        pooled = {e: q[:, e].topk(count).values.mean() for e in range(q.size(1)) if e != neutral}
+        loss = -clamped_log(pooled.pop(emotion))
+        losses.append(loss - sum(clamped_log(1 - other) for other in pooled.values()))
+    return torch.stack(losses)
+
+
+def supervised(logits, intervals):
+    """[B] sum over intervals of the mean cross-entropy over their L-shaped regions."""
+    log_probs = logits.log_softmax(-1)
+    losses = []
+    for row, spans in enumerate(intervals):
+        loss = logits.new_zeros(())
+        for emotion, a, b, c, d in spans:
+            region = [
+                (t, u)
+                for t, u in itertools.product(range(logits.size(1)), range(logits.size(2)))
+                if (a <= t < b or c <= u < d) and t < b and u < d
+            ]
+            loss = loss - sum(log_probs[row][node][emotion] for node in region) / len(region)
+        losses.append(loss)
+    return torch.stack(losses)
+
+
+# The models (SPEC.md, section 3) and greedy search (section 5), one utterance at a time.
+
+
+class PlainModel:
+    """ENT or FENT for one utterance, in double precision, from the parameters alone.
+
+    A stream is 0 for emotion and -1 for vocabulary: the same one in ENT.
+    """
+
+    def __init__(self, model):
+        self.weights = {name: value.detach().double() for name, value in model.named_parameters()}
+        self.factorised = "predictors.1.embedding.weight" in self.weights
+        self.streams = 2 if self.factorised else 1
+
+    def encode(self, features, stream):
+        """[T, D] of features [T, L, D]."""
+        stream %= self.streams
+        x = features.double()
+        if x.size(1) > 1:
+            layer_weights = self.weights[f"mixes.{stream}.weights"].softmax(0)
+            mixed = sum(w * x[:, k] for k, w in enumerate(layer_weights))
+            x = self.weights[f"mixes.{stream}.gamma"] * mixed
+        else:
+            x = x[:, 0]
+        ahead = self.lstm("encoder.ahead", list(x))
+        back = self.lstm("encoder.back", list(x.flip(0)))[::-1]
+        return torch.stack([torch.cat(both) for both in zip(ahead, back, strict=True)])
+
+    def predict(self, tokens, stream):
+        """[U+1, D] of a list of token ids."""
+        outputs, state = [], None
+        for token in [0, *tokens]:
+            output, state = self.predict_one(token, state, stream)
+            outputs.append(output)
+        return torch.stack(outputs)
+
+    def predict_one(self, token, state, stream):
+        prefix = f"predictors.{stream % self.streams}"
+        embedded = self.weights[f"{prefix}.embedding.weight"][token]
+        hidden, state = self.lstm_cell(f"{prefix}.rnn", embedded, state)
+        return self.linear(f"{prefix}.projection", hidden), state
+
+    def token_logits(self, encoded, predicted):
+        """[V] of one node; both arguments are pairs (emotion stream, vocabulary stream)."""
+        if not self.factorised:
+            return self.joint("token_joints.0", encoded[0], predicted[0])
+        blank = self.joint("token_joints.0", encoded[0], predicted[0])
+        vocabulary = self.joint("token_joints.1", encoded[1], predicted[1])
+        return torch.cat((blank, vocabulary))
+
+    def emotion_logits(self, encoded, predicted):
+        return self.joint("emotion_joint", encoded[0], predicted[0])
+
+    def head_logits(self, encoded, predicted):
+        """[E] of one vector a side, of the emotion stream."""
+        x = torch.cat((encoded, predicted))
+        normal = (x - x.mean()) / (x.var(unbiased=False) + 1e-5).sqrt()
+        normal = normal * self.weights["pooled_head.norm.weight"]
+        return self.linear("pooled_head.output", normal + self.weights["pooled_head.norm.bias"])
+
+    def joint(self, prefix, encoded, predicted):
+        encoder_side = self.linear(f"{prefix}.encoder_side", encoded)
+        predictor_side = self.linear(f"{prefix}.predictor_side", predicted)
+        return self.linear(f"{prefix}.output", torch.tanh(encoder_side + predictor_side))
+
+    def linear(self, prefix, x):
+        return self.weights[f"{prefix}.weight"] @ x + self.weights[f"{prefix}.bias"]
+
+    def lstm(self, prefix, inputs):
+        outputs, state = [], None
+        for x in inputs:
+            hidden, state = self.lstm_cell(prefix, x, state)
+            outputs.append(hidden)
+        return outputs
+
+    def lstm_cell(self, prefix, x, state):
+        size = self.weights[f"{prefix}.weight_hh_l0"].size(1)
+        hidden, cell = state or (x.new_zeros(size), x.new_zeros(size))
+        gates = self.weights[f"{prefix}.weight_ih_l0"] @ x + self.weights[f"{prefix}.bias_ih_l0"]
+        gates = gates + self.weights[f"{prefix}.weight_hh_l0"] @ hidden
+        gates = gates + self.weights[f"{prefix}.bias_hh_l0"]
+        entry, forget, candidate, output = gates.chunk(4)
+        cell = forget.sigmoid() * cell + entry.sigmoid() * candidate.tanh()
+        hidden = output.sigmoid() * cell.tanh()
+        return hidden, (hidden, cell)
+
+
+class Decoded(NamedTuple):
+    tokens: list
+    frames: list
+    predicted: list
+    """(emotion stream, vocabulary stream) predictor output as each frame is left."""
+    score: float
+
+
+def greedy(plain, features, max_symbols):
+    """Frame by frame and symbol by symbol, for the features [T, L, D] of one utterance."""
+    encoded = list(zip(plain.encode(features, 0), plain.encode(features, -1), strict=True))
+    steps = [plain.predict_one(0, None, stream) for stream in (0, -1)]
+    tokens, frames, left_with, score = [], [], [], 0.0
+    for t in range(len(features)):
+        emitted = 0
+        while emitted < max_symbols:
+            predicted = [output for output, _ in steps]
+            log_probs = plain.token_logits(encoded[t], predicted).log_softmax(0).tolist()
+            best = max(range(len(log_probs)), key=log_probs.__getitem__)
+            score += log_probs[best]
+            if best == 0:
+                break
+            tokens.append(best)
+            frames.append(t)
+            emitted += 1
+            steps = [
+                plain.predict_one(best, state, stream)
+                for stream, (_, state) in zip((0, -1), steps, strict=True)
+            ]
+        left_with.append([output for output, _ in steps])
+    return Decoded(tokens, frames, left_with, score)

@@ -1,0 +1,464 @@
+import json
+import math
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+import speechbrain as sb
+import torch
+from hyperpyyaml import load_hyperpyyaml
+from speechbrain.dataio.batch import PaddedBatch
+from speechbrain.utils.checkpoints import Checkpointer
+from speechbrain.utils.epoch_loop import EpochCounter
+from speechbrain.utils.train_logger import FileTrainLogger
+from torch.nn.functional import cross_entropy
+from torch.optim.lr_scheduler import LambdaLR
+
+from ent_brain.brain import EmotionTransducerBrain
+from ent_brain.dataio import make_dataset
+from ent_brain.emotions import EMOTIONS
+from ent_brain.frontend import FbankFrontend
+from ent_brain.losses import lattice_pooling_loss, next_token_loss, transducer_loss
+from ent_brain.metrics import TransducerStats
+from ent_brain.model import ENT, FENT
+from ent_brain.tokens import CharTokens
+
+ADAMW = Path(__file__).resolve().parents[1] / "hparams" / "adamw.yaml"
+LETTERS = "AEST"
+LOUDNESS = {"happy": 0.3, "angry": 0.6, "sad": 0.05, "neutral": 0.15}
+WEIGHTS = {"rnnt_weight": 0.5, "head_weight": 0.5, "lattice_weight": 0.5, "lm_weight": 0.0}
+
+
+def sing(text, emotion, rng):
+    """A tone for each letter, silence for a space; the louder, the more the emotion."""
+    time = np.arange(1920) / 16000
+    notes = [
+        np.hanning(1920) * np.sin(2 * np.pi * (200 + 500 * LETTERS.find(letter)) * time)
+        for letter in text
+    ]
+    song = LOUDNESS[emotion] * np.concatenate(notes) * np.repeat([c != " " for c in text], 1920)
+    return song + 0.001 * rng.normal(size=len(song))
+
+
+def draw_text(rng):
+    words = []
+    for _ in range(2):
+        first = rng.choice(list(LETTERS))
+        second = rng.choice([c for c in LETTERS if c != first])
+        words.append(first + second + rng.choice([c for c in LETTERS if c != second]))
+    return " ".join(words)
+
+
+@pytest.fixture(scope="module")
+def songs(tmp_path_factory):
+    """The manifest of 16 songs of six letters each, four of each emotion."""
+    folder = tmp_path_factory.mktemp("songs")
+    rng = np.random.default_rng(0)
+    manifest = {}
+    for index in range(16):
+        emotion = EMOTIONS[index % 4]
+        text = draw_text(rng)
+        song = sing(text, emotion, rng)
+        soundfile.write(folder / f"song{index:02}.wav", song, 16000)
+        segment = {"start": 0.2, "end": 0.6, "emotion": emotion}
+        manifest[f"song{index:02}"] = {
+            "wav": f"{{data_root}}/song{index:02}.wav",
+            "duration": len(song) / 16000,
+            "transcript": text,
+            "emotion": emotion,
+            "speaker": "Ann",
+            "segments": [] if emotion == "neutral" else [segment],
+        }
+    (folder / "songs.json").write_text(json.dumps(manifest))
+    return folder / "songs.json"
+
+
+@pytest.fixture(scope="module")
+def dataset(songs):
+    return make_dataset(songs, songs.parent, CharTokens(), FbankFrontend(0.04), 1.0)
+
+
+def constant(optimizer, num_warmup_steps, num_training_steps):
+    return LambdaLR(optimizer, lambda step: 1.0)
+
+
+def make_brain(
+    folder, model=ENT, size=16, dropout=0.0, epochs=2, resume=False, run_opts=(), **given
+):
+    """A small Brain; ``given`` are hparams, and the optimiser as ``opt_class``."""
+    folder.mkdir(exist_ok=True)
+    torch.manual_seed(0)
+    frontend = FbankFrontend(0.04)
+    weights = WEIGHTS | {key: given[key] for key in WEIGHTS if key in given}
+    model = model(
+        vocab_size=31,
+        feature_dim=frontend.feature_dim,
+        feature_layers=1,
+        encoder_dim=size,
+        embedding_dim=size // 2,
+        predictor_dim=size // 2,
+        joint_dim=size,
+        dropout=dropout,
+        token_joint=weights["rnnt_weight"],
+        emotion_joint=weights["lattice_weight"],
+        pooled_head=weights["head_weight"],
+        lm_head=weights["lm_weight"],
+    )
+    hparams = {
+        **weights,
+        "lattice_mode": "one",
+        "aligned_top": 0.3,
+        "max_symbols": 3,
+        "lr_schedule": constant,
+        "warmup_epochs": 0,
+        "number_of_epochs": epochs,
+        "epoch_counter": EpochCounter(epochs),
+        "train_logger": FileTrainLogger(str(folder / "train_log.txt")),
+        "output_folder": str(folder),
+        **given,
+    }
+    checkpointer = None
+    if resume:
+        parts = {"frontend": frontend, "model": model, "counter": hparams["epoch_counter"]}
+        checkpointer = Checkpointer(str(folder / "save"), parts)
+    return EmotionTransducerBrain(
+        CharTokens(),
+        modules={"frontend": frontend, "model": model},
+        opt_class=hparams.pop("opt_class", partial(torch.optim.AdamW, lr=1e-3)),
+        hparams=hparams,
+        run_opts={"noprogressbar": True, **dict(run_opts)},
+        checkpointer=checkpointer,
+    )
+
+
+def fit(brain, dataset, batch_size=8):
+    brain.fit(
+        brain.hparams.epoch_counter,
+        dataset,
+        dataset,
+        train_loader_kwargs={"batch_size": batch_size, "shuffle": True},
+        valid_loader_kwargs={"batch_size": batch_size},
+    )
+
+
+def a_batch(dataset, count=4):
+    return PaddedBatch([dataset[index] for index in range(count)])
+
+
+# --- learning
+
+
+@pytest.mark.parametrize("model", [ENT, FENT])
+def test_a_small_set_is_learnt_by_heart(tmp_path, dataset, model):
+    steps = 300
+    brain = make_brain(
+        tmp_path,
+        model,
+        size=64,
+        dropout=0.1,
+        lattice_mode="aligned",
+        opt_class=partial(torch.optim.AdamW, lr=0.01),
+        lr_schedule=lambda optimizer, **_: LambdaLR(optimizer, lambda step: 1 - step / steps),
+    )
+    loader = {"batch_size": 4, "shuffle": True}
+    brain.fit(range(1, steps * 4 // 16 + 1), dataset, train_loader_kwargs=loader)
+    brain.evaluate(dataset, test_loader_kwargs={"batch_size": 6})
+    summary = brain.stats.summarize()
+    assert (summary["WER"], summary["CER"]) == (0, 0)
+    assert (summary["WA"], summary["UA"]) == (100, 100)
+
+
+# --- loss terms
+
+
+def expected_terms(brain, batch):
+    """Unweighted terms, each by its own function."""
+    frontend, model = brain.modules.frontend, brain.modules.model
+    features, frame_lens = frontend(*batch.sig)
+    tokens, token_lens = batch.tokens.data, batch.token_count
+    weights, terms = brain.hparams, {}
+    if not weights.rnnt_weight:  # nothing is transcribed, so no token is seen
+        tokens, token_lens = tokens[:, :0], torch.zeros_like(token_lens)
+    output = model(features, frame_lens, tokens, token_lens)
+    if weights.rnnt_weight:
+        terms["rnnt"] = transducer_loss(output.token_lattices, tokens, frame_lens, token_lens)
+    if weights.head_weight:
+        terms["head"] = cross_entropy(output.head_logits, batch.emotion_index)
+    if weights.lattice_weight:
+        terms["lattice"] = lattice_pooling_loss(
+            output.emotion_lattice, batch.emotion_index, frame_lens, token_lens, mode="one"
+        )
+    if weights.lm_weight:
+        terms["lm"] = next_token_loss(output.lm_logits, tokens, token_lens)
+    return terms
+
+
+@pytest.mark.parametrize("model", [ENT, FENT])
+@pytest.mark.parametrize(
+    ("weights", "absent"),
+    [
+        ({}, {"lm_head"}),
+        ({"lm_weight": 0.3}, set()),
+        ({"lattice_weight": 0.0}, {"lm_head", "emotion_joint"}),
+        ({"head_weight": 0.0}, {"lm_head", "pooled_head"}),
+        ({"rnnt_weight": 0.0}, {"lm_head", "token_joints"}),
+        ({"rnnt_weight": 0, "lattice_weight": 0}, {"lm_head", "token_joints", "emotion_joint"}),
+        ({"rnnt_weight": 2, "head_weight": 0.1, "lattice_weight": 3, "lm_weight": 1}, set()),
+    ],
+)
+def test_the_loss_is_the_weighted_sum_and_weight_0_leaves_no_trace(
+    tmp_path, dataset, model, weights, absent
+):
+    weights = WEIGHTS | weights
+    brain = make_brain(tmp_path, model, **weights)
+    parts = {name.split(".")[0] for name, _ in brain.modules.model.named_parameters()}
+    optional = {"token_joints", "emotion_joint", "pooled_head", "lm_head"}
+    assert optional - parts == absent
+
+    batch = a_batch(dataset)
+    brain.modules.eval()
+    brain.on_stage_start(sb.Stage.TRAIN)
+    outputs = brain.compute_forward(batch, sb.Stage.TRAIN)
+    loss = brain.compute_objectives(outputs, batch, sb.Stage.TRAIN)
+    terms = expected_terms(brain, batch)
+    assert (
+        set(brain.term_sums)
+        == set(terms)
+        == {name.removesuffix("_weight") for name, weight in weights.items() if weight}
+    )
+    for name, total in brain.term_sums.items():
+        torch.testing.assert_close(total / 4, terms[name].detach())
+    total = sum(weights[f"{name}_weight"] * term for name, term in terms.items())
+    torch.testing.assert_close(loss, total)
+
+    loss.backward()
+    without = {name for name, p in brain.modules.model.named_parameters() if p.grad is None}
+    assert not without, "DDP refuses parameters that no loss reaches"
+
+
+def test_without_transcription_no_word_error_is_told(tmp_path, dataset):
+    brain = make_brain(tmp_path, rnnt_weight=0.0)
+    brain.evaluate(dataset, test_loader_kwargs={"batch_size": 8})
+    assert set(brain.stats.summarize()) == {"WA", "UA", "EDER", "error"}
+
+
+def test_without_emotions_only_word_errors_are_told(tmp_path, dataset):
+    brain = make_brain(tmp_path, head_weight=0.0, lattice_weight=0.0)
+    brain.evaluate(dataset, test_loader_kwargs={"batch_size": 8})
+    assert set(brain.stats.summarize()) == {"WER", "CER", "error"}
+
+
+@pytest.mark.parametrize("mode", ["one", "full_t", "full_u", "mil", "aligned"])
+def test_every_lattice_mode_trains(tmp_path, dataset, mode):
+    brain = make_brain(tmp_path, lattice_mode=mode)
+    fit(brain, dataset)
+    assert all(math.isfinite(epoch["train lattice"]) for epoch in brain.history)
+
+
+# --- optimisation
+
+
+@pytest.mark.parametrize("limit", [0.01, 0.3])
+def test_the_gradient_is_clipped_over_all_parameter_groups_together(tmp_path, dataset, limit):
+    brain = make_brain(
+        tmp_path,
+        opt_class=partial(torch.optim.SGD, lr=1.0),
+        run_opts={"max_grad_norm": limit, "remove_vector_weight_decay": True},
+    )
+    before = [p.detach().clone() for p in brain.modules.parameters()]
+    fit_one(brain, a_batch(dataset))
+    assert len(brain.optimizer.param_groups) == 2
+    moved = [p.detach() - old for p, old in zip(brain.modules.parameters(), before, strict=True)]
+    norm = math.sqrt(sum(float(change.square().sum()) for change in moved))
+    assert norm == pytest.approx(limit, rel=1e-3)
+    assert any(change.abs().max() > 0 for change in moved if change.dim() == 1)
+
+
+def fit_one(brain, batch):
+    brain.steps_per_epoch = 1
+    brain.on_fit_start()
+    brain.on_stage_start(sb.Stage.TRAIN)
+    brain.modules.train()
+    brain.step = 1
+    return brain.fit_batch(batch)
+
+
+def test_no_limit_leaves_the_gradient_as_it_is(tmp_path, dataset):
+    brain = make_brain(
+        tmp_path,
+        opt_class=partial(torch.optim.SGD, lr=1.0),
+        run_opts={"max_grad_norm": math.inf},
+    )
+    batch = a_batch(dataset)
+    before = [p.detach().clone() for p in brain.modules.parameters()]
+    loss = fit_one(brain, batch)
+    twin = make_brain(tmp_path)
+    twin.on_stage_start(sb.Stage.TRAIN)
+    twin.modules.train()
+    outputs = twin.compute_forward(batch, sb.Stage.TRAIN)
+    twin_loss = twin.compute_objectives(outputs, batch, sb.Stage.TRAIN)
+    twin_loss.backward()
+    torch.testing.assert_close(loss, twin_loss.detach())
+    for p, old, q in zip(
+        brain.modules.parameters(), before, twin.modules.parameters(), strict=True
+    ):
+        torch.testing.assert_close(old - p.detach(), q.grad, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize(("accumulation", "steps_per_epoch"), [(1, 6), (4, 1)])
+def test_the_learning_rate_warms_up_and_falls_by_a_cosine(
+    tmp_path, dataset, accumulation, steps_per_epoch
+):
+    """SPEC.md section 7: per step, 5e-7 up to lr in the warm-up epochs, then down to 5e-6."""
+    with ADAMW.open() as file:
+        adamw = load_hyperpyyaml(file, {"lr": 1e-3})
+    epochs, warmup_epochs = 8, 3
+    brain = make_brain(
+        tmp_path,
+        epochs=epochs,
+        warmup_epochs=warmup_epochs,
+        opt_class=adamw["opt_class"],
+        lr_schedule=adamw["lr_schedule"],
+        run_opts={"grad_accumulation_factor": accumulation},
+    )
+    used = []
+
+    def record(batch, should_step):
+        if should_step:
+            used.append(brain.optimizer.param_groups[0]["lr"])
+
+    brain.on_fit_batch_start = record
+    brain.fit(range(epochs), dataset, train_loader_kwargs={"batch_size": 3})
+    total, warmup = epochs * steps_per_epoch, warmup_epochs * steps_per_epoch
+    rising = [5e-7 + (1e-3 - 5e-7) * step / (warmup - 1) for step in range(warmup)]
+    falling = [
+        5e-6 + (1e-3 - 5e-6) * (1 + math.cos(math.pi * step / (total - warmup))) / 2
+        for step in range(1, total - warmup + 1)
+    ]
+    assert used == pytest.approx(rising + falling)
+    assert (used[0], used[-1]) == (pytest.approx(5e-7), pytest.approx(5e-6))
+
+
+# --- history and checkpoints
+
+
+def test_error_is_the_mean_of_the_three_error_rates(tmp_path, dataset):
+    brain = make_brain(tmp_path)
+    fit(brain, dataset)
+    for epoch in brain.history:
+        rates = epoch["valid WER"], 100 - epoch["valid UA"], epoch["valid EDER"]
+        assert epoch["valid error"] == pytest.approx(sum(rates) / 3)
+
+
+def test_the_history_tells_every_epoch(tmp_path, dataset):
+    brain = make_brain(tmp_path, epochs=2)
+    fit(brain, dataset)
+    history = json.loads((tmp_path / "history.json").read_text())
+    assert history == brain.history
+    assert [epoch["epoch"] for epoch in history] == [1, 2]
+    losses = {"loss", "rnnt", "head", "lattice"}
+    rates = {"WER", "CER", "WA", "UA", "EDER", "error"}
+    measured = {f"train {k}" for k in losses} | {f"valid {k}" for k in losses | rates}
+    assert all(set(epoch) == {"epoch", "lr"} | measured for epoch in history)
+    for stage in ("train", "valid"):
+        terms = (0.5 * history[0][f"{stage} {name}"] for name in ("rnnt", "head", "lattice"))
+        assert history[0][f"{stage} loss"] == pytest.approx(sum(terms), rel=1e-4)
+    assert len((tmp_path / "train_log.txt").read_text().splitlines()) == 2
+
+
+def state_of(brain):
+    return {key: value.clone() for key, value in brain.modules.state_dict().items()}
+
+
+def assert_same_state(state, other):
+    assert state.keys() == other.keys()
+    assert all(torch.equal(state[key], other[key]) for key in state)
+
+
+def interrupt(brain, method, when):
+    """Let a method of a Brain stop the run, as Ctrl-C would, once ``when(brain, *args)``."""
+    original = getattr(brain, method)
+
+    def stop(*args, **kwargs):
+        if when(*args, **kwargs):
+            raise KeyboardInterrupt
+        return original(*args, **kwargs)
+
+    setattr(brain, method, stop)
+
+
+def test_a_run_stopped_between_epochs_goes_on_as_if_nothing_had_happened(tmp_path, dataset):
+    with ADAMW.open() as file:
+        adamw = load_hyperpyyaml(file)
+    schedule = {"lr_schedule": adamw["lr_schedule"], "opt_class": adamw["opt_class"]}
+    given = {"epochs": 4, "warmup_epochs": 1, "resume": True, **schedule}
+    straight = make_brain(tmp_path / "straight", **given)
+    fit(straight, dataset)
+
+    stopped = make_brain(tmp_path / "stopped", **given)
+    interrupt(stopped, "on_stage_start", lambda stage, epoch: epoch == 3)
+    with pytest.raises(KeyboardInterrupt):
+        fit(stopped, dataset)
+    history = tmp_path / "stopped" / "history.json"
+    assert len(json.loads(history.read_text())) == 2
+
+    resumed = make_brain(tmp_path / "stopped", **given)
+    fit(resumed, dataset)
+    assert resumed.history == straight.history
+    assert json.loads(history.read_text()) == straight.history
+    assert_same_state(state_of(resumed), state_of(straight))
+
+
+def test_a_run_stopped_within_an_epoch_goes_on_there(tmp_path, dataset):
+    given = {"epochs": 2, "resume": True, "run_opts": {"ckpt_interval_steps": 1}}
+    straight = make_brain(tmp_path / "straight", **given)
+    fit(straight, dataset, batch_size=4)
+    stopped = make_brain(tmp_path / "stopped", **given)
+    interrupt(stopped, "fit_batch", lambda batch: stopped.optimizer_step == 6)
+    with pytest.raises(KeyboardInterrupt):
+        fit(stopped, dataset, batch_size=4)
+    resumed = make_brain(tmp_path / "stopped", **given)
+    fit(resumed, dataset, batch_size=4)
+    assert resumed.optimizer_step == 8
+    assert_same_state(state_of(resumed), state_of(straight))
+    assert resumed.history[0] == straight.history[0]
+    measured = [key for key in straight.history[1] if key.startswith("valid")]
+    assert all(resumed.history[1][key] == straight.history[1][key] for key in measured)
+
+
+def test_the_checkpoint_of_the_lowest_error_is_the_one_evaluated(tmp_path, dataset, monkeypatch):
+    brain = make_brain(tmp_path, epochs=4, resume=True)
+    errors, states = iter([50.0, 10.0, 30.0, 20.0]), []
+    summarize = TransducerStats.summarize
+
+    def pretend(stats):
+        states.append(state_of(brain))
+        return summarize(stats) | {"error": next(errors)}
+
+    monkeypatch.setattr(TransducerStats, "summarize", pretend)
+    fit(brain, dataset)
+    assert_same_state(state_of(brain), states[3])
+    brain.evaluate(dataset, test_loader_kwargs={"batch_size": 8})
+    assert_same_state(state_of(brain), states[3])
+    brain.evaluate(dataset, min_key="error", test_loader_kwargs={"batch_size": 8})
+    assert_same_state(state_of(brain), states[1])
+    kept = brain.checkpointer.list_checkpoints()
+    assert sorted(checkpoint.meta["epoch"] for checkpoint in kept) == [2, 4]
+
+
+def test_the_paper_s_protocol_scores_test_sets_and_changes_nothing_else(tmp_path, dataset):
+    plain = make_brain(tmp_path / "plain")
+    fit(plain, dataset)
+    paper = make_brain(tmp_path / "paper")
+    loader = paper.make_dataloader(dataset, sb.Stage.TEST, ckpt_prefix=None, batch_size=8)
+    paper.paper_sets = {"songs": loader}
+    fit(paper, dataset)
+    scored = [{k: v for k, v in epoch.items() if k.startswith("songs ")} for epoch in paper.history]
+    rates = ("WER", "CER", "WA", "UA", "EDER", "error")
+    # Validation and test set are the same here, so the figures must be.
+    for epoch, of_test in zip(paper.history, scored, strict=True):
+        assert of_test == {f"songs {name}": epoch[f"valid {name}"] for name in rates}
+    rest = [{k: v for k, v in epoch.items() if k not in scored[0]} for epoch in paper.history]
+    assert rest == plain.history

@@ -1,0 +1,183 @@
+import json
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from speechbrain.dataio.batch import PaddedBatch
+
+from ent_brain.dataio import make_dataset, read_audio
+from ent_brain.emotions import EMOTIONS
+from ent_brain.errors import InputError
+from ent_brain.frontend import FbankFrontend
+from ent_brain.segments import Segment
+from ent_brain.tokens import CharTokens
+
+
+def tone(rate, seconds=1.0, hertz=440.0):
+    return 0.5 * np.sin(2 * np.pi * hertz * np.arange(round(rate * seconds)) / rate)
+
+
+def write_manifest(folder, **utterances):
+    """A manifest of (seconds, transcript, emotion, segments) by id, and its audio."""
+    manifest = {}
+    for name, (seconds, transcript, emotion, segments) in utterances.items():
+        soundfile.write(folder / f"{name}.flac", tone(16000, seconds), 16000)
+        manifest[name] = {
+            "wav": f"{{data_root}}/{name}.flac",
+            "duration": seconds,
+            "transcript": transcript,
+            "emotion": emotion,
+            "speaker": "Ann",
+        }
+        if segments is not None:
+            manifest[name]["segments"] = [segment._asdict() for segment in segments]
+    (folder / "train.json").write_text(json.dumps(manifest))
+    return folder / "train.json"
+
+
+def dataset_of(manifest, max_tokens_per_frame=1.0, frame_duration=0.02):
+    frontend = FbankFrontend(frame_duration)
+    return make_dataset(manifest, manifest.parent, CharTokens(), frontend, max_tokens_per_frame)
+
+
+# --- audio
+
+
+@pytest.mark.parametrize("suffix", ["wav", "flac", "ogg"])
+def test_audio_of_any_format_is_read(tmp_path, suffix):
+    path = tmp_path / f"a.{suffix}"
+    soundfile.write(path, tone(16000), 16000)
+    audio = read_audio(path, 16000)
+    assert audio.shape == (16000,)
+    assert audio.dtype == torch.float32
+    tolerance = 0.05 if suffix == "ogg" else 1e-4  # one of them drops what is not heard
+    np.testing.assert_allclose(audio[500:-500], tone(16000)[500:-500], atol=tolerance)
+
+
+@pytest.mark.parametrize("rate", [8000, 22050, 44100, 48000])
+def test_other_rates_are_resampled(tmp_path, rate):
+    soundfile.write(tmp_path / "a.wav", tone(rate), rate, subtype="FLOAT")
+    audio = read_audio(tmp_path / "a.wav", 16000)
+    assert audio.shape == (16000,)
+    np.testing.assert_allclose(audio[200:-200], tone(16000)[200:-200], atol=5e-3)
+
+
+def test_channels_are_mixed_down(tmp_path):
+    left, right = tone(16000, hertz=300.0), tone(16000, hertz=500.0)
+    soundfile.write(tmp_path / "a.wav", np.stack((left, right), 1), 16000, subtype="FLOAT")
+    audio = read_audio(tmp_path / "a.wav", 16000)
+    np.testing.assert_allclose(audio, (left + right) / 2, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [(None, "cannot be read as audio ("), (b"RIFF and no more", "cannot be read as audio (")],
+)
+def test_what_is_no_audio_is_refused(tmp_path, content, reason):
+    path = tmp_path / "a.wav"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(InputError) as error:
+        read_audio(path, 16000)
+    assert str(error.value).startswith(f"{path}: {reason}")
+    assert str(error.value).endswith("): replace it")
+    assert "\n" not in str(error.value)
+
+
+def test_empty_audio_is_refused(tmp_path):
+    path = tmp_path / "a.wav"
+    soundfile.write(path, np.zeros(0), 16000)
+    with pytest.raises(InputError) as error:
+        read_audio(path, 16000)
+    assert str(error.value) == f"{path}: holds no audio: replace or remove it"
+
+
+# --- items
+
+
+def test_an_item_holds_what_is_learnt_from_it(tmp_path):
+    sad = [Segment(0.2, 0.7, "sad")]
+    dataset = dataset_of(write_manifest(tmp_path, a=(1.0, "TEA É", "sad", sad)))
+    item = dataset[0]
+    assert (item["id"], item["emotion_index"], item["token_count"]) == ("a", 2, 5)
+    assert item["tokens"].tolist() == [4, 3, 5, 2, 1]
+    assert item["tokens"].dtype == torch.int64
+    np.testing.assert_allclose(item["sig"], tone(16000), atol=1e-4)
+    assert item["entry"]["transcript"] == "TEA É"
+    assert item["entry"]["segments"] == sad
+
+
+def test_known_to_be_neutral_is_not_the_same_as_not_known(tmp_path):
+    manifest = write_manifest(
+        tmp_path, known=(1.0, "HI", "neutral", []), unknown=(1.0, "HI", "neutral", None)
+    )
+    known, unknown = dataset_of(manifest)
+    assert known["entry"]["segments"] == []
+    assert unknown["entry"]["segments"] is None
+
+
+@pytest.mark.parametrize("emotion", EMOTIONS)
+def test_emotions_become_their_indices(tmp_path, emotion):
+    [item] = dataset_of(write_manifest(tmp_path, a=(0.5, "HI", emotion, None)))
+    assert EMOTIONS[item["emotion_index"]] == emotion
+
+
+def test_a_batch_is_what_the_brain_takes(tmp_path):
+    sad = [Segment(0.2, 0.7, "sad")]
+    manifest = write_manifest(tmp_path, a=(1.0, "TEA", "sad", sad), b=(0.5, "A", "happy", None))
+    batch = PaddedBatch(list(dataset_of(manifest)))
+    assert batch.sig.data.shape == (2, 16000)
+    assert batch.sig.lengths.tolist() == [1.0, 0.5]
+    assert batch.tokens.data.tolist() == [[4, 3, 5], [5, 0, 0]]
+    assert batch.token_count.tolist() == [3, 1]
+    assert batch.emotion_index.tolist() == [2, 0]
+    assert [entry["segments"] for entry in batch.entry] == [sad, None]
+
+
+def test_the_corpus_may_lie_elsewhere(tmp_path):
+    manifest = write_manifest(tmp_path, a=(0.5, "HI", "sad", None))
+    corpus = tmp_path / "moved here"
+    corpus.mkdir()
+    (tmp_path / "a.flac").rename(corpus / "a.flac")
+    [item] = make_dataset(manifest, corpus, CharTokens(), FbankFrontend(), 1.0)
+    assert len(item["sig"]) == 8000
+
+
+# --- what does not fit
+
+
+def test_more_tokens_than_frames_are_refused_with_their_ids(tmp_path):
+    manifest = write_manifest(
+        tmp_path,
+        short=(0.1, "MUCH TOO LONG", "sad", None),
+        good=(1.0, "FINE", "sad", None),
+        other=(0.2, "ALSO TOO LONG", "sad", None),
+    )
+    with pytest.raises(InputError) as error:
+        dataset_of(manifest)
+    assert str(error.value) == (
+        "2 problems: short: 13 tokens in 6 frames; other: 13 tokens in 11 frames: "
+        f"correct or remove these utterances of {manifest}, or raise max_tokens_per_frame"
+    )
+
+
+@pytest.mark.parametrize(("tokens", "fits"), [(11, True), (12, True), (13, False)])
+def test_the_limit_is_tokens_a_frame(tmp_path, tokens, fits):
+    manifest = write_manifest(tmp_path, a=(0.1, "A" * tokens, "sad", None))
+    if fits:
+        assert len(dataset_of(manifest, max_tokens_per_frame=2.0)) == 1
+    else:
+        with pytest.raises(InputError, match="a: 13 tokens in 6 frames: correct or remove"):
+            dataset_of(manifest, max_tokens_per_frame=2.0)
+
+
+def test_audio_without_a_frame_is_refused(tmp_path):
+    class Long(FbankFrontend):
+        def count_frames(self, samples):
+            return samples // 400
+
+    manifest = write_manifest(tmp_path, a=(0.0248, "A", "sad", None), b=(0.025, "A", "sad", None))
+    with pytest.raises(InputError) as error:
+        make_dataset(manifest, tmp_path, CharTokens(), Long(), 1.0)
+    assert str(error.value).startswith("a: 0.025 s is too short for one frame: correct or remove")

@@ -1,0 +1,221 @@
+import functools
+from collections import Counter
+
+import oracles
+import pytest
+import torch
+from oracles import PlainModel
+
+from ent_brain import decoding
+from ent_brain.decoding import LOOK_AHEAD, greedy_search
+from ent_brain.model import ENT, FENT
+
+FRAME_LENS = torch.tensor([40, 7, 1, 25, 40])
+MODELS = pytest.mark.parametrize("model_class", [ENT, FENT])
+SYMBOLS = pytest.mark.parametrize("max_symbols", [1, 3, 32])
+TALKATIVE = {ENT: (50, 1.0), FENT: (0, 2.0)}
+"""Seed and blank bias of random models that stay silent at most frames, and that emit one token,
+several, or more than is allowed at others."""
+
+
+def random_model(model_class, **options):
+    seed, blank_bias = TALKATIVE[model_class]
+    sizes = {"encoder_dim": 6, "embedding_dim": 4, "predictor_dim": 8, "joint_dim": 8}
+    model = model_class(vocab_size=7, feature_dim=5, feature_layers=2, **sizes, **options).eval()
+    torch.manual_seed(seed)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.copy_(torch.randn_like(parameter))
+        for predictor in model.predictors:
+            predictor.embedding.weight.mul_(3)
+        for index, joint in enumerate(model.token_joints):
+            joint.output.bias.zero_()
+            if index == 0:
+                joint.output.bias[0] = blank_bias
+    return model
+
+
+def random_features():
+    return torch.randn(5, 40, 2, 5, generator=torch.Generator().manual_seed(1))
+
+
+def utterances(features):
+    return [features[row, :length] for row, length in enumerate(FRAME_LENS.tolist())]
+
+
+@functools.cache
+def decoded(model_class, max_symbols):
+    """The search of a whole batch, and the reference of each utterance."""
+    model, features = random_model(model_class), random_features()
+    plain = PlainModel(model)
+    references = [oracles.greedy(plain, each, max_symbols) for each in utterances(features)]
+    return greedy_search(model, features, FRAME_LENS, max_symbols), references
+
+
+def assert_same(ours, theirs):
+    assert (ours.tokens, ours.frames) == (theirs.tokens, theirs.frames)
+    assert ours.score == pytest.approx(theirs.score, rel=1e-5)
+    for name in ("emotion_log_probs", "utterance_log_probs"):
+        mine, expected = getattr(ours, name), getattr(theirs, name)
+        torch.testing.assert_close(mine, expected, rtol=0, atol=1e-5)
+
+
+@MODELS
+@SYMBOLS
+def test_batched_search_follows_the_rule_frame_by_frame_and_symbol_by_symbol(
+    model_class, max_symbols
+):
+    for ours, expected in zip(*decoded(model_class, max_symbols), strict=True):
+        assert ours.tokens == expected.tokens
+        assert ours.frames == expected.frames
+        assert ours.score == pytest.approx(expected.score, rel=1e-5)
+
+
+@MODELS
+@SYMBOLS
+def test_what_is_searched_holds_every_kind_of_step(model_class, max_symbols):
+    # Of the case above: else it would show little.
+    _, references = decoded(model_class, max_symbols)
+    counts = [
+        [Counter(reference.frames)[t] for t in range(frames)]
+        for reference, frames in zip(references, FRAME_LENS.tolist(), strict=True)
+    ]
+    assert any(0 in each for each in counts)  # a frame is left by its blank
+    assert any(max_symbols in each for each in counts)  # and another because it is full
+    assert len({token for reference in references for token in reference.tokens}) > 1
+    if max_symbols > 1:
+        assert any(set(each) & set(range(2, max_symbols)) for each in counts)  # several, then blank
+        silences = "|".join("".join(".#"[count > 0] for count in each) for each in counts)
+        assert "." * (LOOK_AHEAD + 1) + "#" in silences  # a token after more than one window
+
+
+@MODELS
+@SYMBOLS
+def test_emotion_of_a_frame_is_the_emotion_joint_as_the_frame_is_left(model_class, max_symbols):
+    plain = PlainModel(random_model(model_class))
+    hypotheses, references = decoded(model_class, max_symbols)
+    for hypothesis, reference, features in zip(
+        hypotheses, references, utterances(random_features()), strict=True
+    ):
+        encoded = plain.encode(features, 0)
+        expected = torch.stack(
+            [
+                plain.emotion_logits([encoded[t]], predicted).log_softmax(0)
+                for t, predicted in enumerate(reference.predicted)
+            ]
+        )
+        assert hypothesis.emotion_log_probs.dtype == torch.float32
+        torch.testing.assert_close(
+            hypothesis.emotion_log_probs, expected.float(), rtol=0, atol=1e-5
+        )
+
+
+@MODELS
+def test_without_an_emotion_joint_the_pooled_head_reads_each_frame(model_class):
+    model, features = random_model(model_class, emotion_joint=False), random_features()
+    plain = PlainModel(model)
+    hypotheses = greedy_search(model, features, FRAME_LENS, 3)
+    assert any(hypothesis.tokens for hypothesis in hypotheses)
+    for hypothesis, each in zip(hypotheses, utterances(features), strict=True):
+        encoded = plain.encode(each, 0)
+        reference = oracles.greedy(plain, each, 3)
+        expected = torch.stack(
+            [
+                plain.head_logits(encoded[t], predicted[0]).log_softmax(0)
+                for t, predicted in enumerate(reference.predicted)
+            ]
+        )
+        torch.testing.assert_close(
+            hypothesis.emotion_log_probs, expected.float(), rtol=0, atol=1e-5
+        )
+
+
+@MODELS
+@SYMBOLS
+def test_emotion_of_an_utterance_is_the_pooled_head_on_the_decoded_tokens(model_class, max_symbols):
+    plain = PlainModel(random_model(model_class))
+    hypotheses, _ = decoded(model_class, max_symbols)
+    for hypothesis, features in zip(hypotheses, utterances(random_features()), strict=True):
+        encoded = plain.encode(features, 0).mean(0)
+        predicted = plain.predict(hypothesis.tokens, 0).mean(0)
+        expected = plain.head_logits(encoded, predicted).log_softmax(0).float()
+        torch.testing.assert_close(hypothesis.utterance_log_probs, expected, rtol=0, atol=1e-5)
+
+
+@MODELS
+def test_without_a_pooled_head_the_utterance_has_the_mean_of_its_frames(model_class):
+    model = random_model(model_class, pooled_head=False)
+    for hypothesis in greedy_search(model, random_features(), FRAME_LENS, 3):
+        expected = hypothesis.emotion_log_probs.exp().mean(0)
+        torch.testing.assert_close(hypothesis.utterance_log_probs.exp(), expected)
+        assert hypothesis.utterance_log_probs.exp().sum().item() == pytest.approx(1, abs=1e-5)
+
+
+@MODELS
+def test_without_a_token_joint_there_are_no_words_but_emotions(model_class):
+    model, features = random_model(model_class, token_joint=False), random_features()
+    plain = PlainModel(model)
+    hypotheses = greedy_search(model, features, FRAME_LENS)
+    for hypothesis, each in zip(hypotheses, utterances(features), strict=True):
+        assert (hypothesis.tokens, hypothesis.frames, hypothesis.score) == ([], [], 0.0)
+        encoded, predicted = plain.encode(each, 0), plain.predict([], 0)
+        expected = [plain.emotion_logits([x], predicted).log_softmax(0) for x in encoded]
+        torch.testing.assert_close(
+            hypothesis.emotion_log_probs, torch.stack(expected).float(), rtol=0, atol=1e-5
+        )
+        expected = plain.head_logits(encoded.mean(0), predicted[0]).log_softmax(0)
+        torch.testing.assert_close(
+            hypothesis.utterance_log_probs, expected.float(), rtol=0, atol=1e-5
+        )
+
+
+@MODELS
+def test_without_emotion_parts_there_are_words_but_no_emotions(model_class):
+    model = random_model(model_class, emotion_joint=False, pooled_head=False)
+    hypotheses = greedy_search(model, random_features(), FRAME_LENS, 3)
+    assert any(hypothesis.tokens for hypothesis in hypotheses)
+    for hypothesis in hypotheses:
+        assert hypothesis.emotion_log_probs is None
+        assert hypothesis.utterance_log_probs is None
+
+
+@MODELS
+@SYMBOLS
+def test_a_batch_gives_what_one_utterance_at_a_time_gives(model_class, max_symbols):
+    model = random_model(model_class)
+    hypotheses, _ = decoded(model_class, max_symbols)
+    for hypothesis, features in zip(hypotheses, utterances(random_features()), strict=True):
+        lens = torch.tensor([len(features)])
+        [alone] = greedy_search(model, features[None], lens, max_symbols)
+        assert_same(alone, hypothesis)
+
+
+@MODELS
+def test_padding_of_the_features_changes_nothing(model_class):
+    features = random_features()
+    for row, frames in enumerate(FRAME_LENS):
+        features[row, frames:] = 1e3
+    found = greedy_search(random_model(model_class), features, FRAME_LENS, 3)
+    for ours, expected in zip(found, decoded(model_class, 3)[0], strict=True):
+        assert_same(ours, expected)
+
+
+@MODELS
+@pytest.mark.parametrize(
+    ("setting", "value"), [("LOOK_AHEAD", 1), ("LOOK_AHEAD", 64), ("ROUNDS_BETWEEN_CHECKS", 1)]
+)
+def test_how_the_search_is_cut_into_rounds_changes_nothing(
+    model_class, setting, value, monkeypatch
+):
+    monkeypatch.setattr(decoding, setting, value)
+    found = greedy_search(random_model(model_class), random_features(), FRAME_LENS, 3)
+    for ours, expected in zip(found, decoded(model_class, 3)[0], strict=True):
+        assert_same(ours, expected)
+
+
+@MODELS
+def test_search_keeps_no_graph(model_class):
+    model = random_model(model_class)
+    [hypothesis] = greedy_search(model, random_features()[:1], FRAME_LENS[:1], 1)
+    assert not hypothesis.emotion_log_probs.requires_grad
+    assert not hypothesis.utterance_log_probs.requires_grad
