@@ -461,11 +461,11 @@ def _sum_alignments(log_probs, frame_lens, token_lens):
     (Tensor, Tensor)
         -log P [B]; arc posteriors [B, T, U+1, 2].
     """
-    if log_probs.dtype == torch.float64 or log_probs.size(2) == 1:
+    if not log_probs.is_cuda or log_probs.dtype == torch.float64 or log_probs.size(2) == 1:
         return _sweep(log_probs, frame_lens, token_lens)
     lengths = [n.to(log_probs.device, torch.int32) for n in (frame_lens, token_lens)]
-    # The kernel's class 1 is "the next token", whichever it is. The operator under
-    # torchaudio.functional.rnnt_loss returns its gradient beside the loss, which we need as such.
+    # On a GPU one kernel beats a launch a diagonal. Its class 1 is "the next token", whichever it
+    # is. The operator under torchaudio.functional.rnnt_loss returns the gradient beside the loss.
     targets = torch.ones(log_probs[:, 0, 1:, 0].shape, dtype=torch.int32, device=log_probs.device)
     nll, grad = torch.ops.torchaudio.rnnt_loss_forward(
         log_probs, targets, *lengths, blank=0, clamp=-1.0, fused_log_softmax=False
@@ -474,52 +474,43 @@ def _sum_alignments(log_probs, frame_lens, token_lens):
 
 
 def _sweep(log_probs, frame_lens, token_lens):
-    """``_sum_alignments`` in plain tensor operations, along the lattice's anti-diagonals.
+    """``_sum_alignments`` along the lattice's anti-diagonals, in plain tensor operations.
 
-    torchaudio's kernel knows float32 only and no utterance without tokens; this is for the rest.
-    Node (t, u) lies on diagonal t + u, and both of its predecessors on the one before.
+    Node (t, u) lies on diagonal t + u and both of its predecessors on the one before, so that a
+    diagonal is one step for the whole batch.
     """
     frames, positions = log_probs.shape[1:3]
-    device = log_probs.device
-    position = torch.arange(positions, device=device)
-    frame = torch.arange(frames + positions - 1, device=device)[:, None] - position
-    valid = (
-        (frame >= 0) & (frame < frame_lens[:, None, None]) & (position <= token_lens[:, None, None])
-    )
-    skewed = log_probs[:, frame.clamp(0, frames - 1), position].masked_fill(
-        ~valid[..., None], -torch.inf
-    )
-    blank, token = skewed.unbind(-1)
-    token = token.masked_fill(position >= token_lens[:, None, None], -torch.inf)
-    last = (frame == frame_lens[:, None, None] - 1) & (position == token_lens[:, None, None])
+    batch = torch.arange(len(log_probs), device=log_probs.device)[:, None]
+    position = torch.arange(positions, device=log_probs.device)
+    diagonal = torch.arange(frames + positions - 1, device=log_probs.device)
+    frame = diagonal[:, None, None] - position  # of each place on each diagonal, [D, 1, U+1]
+    valid = (frame >= 0) & (frame < frame_lens[:, None]) & (position <= token_lens[:, None])
+    skewed = log_probs[batch, frame.clamp(0, frames - 1), position]
+    blank, token = skewed.masked_fill(~valid[..., None], -torch.inf).unbind(-1)
+    token = token.masked_fill(position >= token_lens[:, None], -torch.inf)
 
-    def shifted(values, by):
-        padded = torch.nn.functional.pad(values, (max(by, 0), max(-by, 0)), value=-torch.inf)
-        return padded[:, :positions] if by > 0 else padded[:, -positions:]
+    before = torch.full_like(blank, -torch.inf)  # sum over the ways to a node
+    before[0, :, 0] = 0.0
+    for d in range(1, len(before)):
+        stay = before[d - 1] + blank[d - 1]
+        step = before[d - 1] + token[d - 1]
+        before[d, :, 0] = stay[:, 0]
+        torch.logaddexp(stay[:, 1:], step[:, :-1], out=before[d, :, 1:])
 
-    alpha = torch.full_like(blank, -torch.inf)
-    alpha[:, 0, 0] = 0.0
-    for d in range(1, alpha.size(1)):
-        before = alpha[:, d - 1]
-        alpha[:, d] = torch.logaddexp(
-            before + blank[:, d - 1], shifted(before + token[:, d - 1], 1)
-        ).masked_fill(~valid[:, d], -torch.inf)
-    # after[d] is the sum over continuations from diagonal d on; the last blank ends an utterance.
-    after = torch.full_like(blank, -torch.inf)
-    after = torch.nn.functional.pad(after, (0, 0, 0, 1), value=-torch.inf)
-    ends = torch.where(last, 0.0, -torch.inf).to(blank)
-    for d in range(alpha.size(1) - 1, -1, -1):
-        blank_after = torch.maximum(after[:, d + 1], ends[:, d])
-        after[:, d] = torch.logaddexp(
-            blank[:, d] + blank_after, token[:, d] + shifted(after[:, d + 1], -1)
-        )
-    log_likelihood = after[:, 0, 0]
-    blank_after = torch.maximum(after[:, 1:], ends)
-    token_after = torch.nn.functional.pad(after[:, 1:, 1:], (0, 1), value=-torch.inf)
-    arcs = torch.stack((alpha + blank + blank_after, alpha + token + token_after), -1)
-    posteriors = (arcs - log_likelihood[:, None, None, None]).exp()
-    diagonal = torch.arange(frames, device=device)[:, None] + position
-    return -log_likelihood, posteriors[:, diagonal, position]
+    # Sum over the ways from a node to the end, which lies behind the last blank. One column and one
+    # diagonal more than there are nodes.
+    after = blank.new_full((len(blank) + 1, len(log_probs), positions + 1), -torch.inf)
+    after[(frame_lens + token_lens)[:, None], batch, token_lens[:, None]] = 0.0
+    for d in range(len(before) - 1, -1, -1):
+        stay, step = blank[d] + after[d + 1, :, :-1], token[d] + after[d + 1, :, 1:]
+        torch.maximum(after[d, :, :-1], torch.logaddexp(stay, step), out=after[d, :, :-1])
+    log_likelihood = after[0, :, 0]
+
+    blank += before + after[1:, :, :-1]
+    token += before + after[1:, :, 1:]
+    posteriors = torch.stack((blank, token), -1).sub_(log_likelihood[:, None, None]).exp_()
+    unskewed = torch.arange(frames, device=log_probs.device)[:, None] + position
+    return -log_likelihood, posteriors[unskewed, batch[..., None], position]
 
 
 def _gather(logits, following, tile):
