@@ -354,6 +354,8 @@ class _Transducer(torch.autograd.Function):
                 -1, keepdim=True
             )
         nll, arcs = _sum_alignments(log_probs, frame_lens, token_lens)
+        # Every alignment leaves a frame once: float32 sums of a thousand steps need telling.
+        arcs /= arcs[..., 0].sum(2)[..., None, None].clamp(min=PROBABILITY_FLOOR)
         ctx.save_for_backward(arcs, following, *tensors)
         ctx.blank = blank
         posteriors = arcs[..., 0].contiguous()
@@ -461,11 +463,18 @@ def _sum_alignments(log_probs, frame_lens, token_lens):
     (Tensor, Tensor)
         -log P [B]; arc posteriors [B, T, U+1, 2].
     """
-    if not log_probs.is_cuda or log_probs.dtype == torch.float64 or log_probs.size(2) == 1:
-        return _sweep(log_probs, frame_lens, token_lens)
+    if log_probs.is_cuda and log_probs.dtype == torch.float32 and log_probs.size(2) > 1:
+        return _kernel(log_probs, frame_lens, token_lens)  # faster than a launch a diagonal
+    return _sweep(log_probs, frame_lens, token_lens)
+
+
+def _kernel(log_probs, frame_lens, token_lens):
+    """``_sum_alignments`` by torchaudio: float32, at least one token.
+
+    The kernel's class 1 is "the next token", whichever it is. The operator under
+    ``torchaudio.functional.rnnt_loss`` returns the gradient beside the loss.
+    """
     lengths = [n.to(log_probs.device, torch.int32) for n in (frame_lens, token_lens)]
-    # On a GPU one kernel beats a launch a diagonal. Its class 1 is "the next token", whichever it
-    # is. The operator under torchaudio.functional.rnnt_loss returns the gradient beside the loss.
     targets = torch.ones(log_probs[:, 0, 1:, 0].shape, dtype=torch.int32, device=log_probs.device)
     nll, grad = torch.ops.torchaudio.rnnt_loss_forward(
         log_probs, targets, *lengths, blank=0, clamp=-1.0, fused_log_softmax=False

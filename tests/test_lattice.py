@@ -119,6 +119,14 @@ def test_utterances_of_one_size_share_a_tile_even_without_padding():
     assert sorted(indices(tile.rows) for tile in planned) == [[0, 2], [1], [3], [4]]
 
 
+def test_utterances_of_unlike_sizes_share_a_tile_up_to_the_padded_share():
+    sizes = [(3, 3), (9, 3), (8, 3)]  # together: 28 of 108 nodes are padding, 4 of 72 without one
+    lattices = random_lattices(sizes, [2])
+    with plan(10_000, 0.25):
+        planned = tiles(lattices, *lengths(sizes))
+    assert [indices(tile.rows) for tile in planned] == [[1, 2], [0]]
+
+
 def test_a_small_budget_cuts_an_utterance_into_runs_of_frames():
     lattices = random_lattices([(5, 1)], [2], width=4)
     with plan(2 * 2 * 4, 0.0):  # two frames of two positions
