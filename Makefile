@@ -23,7 +23,7 @@ clean:
 	rm -rf .venv $(DEMO)
 
 $(DEMO)/iemocap: | .venv/demo
-	$(BIN)/python -m ent_brain.synth iemocap $@ --utterances 2000 --seed $(SEED)
+	$(BIN)/python -m ent_brain.synth iemocap $@ --utterances 4000 --seed $(SEED)
 
 $(DEMO)/zed: | .venv/demo
 	$(BIN)/python -m ent_brain.synth zed $@ --utterances 180 --seed $(SEED)

@@ -45,8 +45,9 @@ class Frontend(nn.Module):
 class FbankFrontend(Frontend):
     """80 log-mel energies every 10 ms, normalised, stacked to frames of 20 or 40 ms.
 
-    The mean and deviation of each mel band are those of all training audio seen so far; absolute
-    loudness stays, as it tells emotions apart.
+    The shape of an utterance's average spectrum, which tells the voice and the microphone, is taken
+    out; its average level stays, as loudness tells emotions apart. Then each mel band is normalised
+    by the mean and deviation of all training audio seen so far.
 
     Arguments
     ---------
@@ -113,8 +114,10 @@ class FbankFrontend(Frontend):
         steps = int(frame_lens.max()) * self.stacked
         wavs = nn.functional.pad(wavs, (0, steps * self.hop_samples - wavs.size(1)))
         mels = self.fbank(wavs)[:, :steps]
+        used = torch.arange(steps, device=mels.device) * self.hop_samples <= samples[:, None]
+        average = (mels * used[..., None]).sum(1) / used.sum(1, keepdim=True)
+        mels = mels - (average - average.mean(1, keepdim=True))[:, None]
         if self.training:
-            used = torch.arange(steps, device=mels.device) * self.hop_samples <= samples[:, None]
             self._observe(mels, used[..., None])
         mels = (mels - self.mean) / self.deviation
         if self.training:

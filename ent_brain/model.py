@@ -257,9 +257,9 @@ class TransducerModel(nn.Module):
         -------
         TransducerOutput
         """
-        encoded = self.encode(features, frame_lens)
         if not self.token_joints:
             tokens, token_lens = tokens[:, :0], torch.zeros_like(token_lens)
+        encoded = self.encode(features, frame_lens)
         predicted = self.predict(tokens, token_lens)
         return TransducerOutput(
             self.token_lattices(encoded, predicted),

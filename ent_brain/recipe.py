@@ -3,6 +3,7 @@
 import hashlib
 import math
 import re
+from collections import Counter
 from pathlib import Path
 
 import speechbrain as sb
@@ -29,6 +30,7 @@ KEYS_READ_BY_CODE = {
     *("lattice_mode", "aligned_top", "max_symbols", "max_tokens_per_frame"),
     *("seed", "output_folder", "data_folder", "zed_folder", "save_folder", "paper_protocol"),
     *("test_session", "valid_share", "max_train_seconds", "tokens", "vocab_size"),
+    *("test_actors", "valid_actors", "calm_as_neutral"),
     *("number_of_epochs", "warmup_epochs", "opt_class", "lr_schedule", "epoch_counter"),
     *("modules", "checkpointer", "train_logger", "train_dataloader_opts", "test_dataloader_opts"),
 }
@@ -87,17 +89,27 @@ def _unknown_keys(hparams_file):
     """Keys of a YAML that nothing reads, one problem each."""
     text = hparams_file.read_text(encoding="utf-8")
     try:
-        pairs = yaml.compose(text).value
-    except (yaml.YAMLError, AttributeError) as error:
-        raise InputError(f"{hparams_file}: not a YAML mapping ({error})") from error
+        node = yaml.compose(text)
+    except yaml.YAMLError as error:
+        raise InputError(f"{hparams_file}: not YAML ({' '.join(str(error).split())})") from error
+    if not isinstance(node, yaml.MappingNode):
+        raise InputError(f"{hparams_file}: not a YAML of keys and values")
     referred = set(re.findall(r"<([A-Za-z_]\w*)", text))
     known = KEYS_READ_BY_CODE | referred | set(RunOptions().as_dict())
-    problems = []
-    for key, value in pairs:
+    uses = Counter(key.value for key, _ in node.value)
+    problems = [
+        f"{hparams_file}: the key {key!r} is there {count} times"
+        for key, count in uses.items()
+        if count > 1
+    ]
+    for key, value in node.value:
         if key.value not in known and not key.value.startswith("__"):
             problems.append(f"{hparams_file}: nothing reads the key {key.value!r}")
         if value.tag.startswith("!include:"):
             fragment = hparams_file.parent / value.tag.removeprefix("!include:")
+            if not fragment.is_file():
+                problems.append(f"{hparams_file}: includes {fragment}, which is not there")
+                continue
             defined = {k.value for k, _ in yaml.compose(fragment.read_text("utf-8")).value}
             given = {k.value for k, _ in value.value} if value.value else set()
             problems += [f"{fragment}: has no key {name!r}" for name in sorted(given - defined)]
@@ -155,6 +167,7 @@ def train_and_test(hparams, run_opts, train, valid, tests):
     tests : dict[str, tuple]
         The same for each test set, by the name that the results show.
     """
+    run_on_main(_check_data, args=[[train[0], valid[0]], hparams["save_folder"]])
     tokens = make_tokens(hparams["tokens"], hparams["vocab_size"], train[0], hparams["save_folder"])
     frontend = hparams["modules"]["frontend"]
     train_set, valid_set, *test_sets = (
@@ -185,6 +198,18 @@ def train_and_test(hparams, run_opts, train, valid, tests):
         valid_loader_kwargs=hparams["test_dataloader_opts"],
     )
     report(brain, test_sets, hparams)
+
+
+def _check_data(manifests, save_folder):
+    """Refuse to go on with a training that was begun on other manifests."""
+    digests = {Path(m).name: hashlib.sha256(Path(m).read_bytes()).hexdigest() for m in manifests}
+    begun_with = Path(save_folder) / "trained_on.json"
+    if begun_with.exists() and read_json(begun_with) != digests:
+        raise InputError(
+            f"{save_folder}: the training in it was begun on other data than is there now: "
+            "name another output_folder, or remove this one"
+        )
+    write_json(digests, begun_with)
 
 
 def report(brain, test_sets, hparams):

@@ -9,7 +9,7 @@ from speechbrain.dataio.batch import PaddedBatch
 from ent_brain.dataio import make_dataset, read_audio
 from ent_brain.emotions import EMOTIONS
 from ent_brain.errors import InputError
-from ent_brain.frontend import FbankFrontend
+from ent_brain.frontend import FbankFrontend, SSLFrontend
 from ent_brain.segments import Segment
 from ent_brain.tokens import CharTokens
 
@@ -63,24 +63,23 @@ def test_other_rates_are_resampled(tmp_path, rate):
     np.testing.assert_allclose(audio[200:-200], tone(16000)[200:-200], atol=5e-3)
 
 
-def test_channels_are_mixed_down(tmp_path):
-    left, right = tone(16000, hertz=300.0), tone(16000, hertz=500.0)
-    soundfile.write(tmp_path / "a.wav", np.stack((left, right), 1), 16000, subtype="FLOAT")
+@pytest.mark.parametrize("rate", [16000, 48000])
+def test_channels_are_mixed_down(tmp_path, rate):
+    left, right = tone(rate, hertz=300.0), tone(rate, hertz=500.0)
+    soundfile.write(tmp_path / "a.wav", np.stack((left, right), 1), rate, subtype="FLOAT")
     audio = read_audio(tmp_path / "a.wav", 16000)
-    np.testing.assert_allclose(audio, (left + right) / 2, atol=1e-6)
+    expected = (tone(16000, hertz=300.0) + tone(16000, hertz=500.0)) / 2
+    np.testing.assert_allclose(audio[200:-200], expected[200:-200], atol=5e-3)
 
 
-@pytest.mark.parametrize(
-    ("content", "reason"),
-    [(None, "cannot be read as audio ("), (b"RIFF and no more", "cannot be read as audio (")],
-)
-def test_what_is_no_audio_is_refused(tmp_path, content, reason):
+@pytest.mark.parametrize("content", [None, b"", b"RIFF and no more"])
+def test_what_is_no_audio_is_refused(tmp_path, content):
     path = tmp_path / "a.wav"
     if content is not None:
         path.write_bytes(content)
     with pytest.raises(InputError) as error:
         read_audio(path, 16000)
-    assert str(error.value).startswith(f"{path}: {reason}")
+    assert str(error.value).startswith(f"{path}: cannot be read as audio (")
     assert str(error.value).endswith("): replace it")
     assert "\n" not in str(error.value)
 
@@ -162,7 +161,7 @@ def test_more_tokens_than_frames_are_refused_with_their_ids(tmp_path):
     )
 
 
-@pytest.mark.parametrize(("tokens", "fits"), [(11, True), (12, True), (13, False)])
+@pytest.mark.parametrize(("tokens", "fits"), [(12, True), (13, False)])
 def test_the_limit_is_tokens_a_frame(tmp_path, tokens, fits):
     manifest = write_manifest(tmp_path, a=(0.1, "A" * tokens, "sad", None))
     if fits:
@@ -172,12 +171,9 @@ def test_the_limit_is_tokens_a_frame(tmp_path, tokens, fits):
             dataset_of(manifest, max_tokens_per_frame=2.0)
 
 
-def test_audio_without_a_frame_is_refused(tmp_path):
-    class Long(FbankFrontend):
-        def count_frames(self, samples):
-            return samples // 400
-
-    manifest = write_manifest(tmp_path, a=(0.0248, "A", "sad", None), b=(0.025, "A", "sad", None))
+def test_audio_without_a_frame_is_refused(tmp_path, tiny_ssl):
+    frontend = SSLFrontend("wav2vec2", tiny_ssl("wav2vec2"), tmp_path)
+    manifest = write_manifest(tmp_path, a=(0.0249, "A", "sad", None), b=(0.025, "A", "sad", None))
     with pytest.raises(InputError) as error:
-        make_dataset(manifest, tmp_path, CharTokens(), Long(), 1.0)
+        make_dataset(manifest, tmp_path, CharTokens(), frontend, 1.0)
     assert str(error.value).startswith("a: 0.025 s is too short for one frame: correct or remove")

@@ -1,6 +1,5 @@
 """Every recipe as a user runs it: ``python train.py hparams/X.yaml --data_folder ...``."""
 
-import json
 import multiprocessing
 import os
 import re
@@ -15,16 +14,20 @@ from typing import NamedTuple
 
 import numpy as np
 import pytest
-import sentencepiece
 import soundfile
 
+from ent_brain.files import read_json
+from ent_brain.tokens import load_sentencepiece, train_sentencepiece
+
 RECIPES = Path(__file__).resolve().parents[2] / "recipes"
-SMALL = (
-    "--noprogressbar --number_of_epochs 1 --warmup_epochs 0 --max_symbols 2 "
-    "--encoder_dim 32 --predictor_dim 16 --joint_dim 16"
-).split()
-# The encoder has the paper's size, so two batches must do.
-FEW_BATCHES = "--noprogressbar --max_symbols 1 --debug --debug_batches 2 --debug_epochs 1".split()
+SMALL = {
+    "number_of_epochs": 1,
+    "warmup_epochs": 0,
+    "encoder_dim": 32,
+    "predictor_dim": 16,
+    "joint_dim": 16,
+    "max_symbols": 2,
+}
 PAPER_TERMS = {"rnnt", "head", "lattice"}
 
 
@@ -36,20 +39,23 @@ class Run(NamedTuple):
     stderr: str
     folder: Path
 
-    def results(self):
-        return json.loads((self.folder / "results.json").read_text())
-
-    def history(self):
-        return json.loads((self.folder / "history.json").read_text())
+    def read(self, name):
+        return read_json(self.folder / name)
 
 
-def _program(recipe, arguments, folder):
-    """``python train.py ARGUMENTS`` in the recipe's folder; output goes to files in ``folder``."""
+def command_line(yaml, folder, flags, options):
+    options = {"output_folder": folder, **options}
+    pairs = [text for key, value in options.items() for text in (f"--{key}", str(value))]
+    return ["train.py", str(Path("hparams") / yaml), "--noprogressbar", *flags, *pairs]
+
+
+def _program(recipe, argv, folder):
+    """``python train.py ...`` in the recipe's folder; what it says goes to files in ``folder``."""
     for descriptor, name in ((1, "stdout"), (2, "stderr")):
         os.dup2(os.open(folder / name, os.O_CREAT | os.O_TRUNC | os.O_WRONLY), descriptor)
     os.chdir(RECIPES / recipe)
-    sys.path.insert(0, os.getcwd())
-    sys.argv = ["train.py", *arguments]
+    sys.path.insert(0, str(RECIPES / recipe))
+    sys.argv = argv
     runpy.run_path("train.py", run_name="__main__")
 
 
@@ -72,16 +78,15 @@ def processes():
 
 @pytest.fixture
 def run(processes, tmp_path):
-    """``run("IEMOCAP", "ent.yaml", "--data_folder", ...)`` trains in a process of its own."""
+    """``run("IEMOCAP", "ent.yaml", "--debug", data_folder=...)`` trains in a process of its own."""
 
-    def start(recipe, yaml, *arguments):
-        folder = tmp_path / "out"
-        options = [f"hparams/{yaml}", "--output_folder", folder, *arguments]
-        process = processes.Process(target=_program, args=(recipe, map(str, options), tmp_path))
+    def start(recipe, yaml, *flags, **options):
+        argv = command_line(yaml, tmp_path / "out", flags, options)
+        process = processes.Process(target=_program, args=(recipe, argv, tmp_path))
         process.start()
         process.join()
         said = ((tmp_path / name).read_text() for name in ("stdout", "stderr"))
-        return Run(process.exitcode, *said, folder)
+        return Run(process.exitcode, *said, tmp_path / "out")
 
     return start
 
@@ -92,57 +97,54 @@ def run(processes, tmp_path):
 def assert_trained(outcome, test_sets, terms):
     """A run that ended well left figures, a table, pictures and the model."""
     assert outcome.status == 0, outcome.stderr
-    assert "Traceback" not in outcome.stderr
-    assert {row["test set"] for row in outcome.results()} == set(test_sets)
+    assert "Traceback" not in outcome.stdout + outcome.stderr
+    assert {row["test set"] for row in outcome.read("results.json")} == set(test_sets)
     table = (outcome.folder / "results.md").read_text()
     assert table in outcome.stdout
     assert all(f"| {name} " in table for name in test_sets)
 
-    [epoch] = outcome.history()
+    [epoch] = outcome.read("history.json")
     losses = {key.removeprefix("train ") for key in epoch if key.startswith("train ")}
     assert losses == {"loss", *terms}
 
-    pictures = {path.name: path.read_bytes() for path in outcome.folder.glob("*.png")}
     labels = [name.replace(" ", "_") for name in test_sets]
+    pictures = {path.name: path.read_bytes() for path in outcome.folder.glob("*.png")}
     assert {"learning_curves.png", *(f"confusion_{label}.png" for label in labels)} <= set(pictures)
+    assert "ZED" not in test_sets or any(name.startswith("timeline_ZED_") for name in pictures)
     assert all(content.startswith(b"\x89PNG") for content in pictures.values())
-    if "ZED" in test_sets:
-        assert any(name.startswith("timeline_ZED_") for name in pictures)
-    for statistic in ("words", "emotions"):
-        assert all((outcome.folder / f"{statistic}_{label}.txt").stat().st_size for label in labels)
+    by_utterance = [f"{kind}_{label}.txt" for kind in ("words", "emotions") for label in labels]
+    assert all((outcome.folder / name).stat().st_size for name in by_utterance)
     assert (outcome.folder / "pretrained" / "hyperparams.yaml").is_file()
 
 
-def test_iemocap_ent_demo_with_pieces_and_a_language_model(run, iemocap):
-    options = "--tokens bpe --vocab_size 80 --lm_weight 0.3".split()
-    outcome = run("IEMOCAP", "ent_demo.yaml", *SMALL, "--data_folder", iemocap, *options)
+def test_iemocap_ent_demo_with_pieces_and_a_language_model(run, iemocap, tmp_path):
+    pieces = {"tokens": "bpe", "vocab_size": 80}
+    outcome = run("IEMOCAP", "ent_demo.yaml", **SMALL, **pieces, data_folder=iemocap, lm_weight=0.3)
     assert_trained(outcome, ["session 5"], PAPER_TERMS | {"lm"})
-    # Pieces never saw the test session.
     [model] = (outcome.folder / "save").glob("bpe80_*.model")
-    pieces = sentencepiece.SentencePieceProcessor(model_file=str(model))
-    train = json.loads((outcome.folder / "save" / "train.json").read_text())
-    retrained = re.compile("|".join(re.escape(entry["transcript"]) for entry in train.values()))
-    assert pieces.vocab_size() == 79
-    assert len(retrained.pattern) > 0
+    transcripts = [entry["transcript"] for entry in outcome.read("save/train.json").values()]
+    of_training_alone = train_sentencepiece(transcripts, tmp_path / "again.model", 80)
+    assert load_sentencepiece(model).processor.serialized_model_proto() == (
+        of_training_alone.processor.serialized_model_proto()
+    )
 
 
 def test_iemocap_fent_demo_by_multiple_instances(run, iemocap):
-    options = "--lattice_mode mil --test_session 2".split()
     # The folder that the release lies in will do, too.
-    outcome = run("IEMOCAP", "fent_demo.yaml", *SMALL, "--data_folder", iemocap.parent, *options)
+    options = {"data_folder": iemocap.parent, "test_session": 2, "lattice_mode": "mil"}
+    outcome = run("IEMOCAP", "fent_demo.yaml", **SMALL, **options)
     assert_trained(outcome, ["session 2"], PAPER_TERMS)
-    test = json.loads((outcome.folder / "save" / "test.json").read_text())
-    assert {entry["speaker"] for entry in test.values()} <= {"Ses02F", "Ses02M"}
-
-
-def corpora(iemocap, zed):
-    return "--data_folder", iemocap, "--zed_folder", zed
+    tested = {entry["speaker"] for entry in outcome.read("save/test.json").values()}
+    trained = {entry["speaker"] for entry in outcome.read("save/train.json").values()}
+    assert tested == {"Ses02F", "Ses02M"}
+    assert not tested & trained
 
 
 def test_zed_ent_demo_without_lattice_loss(run, iemocap, zed):
-    outcome = run("ZED", "ent_demo.yaml", *SMALL, *corpora(iemocap, zed), "--lattice_weight", 0)
+    corpora = {"data_folder": iemocap, "zed_folder": zed}
+    outcome = run("ZED", "ent_demo.yaml", **SMALL, **corpora, lattice_weight=0)
     assert_trained(outcome, ["IEMOCAP session 5", "ZED"], PAPER_TERMS - {"lattice"})
-    rows = {(row["test set"], row["protocol"]): row for row in outcome.results()}
+    rows = {(row["test set"], row["protocol"]): row for row in outcome.read("results.json")}
     assert set(rows) == {
         ("IEMOCAP session 5", "valid"),
         ("ZED", "valid"),
@@ -153,10 +155,13 @@ def test_zed_ent_demo_without_lattice_loss(run, iemocap, zed):
 
 
 def test_zed_fent_demo_without_head_by_the_paper_s_protocol(run, iemocap, zed):
-    options = "--head_weight 0 --paper_protocol True".split()
-    outcome = run("ZED", "fent_demo.yaml", *SMALL, *corpora(iemocap, zed), *options)
+    corpora = {"data_folder": iemocap, "zed_folder": zed}
+    options = {"head_weight": 0, "paper_protocol": True}
+    outcome = run("ZED", "fent_demo.yaml", **SMALL, **corpora, **options)
     assert_trained(outcome, ["IEMOCAP session 5", "ZED"], PAPER_TERMS - {"head"})
-    of_zed = {row["protocol"]: row for row in outcome.results() if row["test set"] == "ZED"}
+    of_zed = {
+        row["protocol"]: row for row in outcome.read("results.json") if row["test set"] == "ZED"
+    }
     # After one epoch the best of each metric is that epoch's.
     assert of_zed["paper"] == {**of_zed["valid"], "protocol": "paper"}
 
@@ -174,13 +179,10 @@ def small_ravdess(ravdess, tmp_path):
 
 
 def test_ravdess_ent_fbank(run, small_ravdess):
-    outcome = run("RAVDESS", "ent_fbank.yaml", *SMALL, "--data_folder", small_ravdess)
+    outcome = run("RAVDESS", "ent_fbank.yaml", **SMALL, data_folder=small_ravdess)
     assert_trained(outcome, ["test actors"], PAPER_TERMS)
-    sizes = {
-        split: len(json.loads((outcome.folder / "save" / f"{split}.json").read_text()))
-        for split in ("train", "valid", "test")
-    }
-    assert sizes == {"train": 64, "valid": 8, "test": 24}
+    sizes = [len(outcome.read(f"save/{split}.json")) for split in ("train", "valid", "test")]
+    assert sizes == [64, 8, 24]
 
 
 @pytest.mark.parametrize(
@@ -193,9 +195,11 @@ def test_ravdess_ent_fbank(run, small_ravdess):
     ],
 )
 def test_self_supervised_front_ends(run, iemocap, zed, tiny_ssl, recipe, yaml, kind):
-    folders = corpora(iemocap, zed) if recipe == "ZED" else ("--data_folder", iemocap)
-    options = "--frontend", kind, "--ssl_hub", tiny_ssl(kind)
-    outcome = run(recipe, yaml, *FEW_BATCHES, *folders, *options)
+    corpora = {"data_folder": iemocap, **({"zed_folder": zed} if recipe == "ZED" else {})}
+    front_end = {"frontend": kind, "ssl_hub": tiny_ssl(kind)}
+    # The encoder has the paper's size, so one batch must do.
+    few = {"debug_batches": 1, "debug_epochs": 1, "test_dataloader_opts": "{batch_size: 2}"}
+    outcome = run(recipe, yaml, "--debug", **few, **corpora, **front_end)
     assert_trained(outcome, ["ZED" if recipe == "ZED" else "session 5"], PAPER_TERMS)
 
 
@@ -204,47 +208,46 @@ def test_self_supervised_front_ends(run, iemocap, zed, tiny_ssl, recipe, yaml, k
 
 def test_a_killed_training_goes_on_where_it_stopped(iemocap, tmp_path):
     folder = tmp_path / "out"
-    arguments = "--noprogressbar --number_of_epochs 4 --max_symbols 2 --encoder_dim 32".split()
-    command = [sys.executable, "train.py", "hparams/ent_demo.yaml", *arguments]
-    command += ["--data_folder", iemocap, "--output_folder", folder]
-    log = folder / "log.txt"
-    with (tmp_path / "stderr").open("w") as stderr:
-        process = subprocess.Popen(command, cwd=RECIPES / "IEMOCAP", stderr=stderr)
+    options = {**SMALL, "number_of_epochs": 4, "data_folder": iemocap}
+    command = [sys.executable, *command_line("ent_demo.yaml", folder, [], options)]
+    said = tmp_path / "said"
+    with said.open("w") as stream:
+        where = {"cwd": RECIPES / "IEMOCAP", "stdout": stream, "stderr": stream}
+        process = subprocess.Popen(command, **where)
         try:
-            while not log.exists() or "Saved an end-of-epoch checkpoint" not in log.read_text():
-                assert process.poll() is None, (tmp_path / "stderr").read_text()
-                time.sleep(0.05)
+            while "Saved an end-of-epoch checkpoint" not in said.read_text():
+                assert process.poll() is None, said.read_text()
+                time.sleep(0.02)
         finally:
             process.kill()
         assert process.wait() == -signal.SIGKILL
-    before = json.loads((folder / "history.json").read_text())
-    assert 1 <= len(before) < 4
-    assert not (folder / "results.json").exists()
+        before = read_json(folder / "history.json")
+        assert 1 <= len(before) < 4
+        assert not (folder / "results.json").exists()
 
-    outcome = subprocess.run(
-        command, cwd=RECIPES / "IEMOCAP", capture_output=True, text=True, check=False
-    )
-    assert outcome.returncode == 0, outcome.stderr
-    begun = [int(epoch) for epoch in re.findall(r"Going into epoch (\d+)", outcome.stderr)]
-    assert begun == list(range(len(before) + 1, 5))
-    history = json.loads((folder / "history.json").read_text())
+        stream.truncate(0)
+        assert subprocess.call(command, **where) == 0, said.read_text()
+    begun = re.findall(r"Going into epoch (\d)", said.read_text())
+    assert begun == [str(epoch) for epoch in range(len(before) + 1, 5)]
+    history = read_json(folder / "history.json")
     assert history[: len(before)] == before
     assert [epoch["epoch"] for epoch in history] == [1, 2, 3, 4]
-    assert (folder / "results.md").read_text() in outcome.stdout
+    assert (folder / "results.md").read_text() in said.read_text()
 
 
 # --- what a user gets wrong
 
 
 def assert_refused(outcome, *parts):
-    """One line that says what is wrong, and no manifest."""
-    lines = [line for line in outcome.stderr.splitlines() if line.startswith("error: ")]
-    assert len(lines) == 1, outcome.stderr
-    assert "Traceback" not in outcome.stderr
-    assert (outcome.status, outcome.stdout) == (1, "")
+    """One line that says what is wrong, and no table."""
+    assert outcome.status == 1
+    assert outcome.stderr.startswith("error: ")
+    assert outcome.stderr.count("\n") == 1
+    assert outcome.stderr.endswith("\n")
+    assert "Traceback" not in outcome.stdout
+    assert not (outcome.folder / "results.json").exists()
     for part in parts:
-        assert part in lines[0]
-    assert list(outcome.folder.glob("save/*")) == []
+        assert part in outcome.stderr
 
 
 @pytest.fixture
@@ -263,57 +266,63 @@ def edit_transcript(corpus, name, change):
 
 
 def test_a_missing_corpus_is_refused(run, tmp_path):
-    outcome = run("IEMOCAP", "ent_demo.yaml", "--data_folder", tmp_path / "nowhere")
+    outcome = run("IEMOCAP", "ent_demo.yaml", data_folder=tmp_path / "nowhere")
     assert_refused(outcome, f"{tmp_path}/nowhere: neither it nor IEMOCAP_full_release in it has")
+    assert not list(outcome.folder.glob("save/*"))
 
 
 def test_another_corpus_is_refused(run, zed, iemocap):
-    outcome = run("ZED", "ent_demo.yaml", *corpora(iemocap=zed, zed=iemocap))
+    outcome = run("ZED", "ent_demo.yaml", data_folder=zed, zed_folder=iemocap)
     assert_refused(outcome, f"{zed}: neither it nor IEMOCAP_full_release in it has", "data_folder")
+    assert not list(outcome.folder.glob("save/*"))
 
 
-def test_what_is_wrong_with_a_corpus_is_told_in_one_line(run, own_iemocap):
+def test_all_that_is_wrong_with_a_corpus_is_told_in_one_line(run, own_iemocap):
     corpus, (empty, unreadable, untold, silent, *_) = own_iemocap
     wavs = corpus / "Session1" / "sentences" / "wav" / empty.rpartition("_")[0]
     soundfile.write(wavs / f"{empty}.wav", np.zeros(0), 16000)
     (wavs / f"{unreadable}.wav").write_bytes(b"no audio")
     edit_transcript(corpus, untold, lambda line: "")
     edit_transcript(corpus, silent, lambda line: line.partition(": ")[0] + ": ...")
+    outcome = run("IEMOCAP", "ent_demo.yaml", data_folder=corpus)
     assert_refused(
-        run("IEMOCAP", "ent_demo.yaml", "--data_folder", corpus),
-        "4 problems: ",
+        outcome,
+        "error: 4 problems: ",
         f"{empty}: no samples in ",
         f"{unreadable}: unreadable audio ",
         f"{untold}: no transcript",
         f"{silent}: no word in the transcript ' ...'",
         f": correct {corpus}, nothing was written",
     )
+    assert not list(outcome.folder.glob("save/*"))
 
 
 def test_a_transcript_longer_than_its_audio_is_refused(run, own_iemocap):
     corpus, (name, *_) = own_iemocap
     edit_transcript(corpus, name, lambda line: line + " and so on" * 100)
-    outcome = run("IEMOCAP", "ent_demo.yaml", "--data_folder", corpus, "--test_session", 1)
-    written = sorted(path.name for path in (outcome.folder / "save").iterdir())
-    assert written == ["test.json", "train.json", "valid.json"]
-    for manifest in (outcome.folder / "save").iterdir():
-        assert json.loads(manifest.read_text())
-        manifest.unlink()
-    assert_refused(outcome, f"error: {name}: 1", " tokens in ", "or raise max_tokens_per_frame")
+    outcome = run("IEMOCAP", "ent_demo.yaml", data_folder=corpus, test_session=1)
+    assert_refused(outcome, f"error: {name}: 10", " tokens in ", "or raise max_tokens_per_frame")
+    # The manifests are whole: nothing is wrong with them but that utterance.
+    assert [len(outcome.read(f"save/{split}.json")) for split in ("train", "test")] == [43, 12]
 
 
 @pytest.mark.parametrize(
     ("options", "part"),
     [
-        (["--learning_rate", "3"], "learning_rate"),
-        (
-            ["--lattice_mode", "two"],
-            "lattice_mode: 'two': choose one, full_t, full_u, mil, aligned",
-        ),
-        (["--rnnt_weight", "-1"], "none below 0, one above 0"),
+        ({"learning_rate": 3}, "learning_rate"),
+        ({"lattice_mode": "two"}, "lattice_mode: 'two': choose one, full_t, full_u, mil, aligned"),
+        ({"rnnt_weight": -1}, "none below 0, one above 0"),
     ],
 )
-def test_a_wrong_option_is_refused_before_anything_is_done(run, iemocap, options, part):
-    outcome = run("IEMOCAP", "ent_demo.yaml", "--data_folder", iemocap, *options)
+def test_a_wrong_option_is_refused_before_anything_is_read(run, options, part):
+    outcome = run("IEMOCAP", "ent_demo.yaml", data_folder="nowhere", **options)
     assert_refused(outcome, part)
-    assert not outcome.folder.exists()
+
+
+def test_a_misspelt_key_of_a_yaml_is_refused(run, tmp_path):
+    shutil.copytree(RECIPES / "IEMOCAP" / "hparams", tmp_path / "recipes" / "IEMOCAP" / "hparams")
+    shutil.copytree(RECIPES.parent / "hparams", tmp_path / "hparams")
+    own = tmp_path / "recipes" / "IEMOCAP" / "hparams" / "ent_demo.yaml"
+    own.write_text(own.read_text().replace("\nmax_symbols:", "\nmax_symbol: 3\nmax_symbols:"))
+    outcome = run("IEMOCAP", own, data_folder="nowhere")
+    assert_refused(outcome, f"{own}: nothing reads the key 'max_symbol': correct the key or remove")

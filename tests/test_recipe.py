@@ -1,0 +1,305 @@
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from ent_brain.errors import InputError
+from ent_brain.frontend import SSLFrontend
+from ent_brain.model import ENT, FENT
+from ent_brain.recipe import load_recipe, make_tokens
+
+ROOT = Path(__file__).resolve().parents[1]
+YAMLS = sorted(ROOT.glob("recipes/*/hparams/*.yaml"))
+PLACES = {"data_folder": "corpus", "zed_folder": "zed"}
+
+
+def overrides(folder, **given):
+    given = {"output_folder": folder / "out", **given}
+    return "".join(f"{key}: {value}\n" for key, value in given.items())
+
+
+@pytest.fixture
+def own_yaml(tmp_path):
+    """A recipe's YAML, its fragments beside it, that a test may change."""
+    shutil.copytree(ROOT / "hparams", tmp_path / "hparams")
+    folder = tmp_path / "recipes" / "RAVDESS" / "hparams"
+    folder.mkdir(parents=True)
+    original = ROOT / "recipes" / "RAVDESS" / "hparams" / "ent_fbank.yaml"
+    return Path(shutil.copy(original, folder))
+
+
+def refused(yaml, folder, **given):
+    """The line that refuses a YAML."""
+    with pytest.raises(InputError) as error:
+        load_recipe(yaml, overrides(folder, **given))
+    line = str(error.value)
+    assert "\n" not in line
+    return line
+
+
+# --- the recipes' own YAMLs
+
+
+@pytest.fixture(scope="module", params=YAMLS, ids=lambda path: f"{path.parts[-3]}-{path.stem}")
+def recipe(request, tmp_path_factory, tiny_ssl):
+    """Path and hparams of every YAML, with what a user must give."""
+    folder = tmp_path_factory.mktemp("recipe")
+    text = request.param.read_text()
+    given = {key: value for key, value in PLACES.items() if f"\n{key}: !PLACEHOLDER" in text}
+    if "\nssl_hub:" in text:
+        given["ssl_hub"] = tiny_ssl("wav2vec2")
+    return request.param, load_recipe(request.param, overrides(folder, **given))
+
+
+def test_every_yaml_loads_and_its_parts_fit(recipe):
+    path, hparams = recipe
+    frontend, model = hparams["modules"]["frontend"], hparams["modules"]["model"]
+    assert type(model) is {"ent": ENT, "fent": FENT}[path.stem.partition("_")[0]]
+    features, frame_lens = frontend(torch.randn(1, 8000), torch.ones(1))
+    output = model(features, frame_lens, torch.tensor([[5]]), torch.tensor([1]))
+    assert output.head_logits.shape == (1, 4)
+    kept = hparams["checkpointer"].recoverables
+    assert kept["model"] is model
+    assert kept["frontend"] is frontend
+    assert hparams["train_dataloader_opts"]["shuffle"]
+
+
+def test_what_changes_the_data_or_the_model_is_in_the_output_path(recipe):
+    path, _ = recipe
+    [line] = [ln for ln in path.read_text().splitlines() if ln.startswith("output_folder:")]
+    told = {"<tokens>", "<vocab_size>", "<seed>"}
+    told |= {f"<{key}>" for key in ("test_session", "frontend") if f"\n{key}:" in path.read_text()}
+    assert all(key in line for key in told)
+    assert f"results/{path.stem}/" in line
+
+
+def test_the_paper_s_recipes_have_the_paper_s_settings(recipe):
+    """SPEC.md sections 3, 4 and 7: the frozen protocol."""
+    path, hparams = recipe
+    if path.stem not in ("ent", "fent"):
+        assert not isinstance(hparams["modules"]["frontend"], SSLFrontend)
+        return
+    settings = {
+        "seed": 42,
+        "rnnt_weight": 0.5,
+        "head_weight": 0.5,
+        "lattice_weight": 0.5,
+        "lm_weight": 0,
+        "lattice_mode": "one",
+        "number_of_epochs": 50,
+        "warmup_epochs": 5,
+        "batch_size": 2,
+        "max_grad_norm": 5,
+        "remove_vector_weight_decay": True,
+        "max_symbols": 32,
+    }
+    assert {key: hparams[key] for key in settings} == settings
+    optimizer = hparams["opt_class"]([torch.nn.Parameter(torch.zeros(2, 2))])
+    assert type(optimizer) is torch.optim.AdamW
+    group = optimizer.param_groups[0]
+    assert (group["lr"], group["betas"]) == (5e-4, (0.9, 0.999))
+    assert (group["eps"], group["weight_decay"]) == (1e-8, 0.05)
+    sizes = {
+        "encoder_dim": 768,
+        "embedding_dim": 640,
+        "predictor_dim": 640,
+        "joint_dim": 768,
+        "dropout": 0.1,
+    }
+    model = hparams["modules"]["model"]
+    assert {key: model.settings[key] for key in sizes} == sizes
+    assert hparams["modules"]["frontend"].frozen
+
+
+@pytest.mark.parametrize("recipe_name", ["IEMOCAP", "ZED"])
+def test_the_two_models_recipes_differ_in_the_model_alone(recipe_name):
+    folder = ROOT / "recipes" / recipe_name / "hparams"
+    for ent, fent in (("ent", "fent"), ("ent_demo", "fent_demo")):
+        words = (folder / f"{fent}.yaml").read_text().replace("FENT", "ENT")
+        words = words.replace("Factorised Emotion", "Emotion").replace(
+            "results/fent", "results/ent"
+        )
+        assert words == (folder / f"{ent}.yaml").read_text()
+
+
+# --- what is refused
+
+
+def test_a_missing_yaml_is_refused(tmp_path):
+    path = tmp_path / "no.yaml"
+    assert refused(path, tmp_path) == (
+        f"{path}: no such YAML: name one of the recipe's hparams folder"
+    )
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        ("", "not a YAML of keys and values"),
+        ("- a\n- b\n", "not a YAML of keys and values"),
+        ("just words", "not a YAML of keys and values"),
+        ("lr: [1\n", "not YAML (while parsing a flow sequence"),
+    ],
+)
+def test_what_is_no_yaml_is_refused(tmp_path, content, reason):
+    path = tmp_path / "a.yaml"
+    path.write_text(content)
+    assert refused(path, tmp_path).startswith(f"{path}: {reason}")
+
+
+def test_a_yaml_away_from_its_fragments_is_refused(own_yaml, tmp_path):
+    moved = own_yaml.rename(tmp_path / "mine.yaml")
+    line = refused(moved, tmp_path, data_folder="x")
+    fragments = [f"{tmp_path}/../../../hparams/{name}.yaml" for name in ("fbank", "adamw")]
+    problems = "; ".join(f"{moved}: includes {name}, which is not there" for name in fragments)
+    assert line == f"2 problems: {problems}: correct the key or remove it"
+
+
+def test_a_key_given_twice_is_refused(own_yaml, tmp_path):
+    own_yaml.write_text(own_yaml.read_text() + "\nseed: 43\n")
+    assert refused(own_yaml, tmp_path, data_folder="x") == (
+        f"{own_yaml}: the key 'seed' is there 2 times: correct the key or remove it"
+    )
+
+
+def test_a_key_that_nothing_reads_is_refused(own_yaml, tmp_path):
+    own_yaml.write_text(own_yaml.read_text() + "\nleraning_rate: 3\nbatchsize: 2\n")
+    assert refused(own_yaml, tmp_path, data_folder="x") == (
+        f"2 problems: {own_yaml}: nothing reads the key 'leraning_rate'; "
+        f"{own_yaml}: nothing reads the key 'batchsize': correct the key or remove it"
+    )
+
+
+def test_a_misspelt_key_under_an_include_is_refused(own_yaml, tmp_path):
+    text = own_yaml.read_text()
+    old = "    weight_decay: !ref <weight_decay>\n"
+    assert old in text
+    own_yaml.write_text(text.replace(old, old + "    start_rl: 0.1\n"))
+    fragment = own_yaml.parent / "../../../hparams/adamw.yaml"
+    assert refused(own_yaml, tmp_path, data_folder="x") == (
+        f"{fragment}: has no key 'start_rl': correct the key or remove it"
+    )
+
+
+def test_an_option_that_nothing_reads_is_refused(own_yaml, tmp_path):
+    line = refused(own_yaml, tmp_path, data_folder="x", learning_rate=3)
+    assert line.startswith(f"{own_yaml}: ")
+    assert "learning_rate" in line
+
+
+def test_a_corpus_must_be_named(own_yaml, tmp_path):
+    line = refused(own_yaml, tmp_path)
+    assert line.startswith(f"{own_yaml}: ")
+    assert "data_folder" in line
+
+
+@pytest.mark.parametrize("weight", [-0.5, "much", ".nan", ".inf"])
+def test_a_weight_is_a_positive_number_or_0(own_yaml, tmp_path, weight):
+    line = refused(own_yaml, tmp_path, data_folder="x", head_weight=weight)
+    assert line.startswith(f"{own_yaml}: loss weights ")
+    assert line.endswith(": none below 0, one above 0")
+
+
+def test_some_loss_must_have_a_weight(own_yaml, tmp_path):
+    none = {"rnnt_weight": 0, "head_weight": 0, "lattice_weight": 0}
+    line = refused(own_yaml, tmp_path, data_folder="x", **none)
+    assert line.endswith(": none below 0, one above 0")
+    assert load_recipe(own_yaml, overrides(tmp_path, data_folder="x", **none | {"head_weight": 1}))
+
+
+def test_an_unknown_lattice_mode_is_refused(own_yaml, tmp_path):
+    assert refused(own_yaml, tmp_path, data_folder="x", lattice_mode="two") == (
+        "lattice_mode: 'two': choose one, full_t, full_u, mil, aligned"
+    )
+
+
+@pytest.mark.parametrize("given", [{"lattice_mode": "aligned"}, {"lm_weight": 0.3}])
+def test_what_needs_words_is_refused_without_them(own_yaml, tmp_path, given):
+    given = {"data_folder": "x", "rnnt_weight": 0, "lattice_mode": "mil", **given}
+    assert refused(own_yaml, tmp_path, **given).startswith("rnnt_weight: 0: nothing is transcribed")
+
+
+def test_an_unknown_front_end_is_refused(tmp_path, tiny_ssl):
+    path = ROOT / "recipes" / "IEMOCAP" / "hparams" / "ent.yaml"
+    given = {"data_folder": "x", "ssl_hub": tiny_ssl("wav2vec2"), "frontend": "data2vec"}
+    line = refused(path, tmp_path, **given)
+    assert line.startswith(f"{path}: ")
+    assert "unknown SSL model 'data2vec': use one of wav2vec2, hubert, wavlm" in line
+
+
+def test_a_front_end_s_missing_model_is_refused(tmp_path):
+    path = ROOT / "recipes" / "IEMOCAP" / "hparams" / "ent.yaml"
+    line = refused(path, tmp_path, data_folder="x", ssl_hub=tmp_path / "nowhere")
+    assert line.startswith(f"{path}: ")
+    assert "nowhere" in line
+
+
+def test_a_frame_duration_that_does_not_go_is_refused(own_yaml, tmp_path):
+    line = refused(own_yaml, tmp_path, data_folder="x", frame_duration=0.025)
+    assert "frame_duration 0.025 is not a whole number of 10 ms" in line
+
+
+# --- tokens
+
+
+TRANSCRIPTS = ["THE LAMP IS ON THE TABLE", "SHE FOUND THE OLD BAG", "DON'T PUT IT THERE"] * 3
+
+
+def write_manifest(path, transcripts):
+    manifest = {
+        f"u{index}": {
+            "wav": "{data_root}/a.wav",
+            "duration": 1.0,
+            "transcript": transcript,
+            "emotion": "sad",
+            "speaker": "Ann",
+        }
+        for index, transcript in enumerate(transcripts)
+    }
+    path.write_text(json.dumps(manifest))
+    return path
+
+
+def test_characters_need_no_manifest(tmp_path):
+    assert len(make_tokens("char", 31, tmp_path / "no.json", tmp_path)) == 31
+
+
+def test_pieces_are_learnt_from_the_training_transcripts_alone(tmp_path):
+    train = write_manifest(tmp_path / "train.json", TRANSCRIPTS)
+    for other in ("valid", "test"):
+        write_manifest(tmp_path / f"{other}.json", ["QUIZ QUIZ ZEBRA"] * 50)
+    tokens = make_tokens("bpe", 50, train, tmp_path)
+    assert len(tokens) == 50
+    assert 1 not in tokens.encode(TRANSCRIPTS[0])
+    assert tokens.encode("Q")[-1] == tokens.encode("Z")[-1] == 1
+
+
+def test_pieces_are_learnt_once_and_again_where_transcripts_change(tmp_path):
+    train = write_manifest(tmp_path / "train.json", TRANSCRIPTS)
+    make_tokens("bpe", 50, train, tmp_path)
+    [first] = tmp_path.glob("*.model")
+    written = first.stat().st_mtime_ns
+    make_tokens("bpe", 50, train, tmp_path)
+    assert [first] == list(tmp_path.glob("*.model"))
+    assert first.stat().st_mtime_ns == written
+
+    write_manifest(train, [*TRANSCRIPTS, "ZEBRA"])
+    tokens = make_tokens("bpe", 50, train, tmp_path)
+    assert len(list(tmp_path.glob("*.model"))) == 2
+    assert 1 not in tokens.encode("ZEBRA")
+    make_tokens("bpe", 45, train, tmp_path)
+    assert len(list(tmp_path.glob("*.model"))) == 3
+
+
+def test_the_vocabulary_s_size_must_be_right(tmp_path):
+    with pytest.raises(InputError) as error:
+        make_tokens("char", 5000, tmp_path / "train.json", tmp_path)
+    assert str(error.value) == "vocab_size: 5000: char tokens are 31: correct it"
+
+
+def test_unknown_tokens_are_refused(tmp_path):
+    with pytest.raises(InputError) as error:
+        make_tokens("words", 31, tmp_path / "train.json", tmp_path)
+    assert str(error.value) == "tokens: 'words': choose char or bpe"
