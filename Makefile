@@ -30,5 +30,6 @@ $(DEMO)/zed: | .venv/demo
 
 .venv/%: setup.py
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[$*]'
+	$(BIN)/python -m pip install --quiet --no-compile --disable-pip-version-check \
+		--editable '.[$*]'
 	touch $@

@@ -28,9 +28,9 @@ class EmotionTransducerBrain(sb.Brain):
 
     ``modules`` are ``frontend`` and ``model``. Of the ``hparams`` it reads the loss weights
     ``rnnt_weight``, ``head_weight``, ``lattice_weight`` and ``lm_weight`` (a term of weight 0 is
-    not computed), ``lattice_mode``, ``aligned_top``, ``max_symbols``, ``lr_schedule``,
-    ``warmup_epochs``, ``number_of_epochs``, ``train_logger``, ``output_folder``, and SpeechBrain's
-    own run options.
+    not computed), ``fastemit``, ``lattice_mode``, ``aligned_top``, ``max_symbols``,
+    ``lr_schedule``, ``warmup_epochs``, ``number_of_epochs``, ``train_logger``, ``output_folder``,
+    and SpeechBrain's own run options.
 
     The validation set chooses the checkpoint: ``evaluate(..., min_key="error")`` loads the one of
     the lowest ``error``, the mean of those of WER, 100 - UA and EDER that can be told.
@@ -124,7 +124,9 @@ class EmotionTransducerBrain(sb.Brain):
         tokens, emotions = batch.tokens.data, batch.emotion_index
         terms, posteriors = {}, None
         if hparams.rnnt_weight:
-            alignment = transducer_alignment(output.token_lattices, tokens, *lens)
+            alignment = transducer_alignment(
+                output.token_lattices, tokens, *lens, fastemit=hparams.fastemit
+            )
             posteriors = alignment.posteriors
             terms["rnnt"] = alignment.nll.mean()
         if hparams.head_weight:

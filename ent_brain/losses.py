@@ -35,7 +35,7 @@ class Alignment(NamedTuple):
     Sums to 1 over u at every valid frame, 0 elsewhere; no graph."""
 
 
-def transducer_alignment(lattices, tokens, frame_lens, token_lens, blank=0):
+def transducer_alignment(lattices, tokens, frame_lens, token_lens, blank=0, fastemit=0.0):
     """Sum over all alignments: the transducer's likelihood and its arc posteriors in one pass.
 
     Only log p(blank) and log p(next token) of a node enter the sum (Graves 2012), so a tile of
@@ -53,6 +53,10 @@ def transducer_alignment(lattices, tokens, frame_lens, token_lens, blank=0):
         [B] int, at least 1 frame and at least 0 tokens.
     blank : int
         Index of blank among the outputs.
+    fastemit : float
+        Weight of FastEmit (Yu et al. 2021, arXiv 2010.11148): the gradient of token arcs is this
+        much larger, the value the same. 0 is the exact gradient; a little keeps alignments narrow,
+        which greedy search needs.
 
     Returns
     -------
@@ -66,7 +70,7 @@ def transducer_alignment(lattices, tokens, frame_lens, token_lens, blank=0):
     """
     _check(lattices, tokens, frame_lens, token_lens, blank)
     tensors = [tensor for lattice in lattices for tensor in lattice]
-    return Alignment(*_Transducer.apply(tokens, frame_lens, token_lens, blank, *tensors))
+    return Alignment(*_Transducer.apply(tokens, frame_lens, token_lens, blank, fastemit, *tensors))
 
 
 def transducer_loss(lattices, tokens, frame_lens, token_lens, blank=0, reduction="mean"):
@@ -336,7 +340,7 @@ class _Transducer(torch.autograd.Function):
     """Transducer likelihood and blank-arc posteriors; tiles are computed again backward."""
 
     @staticmethod
-    def forward(ctx, tokens, frame_lens, token_lens, blank, *tensors):
+    def forward(ctx, tokens, frame_lens, token_lens, blank, fastemit, *tensors):
         lattices = _lattices(tensors)
         ctx.tiles = tiles(lattices, frame_lens, token_lens)
         frames, positions = int(frame_lens.max()), int(token_lens.max()) + 1
@@ -357,7 +361,7 @@ class _Transducer(torch.autograd.Function):
         # Every alignment leaves a frame once: float32 sums of a thousand steps need telling.
         arcs /= arcs[..., 0].sum(2)[..., None, None].clamp(min=PROBABILITY_FLOOR)
         ctx.save_for_backward(arcs, following, *tensors)
-        ctx.blank = blank
+        ctx.blank, ctx.fastemit = blank, fastemit
         posteriors = arcs[..., 0].contiguous()
         ctx.mark_non_differentiable(posteriors)
         return nll, posteriors
@@ -370,11 +374,13 @@ class _Transducer(torch.autograd.Function):
         def grad_logits(tile, logits):
             # d nll / d log p(arc) = -posterior of the arc, and the softmax's own derivative.
             taken = tile.of_nodes(arcs) * grad_nll[tile.rows, None, None, None]
+            taken[..., 1] *= 1 + ctx.fastemit
             grad = logits.softmax(-1).mul_(taken.sum(-1, keepdim=True))
             grad[..., ctx.blank] -= taken[..., 0]
             return grad.scatter_add_(-1, _next(following, tile, grad), -taken[..., 1:])
 
-        return None, None, None, None, *backpropagate(_lattices(tensors), ctx.tiles, grad_logits)
+        gradients = backpropagate(_lattices(tensors), ctx.tiles, grad_logits)
+        return None, None, None, None, None, *gradients
 
 
 class _Regions(torch.autograd.Function):

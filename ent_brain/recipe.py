@@ -27,7 +27,7 @@ LATTICE_MODES = ("one", "full_t", "full_u", "mil", "aligned")
 
 KEYS_READ_BY_CODE = {
     *LOSS_WEIGHTS,
-    *("lattice_mode", "aligned_top", "max_symbols", "max_tokens_per_frame"),
+    *("fastemit", "lattice_mode", "aligned_top", "max_symbols", "max_tokens_per_frame"),
     *("seed", "output_folder", "data_folder", "zed_folder", "save_folder", "paper_protocol"),
     *("test_session", "valid_share", "max_train_seconds", "tokens", "vocab_size"),
     *("test_actors", "valid_actors", "calm_as_neutral"),

@@ -108,8 +108,10 @@ def make_brain(
     )
     hparams = {
         **weights,
+        "fastemit": 0.0,
         "lattice_mode": "one",
         "aligned_top": 0.3,
+        "fastemit": 0.0,
         "max_symbols": 3,
         "lr_schedule": constant,
         "warmup_epochs": 0,

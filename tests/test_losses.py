@@ -749,3 +749,18 @@ def test_next_token_loss_predicts_each_token_and_then_the_end():
     assert_equal_all(
         *(torch.autograd.grad(each, logits) for each in (loss, expected)), tolerance=1e-9
     )
+
+
+def test_fastemit_scales_the_gradient_of_token_arcs_alone_and_not_the_value():
+    [lattice] = random_lattices([(6, 3)], [5], dtype=torch.float64)
+    batch = random_batch([(6, 3)], 5)
+
+    def gradient(fastemit):
+        nll = transducer_alignment([lattice], *batch, fastemit=fastemit).nll.sum()
+        return nll.detach(), torch.autograd.grad(nll, lattice.bias)[0]
+
+    (value, none), (same, some), (_, more) = map(gradient, (0.0, 0.1, 0.2))
+    assert value == same
+    # Linear in the weight, and what it adds pulls mass from blank to the tokens.
+    torch.testing.assert_close(more - none, 2 * (some - none))
+    assert (some - none)[0] > 0 > (some - none)[1:].sum()

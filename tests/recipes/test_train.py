@@ -199,6 +199,7 @@ def test_self_supervised_front_ends(run, iemocap, zed, tiny_ssl, recipe, yaml, k
     front_end = {"frontend": kind, "ssl_hub": tiny_ssl(kind)}
     # The encoder has the paper's size, so one batch must do.
     few = {"debug_batches": 1, "debug_epochs": 1, "test_dataloader_opts": "{batch_size: 2}"}
+    few["max_symbols"] = 1
     outcome = run(recipe, yaml, "--debug", **few, **corpora, **front_end)
     assert_trained(outcome, ["ZED" if recipe == "ZED" else "session 5"], PAPER_TERMS)
 
