@@ -61,6 +61,8 @@ def load_recipe(hparams_file, overrides):
     if not hparams_file.is_file():
         raise InputError(f"{hparams_file}: no such YAML: name one of the recipe's hparams folder")
     raise_problems(_unknown_keys(hparams_file), "correct the key or remove it")
+    if overrides:
+        _key_value_pairs(overrides, "command line")
     try:
         with hparams_file.open(encoding="utf-8") as file:
             hparams = load_hyperpyyaml(file, overrides)
@@ -88,21 +90,11 @@ def load_recipe(hparams_file, overrides):
 def _unknown_keys(hparams_file):
     """Keys of a YAML that nothing reads, one problem each."""
     text = hparams_file.read_text(encoding="utf-8")
-    try:
-        node = yaml.compose(text)
-    except yaml.YAMLError as error:
-        raise InputError(f"{hparams_file}: not YAML ({' '.join(str(error).split())})") from error
-    if not isinstance(node, yaml.MappingNode):
-        raise InputError(f"{hparams_file}: not a YAML of keys and values")
+    pairs = _key_value_pairs(text, hparams_file)
     referred = set(re.findall(r"<([A-Za-z_]\w*)", text))
     known = KEYS_READ_BY_CODE | referred | set(RunOptions().as_dict())
-    uses = Counter(key.value for key, _ in node.value)
-    problems = [
-        f"{hparams_file}: the key {key!r} is there {count} times"
-        for key, count in uses.items()
-        if count > 1
-    ]
-    for key, value in node.value:
+    problems = []
+    for key, value in pairs:
         if key.value not in known and not key.value.startswith("__"):
             problems.append(f"{hparams_file}: nothing reads the key {key.value!r}")
         if value.tag.startswith("!include:"):
@@ -110,10 +102,24 @@ def _unknown_keys(hparams_file):
             if not fragment.is_file():
                 problems.append(f"{hparams_file}: includes {fragment}, which is not there")
                 continue
-            defined = {k.value for k, _ in yaml.compose(fragment.read_text("utf-8")).value}
+            defined = {k.value for k, _ in _key_value_pairs(fragment.read_text("utf-8"), fragment)}
             given = {k.value for k, _ in value.value} if value.value else set()
             problems += [f"{fragment}: has no key {name!r}" for name in sorted(given - defined)]
     return problems
+
+
+def _key_value_pairs(text, origin):
+    """Nodes of keys and values of a YAML mapping; a key given twice is refused."""
+    try:
+        node = yaml.compose(text)
+    except yaml.YAMLError as error:
+        raise InputError(f"{origin}: not YAML ({' '.join(str(error).split())})") from error
+    if not isinstance(node, yaml.MappingNode):
+        raise InputError(f"{origin}: not a YAML of keys and values")
+    uses = Counter(key.value for key, _ in node.value)
+    repeated = [f"{key} is given {count} times" for key, count in uses.items() if count > 1]
+    raise_problems([f"{origin}: {problem}" for problem in repeated], "keep one of them")
+    return node.value
 
 
 def make_tokens(kind, vocab_size, train_manifest, save_folder):

@@ -111,7 +111,6 @@ def make_brain(
         "fastemit": 0.0,
         "lattice_mode": "one",
         "aligned_top": 0.3,
-        "fastemit": 0.0,
         "max_symbols": 3,
         "lr_schedule": constant,
         "warmup_epochs": 0,
@@ -257,6 +256,22 @@ def test_every_lattice_mode_trains(tmp_path, dataset, mode):
     brain = make_brain(tmp_path, lattice_mode=mode)
     fit(brain, dataset)
     assert all(math.isfinite(epoch["train lattice"]) for epoch in brain.history)
+
+
+def test_fastemit_changes_the_gradient_of_the_words_but_no_loss(tmp_path, dataset):
+    losses, gradients = [], []
+    for fastemit in (0.0, 0.5):
+        brain = make_brain(tmp_path, fastemit=fastemit)
+        brain.on_stage_start(sb.Stage.TRAIN)
+        batch = a_batch(dataset)
+        outputs = brain.compute_forward(batch, sb.Stage.TRAIN)
+        losses.append(brain.compute_objectives(outputs, batch, sb.Stage.TRAIN))
+        losses[-1].backward()
+        gradients.append({name: p.grad for name, p in brain.modules.model.named_parameters()})
+    torch.testing.assert_close(*losses)
+    changed = {n for n, g in gradients[0].items() if not torch.allclose(g, gradients[1][n])}
+    assert "token_joints.0.output.bias" in changed
+    assert not {n for n in changed if n.startswith(("emotion_joint.", "pooled_head."))}
 
 
 # --- optimisation

@@ -69,9 +69,9 @@ def test_every_yaml_loads_and_its_parts_fit(recipe):
 def test_what_changes_the_data_or_the_model_is_in_the_output_path(recipe):
     path, _ = recipe
     [line] = [ln for ln in path.read_text().splitlines() if ln.startswith("output_folder:")]
-    told = {"<tokens>", "<vocab_size>", "<seed>"}
-    told |= {f"<{key}>" for key in ("test_session", "frontend") if f"\n{key}:" in path.read_text()}
-    assert all(key in line for key in told)
+    telling = ("tokens", "vocab_size", "seed", "frontend", "test_session", "valid_share")
+    telling += ("max_train_seconds", "calm_as_neutral")
+    assert all(f"<{key}>" in line for key in telling if f"\n{key}:" in path.read_text())
     assert f"results/{path.stem}/" in line
 
 
@@ -88,6 +88,7 @@ def test_the_paper_s_recipes_have_the_paper_s_settings(recipe):
         "lattice_weight": 0.5,
         "lm_weight": 0,
         "lattice_mode": "one",
+        "fastemit": 0,
         "number_of_epochs": 50,
         "warmup_epochs": 5,
         "batch_size": 2,
@@ -160,8 +161,14 @@ def test_a_yaml_away_from_its_fragments_is_refused(own_yaml, tmp_path):
 def test_a_key_given_twice_is_refused(own_yaml, tmp_path):
     own_yaml.write_text(own_yaml.read_text() + "\nseed: 43\n")
     assert refused(own_yaml, tmp_path, data_folder="x") == (
-        f"{own_yaml}: the key 'seed' is there 2 times: correct the key or remove it"
+        f"{own_yaml}: seed is given 2 times: keep one of them"
     )
+
+
+def test_an_option_given_twice_is_refused(own_yaml):
+    with pytest.raises(InputError) as error:
+        load_recipe(own_yaml, "data_folder: x\nlr: 1\nlr: 2\n")
+    assert str(error.value) == "command line: lr is given 2 times: keep one of them"
 
 
 def test_a_key_that_nothing_reads_is_refused(own_yaml, tmp_path):

@@ -199,12 +199,25 @@ def test_self_supervised_front_ends(run, iemocap, zed, tiny_ssl, recipe, yaml, k
     front_end = {"frontend": kind, "ssl_hub": tiny_ssl(kind)}
     # The encoder has the paper's size, so one batch must do.
     few = {"debug_batches": 1, "debug_epochs": 1, "test_dataloader_opts": "{batch_size: 2}"}
-    few["max_symbols"] = 1
-    outcome = run(recipe, yaml, "--debug", **few, **corpora, **front_end)
+    outcome = run(recipe, yaml, "--debug", **few, max_symbols=1, **corpora, **front_end)
     assert_trained(outcome, ["ZED" if recipe == "ZED" else "session 5"], PAPER_TERMS)
 
 
-# --- killed and started again
+# --- started again
+
+
+def test_a_finished_training_is_reported_again_but_not_on_other_data(run, iemocap):
+    options = {**SMALL, "data_folder": iemocap, "test_session": 1}
+    first = run("IEMOCAP", "ent_demo.yaml", **options)
+    assert_trained(first, ["session 1"], PAPER_TERMS)
+    results = first.read("results.json")
+    again = run("IEMOCAP", "ent_demo.yaml", **options)
+    assert_trained(again, ["session 1"], PAPER_TERMS)
+    assert "Going into epoch" not in again.stdout
+    assert again.read("results.json") == results
+    other = run("IEMOCAP", "ent_demo.yaml", **options | {"valid_share": 0.3})
+    save = first.folder / "save"
+    assert_refused(other, f"{save}: the training in it was begun on other data than is there now")
 
 
 def test_a_killed_training_goes_on_where_it_stopped(iemocap, tmp_path):
@@ -246,7 +259,7 @@ def assert_refused(outcome, *parts):
     assert outcome.stderr.count("\n") == 1
     assert outcome.stderr.endswith("\n")
     assert "Traceback" not in outcome.stdout
-    assert not (outcome.folder / "results.json").exists()
+    assert "| test set" not in outcome.stdout
     for part in parts:
         assert part in outcome.stderr
 
