@@ -10,6 +10,7 @@ import torch
 from speechbrain.utils.distributed import main_process_only
 
 from ent_brain.decoding import greedy_search
+from ent_brain.errors import InputError
 from ent_brain.files import read_json, write_json
 from ent_brain.losses import (
     aligned_pooling_loss,
@@ -45,6 +46,8 @@ class EmotionTransducerBrain(sb.Brain):
 
     def __init__(self, tokens, **kwargs):
         super().__init__(**kwargs)
+        # SpeechBrain's own holds the distributed wrappers, too, once training begins.
+        self.raw_modules = torch.nn.ModuleDict(self.modules.items())
         self.tokens = tokens
         self.paper_sets = {}
         """Loaders by name to score after every epoch, for the ``paper`` protocol alone."""
@@ -58,6 +61,8 @@ class EmotionTransducerBrain(sb.Brain):
             )
         # SpeechBrain clips the first parameter group alone; we clip all together, at each step.
         self.clip_norm, self.max_grad_norm = self.max_grad_norm, math.inf
+        if not self.clip_norm > 0:  # a limit below 0 would turn the gradient round
+            raise InputError(f"max_grad_norm: {self.clip_norm}: above 0, or inf for no limit")
 
     def make_dataloader(self, dataset, stage, ckpt_prefix="dataloader-", **loader_kwargs):
         """Make a loader; the training loader's length sets the length of the schedule."""

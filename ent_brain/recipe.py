@@ -233,6 +233,8 @@ def report(brain, test_sets, hparams):
     hparams : dict
     """
     folder = Path(hparams["output_folder"])
+    if not (folder / HISTORY_FILE).is_file():
+        raise InputError(f"{folder}: nothing was trained in it: train for an epoch at least")
     history = read_json(folder / HISTORY_FILE)
     plot_learning_curves(history, folder / "learning_curves.png")
     rows = []

@@ -19,6 +19,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from ent_brain.brain import EmotionTransducerBrain
 from ent_brain.dataio import make_dataset
 from ent_brain.emotions import EMOTIONS
+from ent_brain.errors import InputError
 from ent_brain.frontend import FbankFrontend
 from ent_brain.losses import lattice_pooling_loss, next_token_loss, transducer_loss
 from ent_brain.metrics import TransducerStats
@@ -324,6 +325,12 @@ def test_no_limit_leaves_the_gradient_as_it_is(tmp_path, dataset):
         torch.testing.assert_close(old - p.detach(), q.grad, rtol=1e-3, atol=1e-5)
 
 
+@pytest.mark.parametrize("limit", [-1.0, 0.0, math.nan])
+def test_a_limit_of_the_gradient_is_above_0(tmp_path, limit):
+    with pytest.raises(InputError, match="max_grad_norm: .*: above 0, or inf for no limit"):
+        make_brain(tmp_path, run_opts={"max_grad_norm": limit})
+
+
 @pytest.mark.parametrize(("accumulation", "steps_per_epoch"), [(1, 6), (4, 1)])
 def test_the_learning_rate_warms_up_and_falls_by_a_cosine(
     tmp_path, dataset, accumulation, steps_per_epoch
@@ -356,6 +363,14 @@ def test_the_learning_rate_warms_up_and_falls_by_a_cosine(
     ]
     assert used == pytest.approx(rising + falling)
     assert (used[0], used[-1]) == (pytest.approx(5e-7), pytest.approx(5e-6))
+
+
+def test_a_wrapped_model_is_trained_and_searched(tmp_path, dataset):
+    brain = make_brain(tmp_path)
+    # What SpeechBrain does to every module of a distributed training, without the processes.
+    brain.modules["model"] = torch.nn.DataParallel(brain.modules["model"])
+    fit(brain, dataset)
+    assert len(brain.history) == 2
 
 
 # --- history and checkpoints

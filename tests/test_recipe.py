@@ -8,7 +8,7 @@ import torch
 from ent_brain.errors import InputError
 from ent_brain.frontend import SSLFrontend
 from ent_brain.model import ENT, FENT
-from ent_brain.recipe import load_recipe, make_tokens
+from ent_brain.recipe import load_recipe, make_tokens, report
 
 ROOT = Path(__file__).resolve().parents[1]
 YAMLS = sorted(ROOT.glob("recipes/*/hparams/*.yaml"))
@@ -246,6 +246,12 @@ def test_a_front_end_s_missing_model_is_refused(tmp_path):
 def test_a_frame_duration_that_does_not_go_is_refused(own_yaml, tmp_path):
     line = refused(own_yaml, tmp_path, data_folder="x", frame_duration=0.025)
     assert "frame_duration 0.025 is not a whole number of 10 ms" in line
+
+
+def test_without_an_epoch_there_is_nothing_to_report(tmp_path):
+    with pytest.raises(InputError) as error:
+        report(None, {}, {"output_folder": str(tmp_path)})
+    assert str(error.value) == f"{tmp_path}: nothing was trained in it: train for an epoch at least"
 
 
 # --- tokens
