@@ -26,6 +26,11 @@ setup(
         "jiwer>=4.0",
         "matplotlib>=3.8",
         "soundfile>=0.12",
+        # SpeechBrain needs these too; our own code imports them.
+        "numpy",
+        "pyyaml",
+        "scipy",
+        "tqdm",
     ],
     extras_require={
         "demo": ["espeakng-loader>=0.2.4"],
