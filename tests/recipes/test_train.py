@@ -239,7 +239,8 @@ def test_a_killed_training_goes_on_where_it_stopped(iemocap, tmp_path):
         assert 1 <= len(before) < 4
         assert not (folder / "results.json").exists()
 
-        stream.truncate(0)
+        stream.seek(0)
+        stream.truncate()
         assert subprocess.call(command, **where) == 0, said.read_text()
     begun = re.findall(r"Going into epoch (\d)", said.read_text())
     assert begun == [str(epoch) for epoch in range(len(before) + 1, 5)]
