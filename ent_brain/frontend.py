@@ -13,7 +13,7 @@ from speechbrain.lobes.features import Fbank
 from speechbrain.processing.features import mean_std_update
 from torch import nn
 
-SAMPLE_RATE = 16000
+from ent_brain.manifest import SAMPLE_RATE
 
 SSL_MODELS = {"wav2vec2": Wav2Vec2, "hubert": HuBERT, "wavlm": WavLM}
 

@@ -156,7 +156,7 @@ def backpropagate(lattices, node_tiles, grad_logits):
         enc, pred, weight and bias gradients of each lattice in turn, in the tensors' own types.
     """
     sums = [
-        [torch.zeros_like(tensor, dtype=_sum_type(tensor)) for tensor in lattice]
+        [torch.zeros_like(tensor, dtype=sum_type(tensor)) for tensor in lattice]
         for lattice in lattices
     ]
     outputs = [lattice.bias.numel() for lattice in lattices]
@@ -193,5 +193,6 @@ def _outputs(lattices):
     return sum(lattice.bias.numel() for lattice in lattices)
 
 
-def _sum_type(tensor):
+def sum_type(tensor):
+    """The type in which numbers of a tensor are added up: float32, or float64 for float64."""
     return torch.float64 if tensor.dtype == torch.float64 else torch.float32

@@ -13,7 +13,10 @@ from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
 from ent_brain.emotions import NEUTRAL
-from ent_brain.lattice import Lattice, backpropagate, tile_logits, tiles
+from ent_brain.lattice import Lattice, backpropagate, sum_type, tile_logits, tiles
+
+POOLING_MODES = ("one", "full_t", "full_u", "mil")
+"""Modes of ``lattice_pooling_loss``."""
 
 PROBABILITY_FLOOR = 1e-8
 """Emotion probabilities are clamped to [1e-8, 1] before their logarithm (the paper's code)."""
@@ -146,7 +149,7 @@ def lattice_pooling_loss(
 
     Source: Shen et al., ICASSP 2024, section 2.3.
     """
-    if mode not in ("one", "full_t", "full_u", "mil"):
+    if mode not in POOLING_MODES:
         raise ValueError(f"unknown lattice pooling mode {mode!r}: one, full_t, full_u or mil")
     present = torch.stack((emotions, torch.full_like(emotions, neutral)), 1)
     frames, positions = _extreme_nodes(lattice, present, frame_lens, token_lens)
@@ -349,8 +352,7 @@ class _Transducer(torch.autograd.Function):
         padded = torch.nn.functional.pad(tokens[:, : positions - 1], (0, 1))
         following = padded.long().masked_fill(ended, blank)
         first = tensors[0]
-        kind = torch.float64 if first.dtype == torch.float64 else torch.float32
-        log_probs = first.new_zeros(len(first), frames, positions, 2, dtype=kind)
+        log_probs = first.new_zeros(len(first), frames, positions, 2, dtype=sum_type(first))
         for tile in ctx.tiles:
             logits = tile_logits(lattices, tile)
             chosen = torch.stack((logits[..., blank], _gather(logits, following, tile)), -1)
@@ -391,7 +393,7 @@ class _Regions(torch.autograd.Function):
         lattices = _lattices(tensors)
         ctx.tiles = tiles(lattices, frame_lens, token_lens)
         ctx.save_for_backward(spans, *tensors)
-        total = tensors[0].new_zeros(len(spans), dtype=_wide(tensors[0]))
+        total = tensors[0].new_zeros(len(spans), dtype=sum_type(tensors[0]))
         for tile in ctx.tiles:
             log_probs = tile_logits(lattices, tile).log_softmax(-1)
             total[tile.rows] -= (log_probs * _class_weights(spans, tile, log_probs)).sum((1, 2, 3))
@@ -435,7 +437,7 @@ def _extreme_nodes(lattice, classes, frame_lens, token_lens):
     (Tensor, Tensor)
         Frames and positions, [B, 2].
     """
-    best = lattice.enc.new_full((len(classes), 2), -torch.inf, dtype=_wide(lattice.enc))
+    best = lattice.enc.new_full((len(classes), 2), -torch.inf, dtype=sum_type(lattice.enc))
     nodes = torch.zeros_like(classes)
     columns = lattice.pred.size(1)
     sign = torch.tensor([1, -1], device=classes.device)
@@ -540,10 +542,6 @@ def _next(following, tile, logits):
 
 def _log(probabilities):
     return probabilities.clamp(PROBABILITY_FLOOR, 1.0).log()
-
-
-def _wide(tensor):
-    return torch.float64 if tensor.dtype == torch.float64 else torch.float32
 
 
 def _lattices(tensors):

@@ -18,12 +18,13 @@ from ent_brain.emotions import EMOTIONS
 from ent_brain.errors import InputError, raise_problems
 from ent_brain.export import export
 from ent_brain.files import read_json, whole_or_nothing, write_json
+from ent_brain.losses import POOLING_MODES
 from ent_brain.manifest import read_manifest
 from ent_brain.report import plot_confusion, plot_learning_curves, plot_timeline, results_table
 from ent_brain.tokens import CharTokens, load_sentencepiece, train_sentencepiece
 
 LOSS_WEIGHTS = ("rnnt_weight", "head_weight", "lattice_weight", "lm_weight")
-LATTICE_MODES = ("one", "full_t", "full_u", "mil", "aligned")
+LATTICE_MODES = (*POOLING_MODES, "aligned")
 
 KEYS_READ_BY_CODE = {
     *LOSS_WEIGHTS,
