@@ -9,7 +9,7 @@ import speechbrain as sb
 import torch
 from speechbrain.utils.distributed import main_process_only
 
-from ent_brain.decoding import greedy_search
+from ent_brain.decoding import search
 from ent_brain.errors import InputError
 from ent_brain.files import read_json, write_json
 from ent_brain.losses import (
@@ -29,9 +29,9 @@ class EmotionTransducerBrain(sb.Brain):
 
     ``modules`` are ``frontend`` and ``model``. Of the ``hparams`` it reads the loss weights
     ``rnnt_weight``, ``head_weight``, ``lattice_weight`` and ``lm_weight`` (a term of weight 0 is
-    not computed), ``fastemit``, ``lattice_mode``, ``aligned_top``, ``max_symbols``,
-    ``lr_schedule``, ``warmup_epochs``, ``number_of_epochs``, ``train_logger``, ``output_folder``,
-    and SpeechBrain's own run options.
+    not computed), ``fastemit``, ``lattice_mode``, ``aligned_top``, ``max_symbols``, ``beam_size``
+    (in tests; validation searches greedily), ``lr_schedule``, ``warmup_epochs``,
+    ``number_of_epochs``, ``train_logger``, ``output_folder``, and SpeechBrain's own run options.
 
     The validation set chooses the checkpoint: ``evaluate(..., min_key="error")`` loads the one of
     the lowest ``error``, the mean of those of WER, 100 - UA and EDER that can be told.
@@ -105,9 +105,15 @@ class EmotionTransducerBrain(sb.Brain):
         output = self.modules.model(features, frame_lens, batch.tokens.data, token_lens)
         hypotheses = []
         if stage != sb.Stage.TRAIN:
-            hypotheses = greedy_search(
-                self.raw_modules.model, features, frame_lens, self.hparams.max_symbols
+            beam_size = self.hparams.beam_size if stage == sb.Stage.TEST else 1
+            found = search(
+                self.raw_modules.model,
+                output.encoded,
+                frame_lens,
+                beam_size,
+                max_symbols=self.hparams.max_symbols,
             )
+            hypotheses = [best for (best,) in found]
         return SimpleNamespace(
             output=output, frame_lens=frame_lens, token_lens=token_lens, hypotheses=hypotheses
         )

@@ -1,15 +1,20 @@
 """Search: the words of an utterance, the frame of each token, and the emotion of every frame."""
 
+from itertools import islice
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from ent_brain.model import Streams
 from ent_brain.tokens import BLANK
 
 LOOK_AHEAD = 8
 """Frames whose token distributions are computed at once: until a token is emitted the predictor
 stands still, so frames of a run of blanks need not wait for one another."""
+
+HASH_FACTOR = 6364136223846793005
+"""Of the hash that tells token sequences apart: an odd number of 63 bits, which wraps around."""
 
 ROUNDS_BETWEEN_CHECKS = 8
 """Rounds between two looks at whether all utterances have ended, which stop a GPU's queue."""
@@ -27,10 +32,10 @@ class Hypothesis(NamedTuple):
     utterance_log_probs: Tensor | None
     """[E] of the utterance: the pooled head's, or the mean over frames where there is no head."""
     score: float
-    """Log-probability of the path: its tokens and blanks, nats."""
+    """Log-probability, nats: of the path's tokens and blanks, or summed over several paths of these
+    tokens by the beam search."""
 
 
-@torch.no_grad()
 def greedy_search(model, features, frame_lens, max_symbols=32):
     """Greedy time-synchronous search over a batch, the same per utterance as one at a time.
 
@@ -55,17 +60,82 @@ def greedy_search(model, features, frame_lens, max_symbols=32):
     list[Hypothesis]
         One an utterance, on the CPU.
     """
+    return [best for (best,) in beam_search(model, features, frame_lens, 1, 1, max_symbols)]
+
+
+@torch.no_grad()
+def beam_search(model, features, frame_lens, beam_size=4, n_best=1, max_symbols=32):
+    """Time-synchronous beam search over a batch.
+
+    At frame t each hypothesis either passes to the next frame with a blank, or emits a token and
+    stays; hypotheses of the same tokens at the same point become one, with the sum of their
+    probabilities. The greedy hypothesis never leaves the beam: the best one is at least as
+    probable, and a beam of 1 is the greedy search.
+
+    Arguments
+    ---------
+    model, features, frame_lens, max_symbols
+        As for ``greedy_search``.
+    beam_size : int
+        Hypotheses that are followed.
+    n_best : int
+        Hypotheses of each utterance that are returned, at most ``beam_size``; fewer where the beam
+        holds fewer.
+
+    Returns
+    -------
+    list[list[Hypothesis]]
+        Of each utterance the best first, on the CPU. ``score`` sums over the alignments that the
+        beam held; ``frames`` are those of the more probable one wherever two became one.
+
+    Raises
+    ------
+    ValueError
+        If ``n_best`` is not from 1 to ``beam_size``.
+
+    Source: after Graves 2012 (arXiv 1211.3711), section 2.5, and the time-synchronous search of
+    Saon et al., ICASSP 2020.
+    """
     encoded = model.encode(features, frame_lens)
-    if model.token_joints:
-        tokens, frames, scores = _greedy_tokens(model, encoded, frame_lens, max_symbols)
+    return search(model, encoded, frame_lens, beam_size, n_best, max_symbols)
+
+
+@torch.no_grad()
+def search(model, encoded, frame_lens, beam_size=1, n_best=1, max_symbols=32):
+    """``beam_search`` over the encoder streams of ``model.encode``, where they are there already.
+
+    A beam of 1 is searched greedily, several frames at once.
+    """
+    if not 1 <= n_best <= beam_size:
+        raise ValueError(f"n_best {n_best}: not from 1 to beam_size {beam_size}")
+    if not model.token_joints:
+        paths = [[_Path([], [], 0.0)] for _ in frame_lens]
+    elif beam_size == 1:
+        paths = _greedy_paths(model, encoded, frame_lens, max_symbols)
     else:
-        tokens = frames = [[] for _ in frame_lens]
-        scores = [0.0] * len(frame_lens)
-    return _annotate(model, encoded, frame_lens, tokens, frames, scores)
+        paths = _beam_paths(model, encoded, frame_lens, beam_size, n_best, max_symbols)
+    counts = torch.tensor([len(of_utterance) for of_utterance in paths], device=frame_lens.device)
+    hypotheses = iter(
+        _annotate(
+            model,
+            Streams(*(stream.repeat_interleave(counts, 0) for stream in encoded)),
+            frame_lens.repeat_interleave(counts),
+            [path for of_utterance in paths for path in of_utterance],
+        )
+    )
+    return [list(islice(hypotheses, len(of_utterance))) for of_utterance in paths]
 
 
-def _greedy_tokens(model, encoded, frame_lens, max_symbols):
-    """Tokens, their frames, and path scores, as lists over utterances."""
+class _Path(NamedTuple):
+    """What a search finds: the first fields of a ``Hypothesis``, and its score."""
+
+    tokens: list
+    frames: list
+    score: float
+
+
+def _greedy_paths(model, encoded, frame_lens, max_symbols):
+    """The greedy path of each utterance, [[_Path]]."""
     device = frame_lens.device
     rows = torch.arange(len(frame_lens), device=device)[:, None]
     ahead = torch.arange(LOOK_AHEAD, device=device)
@@ -111,29 +181,136 @@ def _greedy_tokens(model, encoded, frame_lens, max_symbols):
             for new, old in zip(stepped, states, strict=True)
         ]
     tokens, frames = torch.stack(history, 1).cpu()
-    emitted = (tokens != BLANK).T
-    return (
-        [ids[mask].tolist() for ids, mask in zip(tokens.T, emitted, strict=True)],
-        [times[mask].tolist() for times, mask in zip(frames.T, emitted, strict=True)],
-        score.tolist(),
-    )
+    return [
+        [_Path(ids[ids != BLANK].tolist(), times[ids != BLANK].tolist(), total)]
+        for ids, times, total in zip(tokens.T, frames.T, score.tolist(), strict=True)
+    ]
 
 
-def _annotate(model, encoded, frame_lens, tokens, frames, scores):
-    """Hypotheses of decoded tokens: the emotions of all frames at once, after the words."""
+def _beam_paths(model, encoded, frame_lens, beam_size, n_best, max_symbols):
+    """The most probable paths of each utterance, [[_Path]], the best first.
+
+    In each round every hypothesis that has not passed its frame either passes or emits; once all
+    have passed, the next frame is theirs. So those at the frame have emitted equally many tokens
+    there, and two of them with one history of tokens are in the same place.
+    """
     device = frame_lens.device
-    token_lens = torch.tensor([len(ids) for ids in tokens], device=device)
-    padded = torch.zeros(len(tokens), int(token_lens.max()), dtype=torch.long, device=device)
+    rows = torch.arange(len(frame_lens), device=device)[:, None]
+    slots = torch.arange(beam_size, device=device).expand(len(rows), -1)
+    last = (frame_lens - 1)[:, None]
+    predicted, states = model.predict_next(
+        torch.full((slots.numel(), 1), BLANK, device=device), [None] * len(model.predictors)
+    )
+    lattices = _by_slot(model.token_lattices(encoded, predicted), slots)
+    # One hypothesis begins; slot 0 holds the greedy one all along.
+    score = torch.zeros(slots.shape, device=device).masked_fill_(slots > 0, -torch.inf)
+    passed = torch.zeros_like(slots, dtype=torch.bool)
+    sequence = torch.zeros_like(slots)  # a hash of the tokens: equal ones are the same sequence
+    time, symbols = torch.zeros_like(last), torch.zeros_like(last)
+    history = []
+    while len(history) % ROUNDS_BETWEEN_CHECKS or bool((time <= last).any()):
+        nodes = [lattice.at(rows, time.minimum(last), slots) for lattice in lattices]
+        log_probs = torch.cat(nodes, -1).log_softmax(-1)
+        greedy = log_probs[:, 0].argmax(-1, keepdim=True)
+        waits = passed | (time > last)
+        greedy_emits = (greedy != BLANK) & ~waits[:, :1]
+        moves = (score[..., None] + log_probs).masked_fill_(waits[..., None], -torch.inf)
+
+        # Candidates: every slot once it has passed, and as many emissions, greedy's the first.
+        passing = torch.where(waits, score, moves[..., BLANK])
+        moves[..., BLANK] = -torch.inf
+        moves = moves.flatten(1)
+        ranked = moves.scatter_add(1, greedy, torch.where(greedy_emits, torch.inf, 0.0))
+        chosen = ranked.topk(beam_size).indices
+        outputs = log_probs.size(-1)
+        parent = torch.cat((slots, chosen // outputs), 1)
+        token = torch.cat((torch.full_like(slots, BLANK), chosen % outputs), 1)
+        total = torch.cat((passing, moves.gather(1, chosen)), 1)
+        full = (symbols + 1 >= max_symbols).expand_as(slots)
+        at_next = torch.cat((torch.ones_like(passed), full), 1)
+        sequence = sequence.gather(1, parent)
+        sequence = torch.where(token == BLANK, sequence, sequence * HASH_FACTOR + token)
+
+        # Hypotheses of one sequence in one place become one: the most probable, with their sum.
+        same = (sequence[:, :, None] == sequence[:, None]) & (
+            at_next[:, :, None] == at_next[:, None]
+        )
+        totals = torch.where(same, total[:, None], -torch.inf)
+        candidate = torch.arange(total.size(1), device=device)
+        most_probable = totals.argmax(-1) == candidate
+        total = totals.logsumexp(-1).masked_fill(~most_probable, -torch.inf)
+        is_greedy = candidate == torch.where(greedy_emits, beam_size, 0)
+        holds_greedy = (same & is_greedy[:, None]).any(-1) & most_probable
+        kept = total.masked_fill(holds_greedy, torch.inf).topk(beam_size).indices
+
+        score, sequence, token, parent = (
+            values.gather(1, kept) for values in (total, sequence, token, parent)
+        )
+        history.append(torch.stack((token, time.expand_as(token), parent)))
+        passed = at_next.gather(1, kept) | (score == -torch.inf)
+        finished = passed.all(1, keepdim=True)
+        passed = passed & ~finished
+        time = time + finished
+        symbols = torch.where(finished, 0, symbols + 1)
+
+        origin = (rows * beam_size + parent).flatten()
+        states = [tuple(part[:, origin] for part in state) for state in states]
+        following, stepped = model.predict_next(token.view(-1, 1), states)
+        emits = token != BLANK
+        stepped_lattices = _by_slot(model.next_token_lattices(lattices, following), slots)
+        lattices = [
+            new._replace(pred=torch.where(emits[..., None], new.pred, old.pred[rows, parent]))
+            for new, old in zip(stepped_lattices, lattices, strict=True)
+        ]
+        states = [
+            tuple(torch.where(emits.view(1, -1, 1), n, o) for n, o in zip(new, old, strict=True))
+            for new, old in zip(stepped, states, strict=True)
+        ]
+    return _trace(torch.stack(history).cpu(), *(best.cpu() for best in score.topk(n_best)))
+
+
+def _by_slot(lattices, slots):
+    """Lattices of utterances, whose predictor side is one vector a slot: pred becomes [B, K, J]."""
+    return [lattice._replace(pred=lattice.pred.reshape(*slots.shape, -1)) for lattice in lattices]
+
+
+def _trace(history, scores, slot):
+    """Follow the slots [B, N] back through the rounds [R, 3, B, K]: token, frame, parent."""
+    found = []
+    for token, frame, parent in history.flip(0):
+        found.append(torch.stack((token.gather(1, slot), frame.gather(1, slot))))
+        slot = parent.gather(1, slot)
+    tokens, frames = torch.stack(found[::-1], -1)
+    emitted = tokens != BLANK
+    return [
+        [
+            _Path(
+                tokens[row, n][emitted[row, n]].tolist(),
+                frames[row, n][emitted[row, n]].tolist(),
+                total,
+            )
+            for n, total in enumerate(totals)
+            if total > -torch.inf
+        ]
+        for row, totals in enumerate(scores.tolist())
+    ]
+
+
+def _annotate(model, encoded, frame_lens, paths):
+    """Hypotheses of paths: the emotions of all frames at once, after the words."""
+    device = frame_lens.device
+    token_lens = torch.tensor([len(path.tokens) for path in paths], device=device)
+    padded = torch.zeros(len(paths), int(token_lens.max()), dtype=torch.long, device=device)
     emitted_at = torch.zeros_like(padded)
-    for row, (ids, times) in enumerate(zip(tokens, frames, strict=True)):
-        padded[row, : len(ids)] = torch.tensor(ids, device=device)
-        emitted_at[row, : len(ids)] = torch.tensor(times, device=device)
+    for row, (tokens, frames, _) in enumerate(paths):
+        padded[row, : len(tokens)] = torch.tensor(tokens, device=device)
+        emitted_at[row, : len(frames)] = torch.tensor(frames, device=device)
     predicted = model.predict(padded, token_lens)
     # The predictor's state as frame t advances has seen the tokens emitted up to frame t.
     steps = torch.arange(encoded.emotion.size(1), device=device)
     real = torch.arange(padded.size(1), device=device) < token_lens[:, None]
     positions = ((emitted_at[:, None] <= steps[:, None]) & real[:, None]).sum(2)
-    rows = torch.arange(len(tokens), device=device)[:, None]
+    rows = torch.arange(len(paths), device=device)[:, None]
 
     of_frames = None
     if model.emotion_joint is not None:
@@ -143,7 +320,7 @@ def _annotate(model, encoded, frame_lens, tokens, frames, scores):
     of_utterance = model.classify(encoded, frame_lens, predicted, token_lens)
 
     hypotheses = []
-    for row, length in enumerate(frame_lens.tolist()):
+    for row, (path, length) in enumerate(zip(paths, frame_lens.tolist(), strict=True)):
         frame_log_probs = utterance_log_probs = None
         if of_frames is not None:
             frame_log_probs = of_frames[row, :length].float().log_softmax(-1).cpu()
@@ -151,6 +328,6 @@ def _annotate(model, encoded, frame_lens, tokens, frames, scores):
         if of_utterance is not None:
             utterance_log_probs = of_utterance[row].float().log_softmax(-1).cpu()
         hypotheses.append(
-            Hypothesis(tokens[row], frames[row], frame_log_probs, utterance_log_probs, scores[row])
+            Hypothesis(path.tokens, path.frames, frame_log_probs, utterance_log_probs, path.score)
         )
     return hypotheses

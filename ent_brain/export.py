@@ -46,6 +46,7 @@ def export(brain, folder):
         lines += [f"tokens: {_tag(brain.tokens)}", ""]
     lines += [
         f"max_symbols: {brain.hparams.max_symbols}",
+        f"beam_size: {brain.hparams.beam_size}",
         "",
         "modules:",
         *(f"    {name}: !ref <{name}>" for name in modules),

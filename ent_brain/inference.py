@@ -4,7 +4,7 @@ import torch
 from speechbrain.inference.interfaces import Pretrained
 
 from ent_brain.dataio import read_audio
-from ent_brain.decoding import greedy_search
+from ent_brain.decoding import beam_search
 from ent_brain.emotions import EMOTIONS
 from ent_brain.segments import segments_from_frames
 
@@ -23,7 +23,7 @@ class EmotionTransducer(Pretrained):
     'angry'
     """
 
-    HPARAMS_NEEDED = ["modules", "tokens", "max_symbols"]
+    HPARAMS_NEEDED = ["modules", "tokens", "max_symbols", "beam_size"]
     MODULES_NEEDED = ["frontend", "model"]
 
     def transcribe_file(self, path):
@@ -52,4 +52,11 @@ class EmotionTransducer(Pretrained):
         frontend = self.mods.frontend
         wav = read_audio(path, frontend.sample_rate).to(self.device)
         features, frame_lens = frontend(wav[None], torch.ones(1, device=self.device))
-        return greedy_search(self.mods.model, features, frame_lens, self.hparams.max_symbols)[0]
+        [[best]] = beam_search(
+            self.mods.model,
+            features,
+            frame_lens,
+            self.hparams.beam_size,
+            max_symbols=self.hparams.max_symbols,
+        )
+        return best

@@ -31,6 +31,8 @@ class TransducerOutput(NamedTuple):
     """[B, E]"""
     lm_logits: Tensor | None
     """[B, U+1, V]"""
+    encoded: Streams
+    """[B, T, D] each, for a search that follows."""
 
 
 class ScalarMix(nn.Module):
@@ -266,6 +268,7 @@ class TransducerModel(nn.Module):
             self.emotion_lattice(encoded, predicted),
             self.classify(encoded, frame_lens, predicted, token_lens),
             self.lm_head(predicted.vocabulary) if self.lm_head else None,
+            encoded,
         )
 
     def encode(self, features, frame_lens):

@@ -28,10 +28,10 @@ LATTICE_MODES = (*POOLING_MODES, "aligned")
 
 KEYS_READ_BY_CODE = {
     *LOSS_WEIGHTS,
-    *("fastemit", "lattice_mode", "aligned_top", "max_symbols", "max_tokens_per_frame"),
+    *("fastemit", "lattice_mode", "aligned_top", "max_symbols", "beam_size"),
     *("seed", "output_folder", "data_folder", "zed_folder", "save_folder", "paper_protocol"),
-    *("test_session", "valid_share", "max_train_seconds", "tokens", "vocab_size"),
-    *("test_actors", "valid_actors", "calm_as_neutral"),
+    *("test_session", "valid_share", "max_train_seconds", "max_tokens_per_frame"),
+    *("tokens", "vocab_size", "test_actors", "valid_actors", "calm_as_neutral"),
     *("number_of_epochs", "warmup_epochs", "opt_class", "lr_schedule", "epoch_counter"),
     *("modules", "checkpointer", "train_logger", "train_dataloader_opts", "test_dataloader_opts"),
 }

@@ -348,3 +348,86 @@ def greedy(plain, features, max_symbols):
             ]
         left_with.append([output for output, _ in steps])
     return Decoded(tokens, frames, left_with, score)
+
+
+class NodeReader:
+    """Log-probabilities of an utterance's outputs at (frame, tokens so far), each computed once."""
+
+    def __init__(self, plain, features):
+        self.plain = plain
+        self.encoded = list(zip(plain.encode(features, 0), plain.encode(features, -1), strict=True))
+        self.steps = {(): [plain.predict_one(0, None, stream) for stream in (0, -1)]}
+        self.known = {}
+
+    def __call__(self, frame, tokens):
+        if tokens not in self.steps:
+            self.steps[tokens] = [
+                self.plain.predict_one(tokens[-1], state, stream)
+                for stream, (_, state) in zip((0, -1), self.steps[tokens[:-1]], strict=True)
+            ]
+        if (frame, tokens) not in self.known:
+            predicted = [output for output, _ in self.steps[tokens]]
+            logits = self.plain.token_logits(self.encoded[frame], predicted)
+            self.known[frame, tokens] = logits.log_softmax(0).tolist()
+        return self.known[frame, tokens]
+
+
+def every_path(read, frames, max_symbols):
+    """Probability of each token sequence, over all paths; the last token allowed passes a frame."""
+    total = {(): 0.0}
+    for t in range(frames):
+        at, total = total, {}
+        for emitted in range(max_symbols + 1):
+            emissions = {}
+            for tokens, score in at.items():
+                if emitted == max_symbols:
+                    total[tokens] = add_logs(total.get(tokens, -math.inf), score)
+                    continue
+                for output, log_prob in enumerate(read(t, tokens)):
+                    if output == 0:
+                        total[tokens] = add_logs(total.get(tokens, -math.inf), score + log_prob)
+                    else:
+                        emissions[(*tokens, output)] = score + log_prob
+            at = emissions
+    return total
+
+
+def beam(read, frames, beam_size, max_symbols):
+    """{tokens: score} of the beam after the last frame, by dictionaries."""
+    score, greedy_one = {((), False): 0.0}, ()
+    for t in range(frames):
+        score = {(tokens, False): total for (tokens, _), total in score.items()}
+        greedy_passed = False
+        for emitted in range(1, max_symbols + 1):
+            emission_of_greedy = None
+            if not greedy_passed:
+                log_probs = read(t, greedy_one)
+                best = max(range(len(log_probs)), key=log_probs.__getitem__)
+                if best:
+                    greedy_one = emission_of_greedy = (*greedy_one, best)
+                greedy_passed = best == 0 or emitted == max_symbols
+            candidates, emissions = [], []
+            for (tokens, passed), total in score.items():
+                log_probs = [0.0] if passed else read(t, tokens)
+                candidates.append((tokens, True, total + log_probs[0]))
+                emissions += [
+                    ((*tokens, output), emitted == max_symbols, total + log_prob)
+                    for output, log_prob in enumerate(log_probs)
+                    if output
+                ]
+            # As many emissions compete as the beam has room for, the greedy one's always.
+            emissions.sort(key=lambda each: (each[0] != emission_of_greedy, -each[2]))
+            candidates += emissions[:beam_size]
+            score = {}
+            for tokens, passed, total in candidates:
+                score[tokens, passed] = add_logs(score.get((tokens, passed), -math.inf), total)
+            kept = sorted(score, key=lambda key: (key != (greedy_one, greedy_passed), -score[key]))[
+                :beam_size
+            ]
+            score = {key: score[key] for key in kept}
+    return {tokens: total for (tokens, _), total in score.items()}
+
+
+def add_logs(a, b):
+    high, low = max(a, b), min(a, b)
+    return high if low == -math.inf else high + math.log1p(math.exp(low - high))

@@ -113,6 +113,7 @@ def make_brain(
         "lattice_mode": "one",
         "aligned_top": 0.3,
         "max_symbols": 3,
+        "beam_size": 1,
         "lr_schedule": constant,
         "warmup_epochs": 0,
         "number_of_epochs": epochs,

@@ -4,10 +4,10 @@ from collections import Counter
 import oracles
 import pytest
 import torch
-from oracles import PlainModel
+from oracles import NodeReader, PlainModel
 
 from ent_brain import decoding
-from ent_brain.decoding import LOOK_AHEAD, greedy_search
+from ent_brain.decoding import LOOK_AHEAD, beam_search, greedy_search
 from ent_brain.model import ENT, FENT
 
 FRAME_LENS = torch.tensor([40, 7, 1, 25, 40])
@@ -18,10 +18,10 @@ TALKATIVE = {ENT: (50, 1.0), FENT: (0, 2.0)}
 several, or more than is allowed at others."""
 
 
-def random_model(model_class, **options):
+def random_model(model_class, vocab_size=7, **options):
     seed, blank_bias = TALKATIVE[model_class]
     sizes = {"encoder_dim": 6, "embedding_dim": 4, "predictor_dim": 8, "joint_dim": 8}
-    model = model_class(vocab_size=7, feature_dim=5, feature_layers=2, **sizes, **options).eval()
+    model = model_class(vocab_size, feature_dim=5, feature_layers=2, **sizes, **options).eval()
     torch.manual_seed(seed)
     with torch.no_grad():
         for parameter in model.parameters():
@@ -219,3 +219,82 @@ def test_search_keeps_no_graph(model_class):
     [hypothesis] = greedy_search(model, random_features()[:1], FRAME_LENS[:1], 1)
     assert not hypothesis.emotion_log_probs.requires_grad
     assert not hypothesis.utterance_log_probs.requires_grad
+
+
+@MODELS
+@pytest.mark.parametrize(("max_symbols", "frames"), [(1, 4), (2, 3), (3, 2)])
+def test_a_beam_that_holds_everything_sums_over_all_paths(model_class, max_symbols, frames):
+    model, features = random_model(model_class, vocab_size=3), random_features()[:1, :frames]
+    read = NodeReader(PlainModel(model), features[0])
+    expected = oracles.every_path(read, frames, max_symbols)
+    size = 2 * len(expected)  # room for those that have passed a frame and those still at it
+    [found] = beam_search(model, features, torch.tensor([frames]), size, size, max_symbols)
+    assert len(found) == len(expected)
+    for hypothesis in found:
+        assert hypothesis.score == pytest.approx(expected[tuple(hypothesis.tokens)], abs=1e-4)
+        assert hypothesis.frames == sorted(hypothesis.frames)
+        assert max(Counter(hypothesis.frames).values(), default=0) <= max_symbols
+    scores = [hypothesis.score for hypothesis in found]
+    assert scores == sorted(scores, reverse=True)
+
+
+@MODELS
+@SYMBOLS
+@pytest.mark.parametrize("beam_size", [2, 3, 5])
+def test_a_narrow_beam_keeps_what_dictionaries_keep(model_class, max_symbols, beam_size):
+    model, features = random_model(model_class), random_features()
+    found = beam_search(model, features, FRAME_LENS, beam_size, beam_size, max_symbols)
+    for hypotheses, each in zip(found, utterances(features), strict=True):
+        read = NodeReader(PlainModel(model), each)
+        expected = oracles.beam(read, len(each), beam_size, max_symbols)
+        scores = {tuple(hypothesis.tokens): hypothesis.score for hypothesis in hypotheses}
+        assert len(scores) == len(hypotheses)
+        assert scores == pytest.approx(expected, rel=1e-5, abs=1e-4)
+
+
+@MODELS
+@SYMBOLS
+def test_a_beam_of_one_is_the_greedy_search(model_class, max_symbols):
+    model = random_model(model_class)
+    greedy, _ = decoded(model_class, max_symbols)
+    encoded = model.encode(random_features(), FRAME_LENS)
+    with torch.no_grad():
+        paths = decoding._beam_paths(model, encoded, FRAME_LENS, 1, 1, max_symbols)
+    for [path], expected in zip(paths, greedy, strict=True):
+        assert (path.tokens, path.frames) == (expected.tokens, expected.frames)
+        assert path.score == pytest.approx(expected.score, rel=1e-5)
+
+
+@MODELS
+@SYMBOLS
+def test_a_beam_is_never_worse_than_greedy_and_sometimes_better(model_class, max_symbols):
+    greedy, _ = decoded(model_class, max_symbols)
+    found = beam_search(
+        random_model(model_class), random_features(), FRAME_LENS, 4, max_symbols=max_symbols
+    )
+    gains = [best.score - one.score for [best], one in zip(found, greedy, strict=True)]
+    assert min(gains) > -1e-4
+    assert max(gains) > 0.1
+
+
+@MODELS
+def test_beam_search_of_a_batch_gives_what_one_utterance_at_a_time_gives(model_class):
+    model, features = random_model(model_class), random_features()
+    found = beam_search(model, features, FRAME_LENS, 3, 2, 3)
+    for hypotheses, each in zip(found, utterances(features), strict=True):
+        [alone] = beam_search(model, each[None], torch.tensor([len(each)]), 3, 2, 3)
+        for ours, expected in zip(alone, hypotheses, strict=True):
+            assert_same(ours, expected)
+
+
+def test_beam_search_ends_though_blank_is_never_likely():
+    model = random_model(ENT)
+    with torch.no_grad():
+        model.token_joints[0].output.bias[0] = -1e4
+    [[best]] = beam_search(model, random_features()[:1], torch.tensor([5]), 4, max_symbols=3)
+    assert best.frames == [0, 0, 0, 1, 1, 1, 2, 2, 2, 3, 3, 3, 4, 4, 4]
+
+
+def test_more_hypotheses_than_the_beam_holds_are_refused():
+    with pytest.raises(ValueError, match="n_best 5: not from 1 to beam_size 4"):
+        beam_search(random_model(ENT), random_features(), FRAME_LENS, 4, 5)
