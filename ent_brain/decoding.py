@@ -16,6 +16,10 @@ stands still, so frames of a run of blanks need not wait for one another."""
 HASH_FACTOR = 6364136223846793005
 """Of the hash that tells token sequences apart: an odd number of 63 bits, which wraps around."""
 
+GIVEN_UP = 6.0
+"""Nats below the best hypothesis at which the beam search gives another up: those far behind hardly
+ever catch up, and as long as they stay at a frame the others wait for them."""
+
 ROUNDS_BETWEEN_CHECKS = 8
 """Rounds between two looks at whether all utterances have ended, which stop a GPU's queue."""
 
@@ -238,9 +242,11 @@ def _beam_paths(model, encoded, frame_lens, beam_size, n_best, max_symbols):
         totals = torch.where(same, total[:, None], -torch.inf)
         candidate = torch.arange(total.size(1), device=device)
         most_probable = totals.argmax(-1) == candidate
-        total = totals.logsumexp(-1).masked_fill(~most_probable, -torch.inf)
+        total = totals.logsumexp(-1)
         is_greedy = candidate == torch.where(greedy_emits, beam_size, 0)
         holds_greedy = (same & is_greedy[:, None]).any(-1) & most_probable
+        hopeful = most_probable & (total >= total.amax(1, keepdim=True) - GIVEN_UP)
+        total = total.masked_fill(~(hopeful | holds_greedy), -torch.inf)
         kept = total.masked_fill(holds_greedy, torch.inf).topk(beam_size).indices
 
         score, sequence, token, parent = (

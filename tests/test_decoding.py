@@ -223,7 +223,10 @@ def test_search_keeps_no_graph(model_class):
 
 @MODELS
 @pytest.mark.parametrize(("max_symbols", "frames"), [(1, 4), (2, 3), (3, 2)])
-def test_a_beam_that_holds_everything_sums_over_all_paths(model_class, max_symbols, frames):
+def test_a_beam_that_holds_everything_sums_over_all_paths(
+    model_class, max_symbols, frames, monkeypatch
+):
+    monkeypatch.setattr(decoding, "GIVEN_UP", torch.inf)
     model, features = random_model(model_class, vocab_size=3), random_features()[:1, :frames]
     read = NodeReader(PlainModel(model), features[0])
     expected = oracles.every_path(read, frames, max_symbols)
@@ -241,12 +244,16 @@ def test_a_beam_that_holds_everything_sums_over_all_paths(model_class, max_symbo
 @MODELS
 @SYMBOLS
 @pytest.mark.parametrize("beam_size", [2, 3, 5])
-def test_a_narrow_beam_keeps_what_dictionaries_keep(model_class, max_symbols, beam_size):
+@pytest.mark.parametrize("given_up", [1.0, 6.0, torch.inf])
+def test_a_narrow_beam_keeps_what_dictionaries_keep(
+    model_class, max_symbols, beam_size, given_up, monkeypatch
+):
+    monkeypatch.setattr(decoding, "GIVEN_UP", given_up)
     model, features = random_model(model_class), random_features()
     found = beam_search(model, features, FRAME_LENS, beam_size, beam_size, max_symbols)
     for hypotheses, each in zip(found, utterances(features), strict=True):
         read = NodeReader(PlainModel(model), each)
-        expected = oracles.beam(read, len(each), beam_size, max_symbols)
+        expected = oracles.beam(read, len(each), beam_size, max_symbols, given_up)
         scores = {tuple(hypothesis.tokens): hypothesis.score for hypothesis in hypotheses}
         assert len(scores) == len(hypotheses)
         assert scores == pytest.approx(expected, rel=1e-5, abs=1e-4)
