@@ -107,7 +107,15 @@ class Predictor(nn.Module):
         (Tensor, tuple)
             [B, N, output_dim] and the LSTM's state, two tensors [1, B, predictor_dim].
         """
-        hidden, state = self.rnn(self.dropout(self.embedding(tokens)), state)
+        embedded = self.dropout(self.embedding(tokens))
+        if state is None or tokens.size(1) > 1:
+            hidden, state = self.rnn(embedded, state)
+        else:  # a search asks for one token after another; a whole layer costs a CPU much more
+            cell = torch.lstm_cell(
+                embedded[:, 0], [part[0] for part in state], *self.rnn.parameters()
+            )
+            state = tuple(part[None] for part in cell)
+            hidden = state[0].transpose(0, 1)
         return self.projection(hidden), state
 
 
