@@ -52,12 +52,20 @@ class EmotionTransducerBrain(sb.Brain):
         self.paper_sets = {}
         """Loaders by name to score after every epoch, for the ``paper`` protocol alone."""
         self.history = []
+        self.running = defaultdict(float)
+        """Of the stage so far: each loss term's sum, utterances, rate of the last step (lr)."""
         if self.checkpointer is not None:
             self.checkpointer.add_recoverable(
                 "history",
                 self.history,
-                custom_save_hook=write_json,
+                custom_save_hook=main_process_only(write_json),
                 custom_load_hook=_load_history,
+            )
+            self.checkpointer.add_recoverable(
+                "running",
+                self.running,
+                custom_save_hook=_save_running,
+                custom_load_hook=_load_running,
             )
         # SpeechBrain clips the first parameter group alone; we clip all together, at each step.
         self.clip_norm, self.max_grad_norm = self.max_grad_norm, math.inf
@@ -122,8 +130,8 @@ class EmotionTransducerBrain(sb.Brain):
         """Weighted sum of the loss terms; when not training the statistics grow too."""
         terms = self._loss_terms(predictions, batch)
         for name, term in terms.items():
-            self.term_sums[name] += term.detach() * len(batch.id)
-        self.utterances += len(batch.id)
+            self.running[name] += term.detach() * len(batch.id)
+        self.running["utterances"] += len(batch.id)
         if stage != sb.Stage.TRAIN:
             self.stats.append(batch.id, predictions.hypotheses, batch.entry)
         return sum(getattr(self.hparams, f"{name}_weight") * term for name, term in terms.items())
@@ -163,11 +171,13 @@ class EmotionTransducerBrain(sb.Brain):
     def on_fit_batch_end(self, batch, outputs, loss, should_step):
         """Step the schedule with the optimiser."""
         if should_step:
+            self.running["lr"] = self.scheduler.get_last_lr()[0]
             self.scheduler.step()
 
     def on_stage_start(self, stage, epoch=None):
         """Start the sums and statistics of a stage."""
-        self.term_sums, self.utterances = defaultdict(float), 0
+        if stage != sb.Stage.TRAIN or not self.step:  # an epoch that is resumed goes on
+            self.running.clear()
         self.stats = TransducerStats(
             self.tokens if self.hparams.rnnt_weight else None,
             self.raw_modules.frontend.frame_duration,
@@ -175,19 +185,19 @@ class EmotionTransducerBrain(sb.Brain):
 
     def on_stage_end(self, stage, stage_loss, epoch=None):
         """Log the stage; after validation keep the checkpoint if it is the best or the latest."""
-        losses = {name: float(total) / self.utterances for name, total in self.term_sums.items()}
+        utterances, lr = self.running.pop("utterances"), self.running.pop("lr", 0.0)
+        losses = {name: float(total) / utterances for name, total in self.running.items()}
         losses = {"loss": float(stage_loss), **losses}
         if stage == sb.Stage.TRAIN:
-            self.train_losses = losses
+            self.train_losses, self.lr = losses, lr
         if stage != sb.Stage.VALID:
             return
         valid = {**losses, **self.stats.summarize()}
-        lr = self.scheduler.get_last_lr()[0]
-        self.hparams.train_logger.log_stats({"epoch": epoch, "lr": lr}, self.train_losses, valid)
+        rates = {"epoch": epoch, "lr": self.lr}
+        self.hparams.train_logger.log_stats(rates, self.train_losses, valid)
         self.history.append(
             {
-                "epoch": epoch,
-                "lr": lr,
+                **rates,
                 **{f"train {name}": value for name, value in self.train_losses.items()},
                 **{f"valid {name}": value for name, value in valid.items()},
                 **self._score_paper_sets(),
@@ -215,6 +225,16 @@ class EmotionTransducerBrain(sb.Brain):
         """Load the checkpoint that a key chooses; without a key keep the weights as they are."""
         if max_key or min_key:
             super().on_evaluate_start(max_key, min_key)
+
+
+@main_process_only
+def _save_running(running, path):
+    write_json({name: float(value) for name, value in running.items()}, path)
+
+
+def _load_running(running, path, end_of_epoch):
+    running.clear()
+    running.update(read_json(path))
 
 
 def _load_history(history, path, end_of_epoch):
