@@ -9,6 +9,7 @@ import speechbrain as sb
 import torch
 from speechbrain.utils.distributed import main_process_only
 
+from ent_brain.checkpoints import load_random_state, save_random_state
 from ent_brain.decoding import search
 from ent_brain.errors import InputError
 from ent_brain.files import read_json, write_json
@@ -67,6 +68,12 @@ class EmotionTransducerBrain(sb.Brain):
                 custom_save_hook=_save_running,
                 custom_load_hook=_load_running,
             )
+            self.checkpointer.add_recoverable(
+                "random_state",
+                None,  # it belongs to the process
+                custom_save_hook=save_random_state,
+                custom_load_hook=load_random_state,
+            )
         # SpeechBrain clips the first parameter group alone; we clip all together, at each step.
         self.clip_norm, self.max_grad_norm = self.max_grad_norm, math.inf
         if not self.clip_norm > 0:  # a limit below 0 would turn the gradient round
@@ -74,6 +81,10 @@ class EmotionTransducerBrain(sb.Brain):
 
     def make_dataloader(self, dataset, stage, ckpt_prefix="dataloader-", **loader_kwargs):
         """Make a loader; the training loader's length sets the length of the schedule."""
+        if stage == sb.Stage.TRAIN:
+            # Its iterator draws a seed for workers. A resumed epoch has a second iterator, which
+            # must not draw from the random state that the checkpoint brought back.
+            loader_kwargs.setdefault("generator", torch.Generator())
         loader = super().make_dataloader(dataset, stage, ckpt_prefix, **loader_kwargs)
         if stage == sb.Stage.TRAIN:
             # SpeechBrain drops the batches that accumulation leaves over at the end of an epoch.

@@ -10,13 +10,13 @@ import speechbrain as sb
 import torch
 from hyperpyyaml import load_hyperpyyaml
 from speechbrain.dataio.batch import PaddedBatch
-from speechbrain.utils.checkpoints import Checkpointer
 from speechbrain.utils.epoch_loop import EpochCounter
 from speechbrain.utils.train_logger import FileTrainLogger
 from torch.nn.functional import cross_entropy
 from torch.optim.lr_scheduler import LambdaLR
 
 from ent_brain.brain import EmotionTransducerBrain
+from ent_brain.checkpoints import WholeCheckpointer
 from ent_brain.dataio import make_dataset
 from ent_brain.emotions import EMOTIONS
 from ent_brain.errors import InputError
@@ -125,7 +125,7 @@ def make_brain(
     checkpointer = None
     if resume:
         parts = {"frontend": frontend, "model": model, "counter": hparams["epoch_counter"]}
-        checkpointer = Checkpointer(str(folder / "save"), parts)
+        checkpointer = WholeCheckpointer(str(folder / "save"), parts)
     return EmotionTransducerBrain(
         CharTokens(),
         modules={"frontend": frontend, "model": model},
@@ -455,7 +455,7 @@ def test_a_run_stopped_between_epochs_goes_on_as_if_nothing_had_happened(tmp_pat
 
 def test_a_run_stopped_within_an_epoch_goes_on_there(tmp_path, dataset):
     steps = {"ckpt_interval_steps": 1}
-    given = {"epochs": 2, "resume": True, "run_opts": steps}
+    given = {"epochs": 2, "dropout": 0.2, "resume": True, "run_opts": steps}
     straight = make_brain(tmp_path / "straight", **given)
     fit(straight, dataset, batch_size=4)
     stopped = make_brain(tmp_path / "stopped", **given)

@@ -1,5 +1,6 @@
 """Every recipe as a user runs it: ``python train.py hparams/X.yaml --data_folder ...``."""
 
+import itertools
 import multiprocessing
 import os
 import re
@@ -15,7 +16,10 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 import soundfile
+import torch
+from speechbrain.utils.checkpoints import Checkpointer
 
+from ent_brain.checkpoints import WholeCheckpointer
 from ent_brain.files import read_json
 from ent_brain.tokens import load_sentencepiece, train_sentencepiece
 
@@ -248,6 +252,80 @@ def test_a_killed_training_goes_on_where_it_stopped(iemocap, tmp_path):
     assert history[: len(before)] == before
     assert [epoch["epoch"] for epoch in history] == [1, 2, 3, 4]
     assert (folder / "results.md").read_text() in said.read_text()
+
+
+def _killing(function, count):
+    """A function that does the same, and kills this process at its ``count``-th call."""
+    calls = itertools.count(1)
+
+    def wrapped(*args, **kwargs):
+        result = function(*args, **kwargs)
+        if next(calls) == count:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return result
+
+    return wrapped
+
+
+def _delete_one_file(folder):
+    (folder / "model.ckpt").unlink()
+
+
+MOMENTS = {
+    "after CKPT.yaml": (Checkpointer, "_save_checkpoint_metafile", 6),
+    # A checkpoint has five files that PyTorch writes.
+    "after a parameter file": (torch, "save", 5 * 5 + 1),
+    "within a parameter file": (torch.serialization, "_save", 5 * 5 + 2),
+    "during deletions": (shutil, "rmtree", 4),
+}
+
+
+def _program_killed(moment, *args):
+    module, name, count = MOMENTS[moment]
+    function = _delete_one_file if name == "rmtree" else getattr(module, name)
+    setattr(module, name, _killing(function, count))
+    _program(*args)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(processes, iemocap, tmp_path_factory):
+    """Options of a training with every random part, and what it leaves when nothing disturbs it."""
+    options = {**SMALL, "number_of_epochs": 3, "data_folder": iemocap, "time_masks": 2}
+    folder = tmp_path_factory.mktemp("undisturbed")
+    argv = command_line("ent_demo.yaml", folder / "out", [], options)
+    process = processes.Process(target=_program, args=("IEMOCAP", argv, folder))
+    process.start()
+    process.join()
+    assert process.exitcode == 0, (folder / "stderr").read_text()
+    return options, folder / "out"
+
+
+def last_weights(folder):
+    last = WholeCheckpointer(folder / "save").find_checkpoint()
+    return torch.load(last.paramfiles["model"])
+
+
+@pytest.mark.parametrize("moment", MOMENTS)
+def test_a_kill_while_a_checkpoint_is_kept_changes_nothing(
+    run, processes, undisturbed, tmp_path, moment
+):
+    options, expected = undisturbed
+    options = {**options, "ckpt_interval_steps": 1}
+    argv = command_line("ent_demo.yaml", tmp_path / "out", [], options)
+    process = processes.Process(target=_program_killed, args=(moment, "IEMOCAP", argv, tmp_path))
+    process.start()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL, (tmp_path / "stderr").read_text()
+    assert not (tmp_path / "out" / "results.json").exists()
+
+    outcome = run("IEMOCAP", "ent_demo.yaml", **options)
+    assert outcome.status == 0, outcome.stderr
+    assert outcome.read("history.json") == read_json(expected / "history.json")
+    weights, expected_weights = last_weights(outcome.folder), last_weights(expected)
+    assert all(torch.equal(weights[name], value) for name, value in expected_weights.items())
+    whole = WholeCheckpointer(outcome.folder / "save").list_checkpoints()
+    folders = {path for path in (outcome.folder / "save").iterdir() if path.is_dir()}
+    assert folders == {checkpoint.path for checkpoint in whole}
 
 
 # --- what a user gets wrong

@@ -1,0 +1,73 @@
+import random
+import shutil
+
+import numpy as np
+import pytest
+import torch
+
+from ent_brain.checkpoints import WholeCheckpointer, load_random_state, save_random_state
+
+
+@pytest.fixture
+def checkpointer(tmp_path):
+    parts = {"model": torch.nn.Linear(2, 2), "other": torch.nn.Linear(2, 2)}
+    return WholeCheckpointer(tmp_path / "save", parts)
+
+
+def folders(checkpointer):
+    return sorted(path.name for path in checkpointer.checkpoints_dir.iterdir())
+
+
+def test_what_was_saved_is_recovered(checkpointer):
+    model = checkpointer.recoverables["model"]
+    weight = model.weight.clone()
+    saved = checkpointer.save_checkpoint(meta={"epoch": 3})
+    assert saved.meta["epoch"] == 3
+    assert saved.path.name.startswith("CKPT+")
+    assert set(saved.paramfiles) == {"model", "other"}
+    torch.nn.init.zeros_(model.weight)
+    assert checkpointer.recover_if_possible() == saved
+    assert torch.equal(model.weight, weight)
+
+
+def test_checkpoints_of_one_second_and_of_a_name_are_kept_apart(checkpointer):
+    for name in (None, None, "best"):
+        checkpointer.save_checkpoint(name=name)
+    assert len(checkpointer.list_checkpoints()) == 3
+    assert "CKPT+best" in folders(checkpointer)
+
+
+def test_a_checkpoint_half_written_is_passed_over_and_removed(checkpointer, monkeypatch):
+    whole = checkpointer.save_checkpoint()
+    monkeypatch.setattr(torch, "save", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        checkpointer.save_checkpoint()
+    assert len(folders(checkpointer)) == 2
+    assert checkpointer.list_checkpoints() == [whole]
+    assert checkpointer.recover_if_possible() == whole
+    assert folders(checkpointer) == [whole.path.name]
+
+
+@pytest.mark.parametrize("deleted", ["CKPT.yaml", "model.ckpt", "other.ckpt"])
+def test_a_checkpoint_half_deleted_is_passed_over_and_removed(checkpointer, monkeypatch, deleted):
+    checkpointer.save_checkpoint(meta={"error": 1.0})
+    monkeypatch.setattr(shutil, "rmtree", lambda folder: (folder / deleted).unlink())
+    checkpointer.save_and_keep_only(meta={"error": 2.0})
+    monkeypatch.undo()
+    assert len(folders(checkpointer)) == 2
+    found = checkpointer.find_checkpoint(min_key="error")
+    assert found.meta["error"] == 2.0
+    assert checkpointer.recover_if_possible(min_key="error") == found
+    assert folders(checkpointer) == [found.path.name]
+
+
+def test_the_random_generators_go_on_where_they_were(tmp_path):
+    def draw():
+        return random.random(), np.random.normal(), float(torch.randn(()))
+
+    draw()
+    save_random_state(None, tmp_path / "state")
+    expected = draw()
+    assert draw() != expected
+    load_random_state(None, tmp_path / "state", end_of_epoch=True)
+    assert draw() == expected
