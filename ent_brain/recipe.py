@@ -1,12 +1,16 @@
 """What the recipes share: reading the YAML, the tokens, and the results that a run leaves."""
 
+import difflib
 import hashlib
 import math
+import os
 import re
 from collections import Counter
 from pathlib import Path
 
+import ruamel.yaml
 import speechbrain as sb
+import torch
 import yaml
 from hyperpyyaml import load_hyperpyyaml
 from speechbrain.core import RunOptions
@@ -38,7 +42,16 @@ KEYS_READ_BY_CODE = {
 """Top-level keys that the recipes' code reads, beside SpeechBrain's run options."""
 
 
-def load_recipe(hparams_file, overrides):
+ABOVE_0 = {
+    *("number_of_epochs", "batch_size", "lr", "max_grad_norm", "max_symbols", "vocab_size"),
+    *("max_tokens_per_frame", "max_train_seconds", "aligned_top", "frame_duration"),
+    *("encoder_dim", "predictor_dim", "joint_dim"),
+}
+UP_TO_1 = {"valid_share", "aligned_top", "dropout"}
+"""What the numbers of a recipe are held to; none may lie below 0."""
+
+
+def load_recipe(hparams_file, overrides, device=None):
     """Load a recipe's YAML with the overrides of the command line.
 
     Arguments
@@ -46,6 +59,8 @@ def load_recipe(hparams_file, overrides):
     hparams_file : str or Path
     overrides : str
         As ``speechbrain.parse_arguments`` returns them.
+    device : str, optional
+        What the run is to use, by PyTorch's name.
 
     Returns
     -------
@@ -55,8 +70,9 @@ def load_recipe(hparams_file, overrides):
     ------
     InputError
         If the file is missing or does not load, a key (in the file, under one of its includes, or
-        on the command line) is one that nothing reads, no loss has a positive weight, or the
-        weights and the lattice mode do not go together.
+        on the command line) is one that nothing reads, a value is of another kind than the file's
+        own or out of range, no loss has a positive weight, the weights and the lattice mode do not
+        go together, the output folder cannot be written, or the device is not there.
     """
     hparams_file = Path(hparams_file)
     if not hparams_file.is_file():
@@ -64,28 +80,92 @@ def load_recipe(hparams_file, overrides):
     raise_problems(_unknown_keys(hparams_file), "correct the key or remove it")
     if overrides:
         _key_value_pairs(overrides, "command line")
+    # Numbers as hyperpyyaml reads them: 1e-3 is one in YAML 1.2 alone.
+    reader = ruamel.yaml.YAML()
+    own, given = reader.load(hparams_file), reader.load(overrides) or {}
+    raise_problems(_unknown_options(own, given), "correct the option or remove it")
+    if wrong := _wrong_values(own, given):
+        raise InputError("; ".join(wrong))
+    _check_device(device)
     try:
         with hparams_file.open(encoding="utf-8") as file:
             hparams = load_hyperpyyaml(file, overrides)
-    except KeyError as error:
-        raise InputError(f"{hparams_file}: {error.args[0]}") from error
-    except (ValueError, TypeError, OSError, yaml.YAMLError) as error:
-        reason = " ".join(" ".join(map(str, error.args)).split())
+    except (ValueError, TypeError, KeyError, OSError, yaml.YAMLError) as error:
+        named = isinstance(error, OSError) and error.filename
+        parts = (named, error.strerror) if named else error.args
+        reason = " ".join(" ".join(map(str, parts)).split())
         raise InputError(f"{hparams_file}: {reason}") from error
     weights = {name: hparams[name] for name in LOSS_WEIGHTS}
-    usable = all(isinstance(w, int | float) and 0 <= w < math.inf for w in weights.values())
-    if not usable or not any(weights.values()):
-        raise InputError(f"{hparams_file}: loss weights {weights}: none below 0, one above 0")
-    mode = hparams["lattice_mode"]
-    if mode not in LATTICE_MODES:
-        raise InputError(f"lattice_mode: {mode!r}: choose {', '.join(LATTICE_MODES)}")
-    aligned = weights["lattice_weight"] and mode == "aligned"
+    if not any(weights.values()):
+        raise InputError(f"{hparams_file}: loss weights {weights}: one must lie above 0")
+    aligned = weights["lattice_weight"] and hparams["lattice_mode"] == "aligned"
     if not weights["rnnt_weight"] and (aligned or weights["lm_weight"]):
         raise InputError(
             "rnnt_weight: 0: nothing is transcribed then, so lattice_mode aligned and lm_weight "
             "have nothing to go by: raise it, or set lattice_mode mil and lm_weight 0"
         )
+    if not os.access(hparams["output_folder"], os.W_OK):
+        raise InputError(f"{hparams['output_folder']}: cannot be written: name another one")
     return hparams
+
+
+def _unknown_options(own, given):
+    """Options of the command line that the YAML does not have, one problem each."""
+    known = [*own, *RunOptions()]
+    problems = []
+    for key in given:
+        if key not in own:
+            near = difflib.get_close_matches(key, known, n=1)
+            hint = f" (--{near[0]} is near)" if near else ""
+            problems.append(f"--{key}: no such option{hint}")
+    return problems
+
+
+def _wrong_values(own, given):
+    """Values that are of another kind than the YAML's own, or out of range, one problem each."""
+    choices = {"lattice_mode": LATTICE_MODES, "test_session": (1, 2, 3, 4, 5)}
+    if "zed_folder" in own:  # where all of IEMOCAP may be trained on
+        choices["test_session"] += (None,)
+    problems = []
+    for key, value in {**own, **given}.items():
+        if key in choices:
+            right = repr(value) in map(repr, choices[key])
+            remedy = "choose " + ", ".join(map(_as_yaml, choices[key]))
+        elif isinstance(own[key], bool):
+            right, remedy = isinstance(value, bool), "give True or False"
+        elif isinstance(own[key], int | float | None):
+            right = _is_right_number(key, own[key], value)
+            remedy = "give a whole number" if isinstance(own[key], int) else "give a number"
+            remedy += " above 0" if key in ABOVE_0 else " from 0"
+            remedy += " to 1" if key in UP_TO_1 else ""
+        else:
+            continue
+        if not right:
+            problems.append(f"{key}: {_as_yaml(value)}: {remedy}")
+    return problems
+
+
+def _is_right_number(key, own, value):
+    if value is None:
+        return own is None
+    kind = int if isinstance(own, int) else int | float
+    if not isinstance(value, kind) or isinstance(value, bool):
+        return False
+    highest = 1 if key in UP_TO_1 else math.inf
+    finite = math.isfinite(value) or key == "max_grad_norm"  # where inf is no limit
+    return finite and (0 < value <= highest or (value == 0 and key not in ABOVE_0))
+
+
+def _as_yaml(value):
+    return "null" if value is None else str(value)
+
+
+def _check_device(device):
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise InputError(f"device: {device!r}: {reason}: name one that is there, cpu is") from error
 
 
 def _unknown_keys(hparams_file):

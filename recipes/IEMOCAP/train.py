@@ -18,7 +18,7 @@ from ent_brain.recipe import load_recipe, train_and_test
 def main():
     hparams_file, run_opts, overrides = sb.parse_arguments(sys.argv[1:])
     ddp_init_group(run_opts)
-    hparams = load_recipe(hparams_file, overrides)
+    hparams = load_recipe(hparams_file, overrides, run_opts["device"])
     sb.create_experiment_directory(hparams["output_folder"], hparams_file, overrides)
 
     corpus, manifests = hparams["data_folder"], hparams["save_folder"]

@@ -402,9 +402,13 @@ def test_a_transcript_longer_than_its_audio_is_refused(run, own_iemocap):
 @pytest.mark.parametrize(
     ("options", "part"),
     [
-        ({"learning_rate": 3}, "learning_rate"),
-        ({"lattice_mode": "two"}, "lattice_mode: 'two': choose one, full_t, full_u, mil, aligned"),
-        ({"rnnt_weight": -1}, "none below 0, one above 0"),
+        ({"batchsize": 3}, "--batchsize: no such option (--batch_size is near)"),
+        ({"lattice_mode": "two"}, "lattice_mode: two: choose one, full_t, full_u, mil, aligned"),
+        ({"rnnt_weight": -1}, "rnnt_weight: -1: give a number from 0"),
+        ({"test_session": "null"}, "test_session: null: choose 1, 2, 3, 4, 5"),
+        ({"lr": "abc"}, "lr: abc: give a number above 0"),
+        ({"device": "cuda:99"}, "device: 'cuda:99': "),
+        ({"output_folder": "/proc/out"}, "/proc/out"),
     ],
 )
 def test_a_wrong_option_is_refused_before_anything_is_read(run, options, part):
