@@ -29,6 +29,7 @@ setup(
         # SpeechBrain needs these too; our own code imports them.
         "numpy",
         "pyyaml",
+        "ruamel.yaml",
         "scipy",
         "tqdm",
     ],

@@ -11,6 +11,7 @@ from speechbrain.integrations.huggingface.wav2vec2 import Wav2Vec2
 from speechbrain.integrations.huggingface.wavlm import WavLM
 from speechbrain.lobes.features import Fbank
 from speechbrain.processing.features import mean_std_update
+from speechbrain.utils.checkpoints import mark_as_saver, register_checkpoint_hooks
 from torch import nn
 
 from ent_brain.manifest import SAMPLE_RATE
@@ -18,6 +19,7 @@ from ent_brain.manifest import SAMPLE_RATE
 SSL_MODELS = {"wav2vec2": Wav2Vec2, "hubert": HuBERT, "wavlm": WavLM}
 
 
+@register_checkpoint_hooks
 class Frontend(nn.Module):
     """What the front ends share."""
 
@@ -40,6 +42,11 @@ class Frontend(nn.Module):
     def sample_lens(self, wavs, wav_lens):
         """Sample counts [B] of waveforms [B, S] with SpeechBrain's relative lengths [B]."""
         return torch.round(wav_lens * wavs.size(1)).long()
+
+    @mark_as_saver
+    def _save(self, path):
+        """Save as SpeechBrain does, but without its warning that a frozen model saves nothing."""
+        torch.save(self.state_dict(), path)
 
 
 class FbankFrontend(Frontend):

@@ -2,6 +2,7 @@
 
 import difflib
 import hashlib
+import logging
 import math
 import os
 import re
@@ -26,6 +27,11 @@ from ent_brain.losses import POOLING_MODES
 from ent_brain.manifest import read_manifest
 from ent_brain.report import plot_confusion, plot_learning_curves, plot_timeline, results_table
 from ent_brain.tokens import CharTokens, load_sentencepiece, train_sentencepiece
+
+# At its import SpeechBrain's training log says on the console that it cannot draw; nobody asked it.
+logging.getLogger("speechbrain.utils.train_logger").addFilter(
+    lambda record: "torchvision is not available" not in record.getMessage()
+)
 
 LOSS_WEIGHTS = ("rnnt_weight", "head_weight", "lattice_weight", "lm_weight")
 LATTICE_MODES = (*POOLING_MODES, "aligned")
@@ -319,9 +325,9 @@ def report(brain, test_sets, hparams):
     history = read_json(folder / HISTORY_FILE)
     plot_learning_curves(history, folder / "learning_curves.png")
     rows = []
+    brain.on_evaluate_start(min_key="error")  # once for all test sets
     for name, dataset in test_sets.items():
-        loader_opts = dict(hparams["test_dataloader_opts"])
-        brain.evaluate(dataset, min_key="error", test_loader_kwargs=loader_opts)
+        brain.evaluate(dataset, test_loader_kwargs=dict(hparams["test_dataloader_opts"]))
         rows += _rows(name, brain.stats, history)
         _describe(brain, name, dataset, folder)
     export(brain, folder / "pretrained")

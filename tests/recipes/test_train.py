@@ -205,6 +205,7 @@ def test_self_supervised_front_ends(run, iemocap, zed, tiny_ssl, recipe, yaml, k
     few = {"debug_batches": 1, "debug_epochs": 1, "test_dataloader_opts": "{batch_size: 2}"}
     outcome = run(recipe, yaml, "--debug", **few, max_symbols=1, **corpora, **front_end)
     assert_trained(outcome, ["ZED" if recipe == "ZED" else "session 5"], PAPER_TERMS)
+    assert "empty state_dict" not in outcome.stdout  # a frozen model has none, which is as it should
 
 
 # --- started again
@@ -252,6 +253,7 @@ def test_a_killed_training_goes_on_where_it_stopped(iemocap, tmp_path):
     assert history[: len(before)] == before
     assert [epoch["epoch"] for epoch in history] == [1, 2, 3, 4]
     assert (folder / "results.md").read_text() in said.read_text()
+    assert "torchvision" not in said.read_text()  # nor anything else that nobody can act upon
 
 
 def _killing(function, count):
