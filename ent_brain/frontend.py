@@ -5,10 +5,9 @@ Every front end has ``sample_rate`` (Hz), ``frame_samples`` (samples a frame), `
 every time in seconds follows from it.
 """
 
+from importlib import import_module
+
 import torch
-from speechbrain.integrations.huggingface.hubert import HuBERT
-from speechbrain.integrations.huggingface.wav2vec2 import Wav2Vec2
-from speechbrain.integrations.huggingface.wavlm import WavLM
 from speechbrain.lobes.features import Fbank
 from speechbrain.processing.features import mean_std_update
 from speechbrain.utils.checkpoints import mark_as_saver, register_checkpoint_hooks
@@ -16,7 +15,8 @@ from torch import nn
 
 from ent_brain.manifest import SAMPLE_RATE
 
-SSL_MODELS = {"wav2vec2": Wav2Vec2, "hubert": HuBERT, "wavlm": WavLM}
+SSL_MODELS = {"wav2vec2": "Wav2Vec2", "hubert": "HuBERT", "wavlm": "WavLM"}
+"""SpeechBrain's wrapper of each model, in the module of the model's name."""
 
 
 @register_checkpoint_hooks
@@ -181,7 +181,9 @@ class SSLFrontend(Frontend):
             "save_path": str(save_path),
             "frozen": frozen,
         }
-        ssl = SSL_MODELS[model](
+        # Only here: transformers' models take seconds to import, and log-mel energies need none.
+        wrappers = import_module(f"speechbrain.integrations.huggingface.{model}")
+        ssl = getattr(wrappers, SSL_MODELS[model])(
             source=str(source),
             save_path=str(save_path),
             freeze=frozen,

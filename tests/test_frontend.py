@@ -1,5 +1,7 @@
 import copy
 import socket
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -34,6 +36,11 @@ def alone(wavs, wav_lens):
 
 
 # --- log-mel energies
+
+
+def test_log_mel_energies_wait_for_no_import_of_transformers():
+    program = "import ent_brain.frontend, sys; assert 'transformers' not in sys.modules"
+    subprocess.run([sys.executable, "-c", program], check=True)
 
 
 @settings(deadline=None)

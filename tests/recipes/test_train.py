@@ -205,7 +205,9 @@ def test_self_supervised_front_ends(run, iemocap, zed, tiny_ssl, recipe, yaml, k
     few = {"debug_batches": 1, "debug_epochs": 1, "test_dataloader_opts": "{batch_size: 2}"}
     outcome = run(recipe, yaml, "--debug", **few, max_symbols=1, **corpora, **front_end)
     assert_trained(outcome, ["ZED" if recipe == "ZED" else "session 5"], PAPER_TERMS)
-    assert "empty state_dict" not in outcome.stdout  # a frozen model has none, which is as it should
+    assert (
+        "empty state_dict" not in outcome.stdout
+    )  # a frozen model has none, which is as it should
 
 
 # --- started again
