@@ -41,13 +41,18 @@ def normalize_transcript(text):
 
 
 def _words(pieces, boundary):
-    """Join pieces to words; the boundary, alone or before a piece, starts another word."""
+    """Join pieces to words; the boundary, alone or before a piece, starts another word.
+
+    A word begins at its first letter: a boundary that stands alone is no part of it.
+    """
     words = []
     for index, piece in enumerate(pieces):
         text = piece.removeprefix(boundary)
         if not words or piece.startswith(boundary):
             words.append([text, index, index + 1])
         else:
+            if not words[-1][0]:
+                words[-1][1] = index
             words[-1][0] += text
             words[-1][2] = index + 1
     return [tuple(word) for word in words if word[0]]

@@ -168,12 +168,14 @@ def test_a_model_with_other_ids_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize("transcript", TRANSCRIPTS)
-def test_words_cover_their_tokens(tokens, transcript):
+def test_words_cover_their_tokens_but_for_spaces_that_stand_alone(tokens, transcript):
     ids = tokens.encode(transcript)
     words = tokens.words(ids)
     assert [text for text, _, _ in words] == transcript.split()
-    starts, ends = [first for _, first, _ in words], [end for *_, end in words]
-    assert [0, *ends[:-1]] == starts and ends[-1] == len(ids)
+    covered = [index for _, first, end in words for index in range(first, end)]
+    assert covered == sorted(set(covered))
+    assert all(tokens.decode([ids[first]]) for _, first, _ in words)
+    assert all(not tokens.decode([ids[index]]) for index in set(range(len(ids))) - set(covered))
     assert [tokens.decode(ids[first:end]) for _, first, end in words] == transcript.split()
 
 
@@ -181,6 +183,12 @@ def test_words_of_a_broken_hypothesis_still_stand_apart(tokens):
     ids = tokens.encode("THE LAMP")
     assert tokens.words([*ids, len(tokens) - 1])[-1][0] == "LAMP<sos/eos>"
     assert tokens.words([]) == []
+
+
+def test_a_word_of_characters_begins_at_its_first_letter():
+    characters = CharTokens()
+    assert characters.words(characters.encode("THE LAMP")) == [("THE", 0, 3), ("LAMP", 4, 8)]
+    assert characters.words([2, 2, 5, 2]) == [("A", 2, 3)]
 
 
 def test_a_word_of_pieces_ends_before_the_next_word_start(pieces):
