@@ -158,13 +158,14 @@ def lattice_pooling_loss(
         nodes = lattice.at(rows, frames, positions)[:, :, None]
         valid = torch.ones_like(nodes[..., 0], dtype=torch.bool)
     elif mode == "full_t":
-        line = torch.arange(lattice.pred.size(1), device=rows.device)
-        nodes = lattice.at(rows[..., None], frames[..., None], line)
-        valid = (line <= token_lens[:, None]).unsqueeze(1)
+        line, last = torch.arange(lattice.pred.size(1), device=rows.device), token_lens[:, None]
+        # In the padding the last valid node again, as NaN there times 0 would be NaN.
+        nodes = lattice.at(rows[..., None], frames[..., None], line.minimum(last)[:, None])
+        valid = (line <= last).unsqueeze(1)
     else:
-        line = torch.arange(lattice.enc.size(1), device=rows.device)
-        nodes = lattice.at(rows[..., None], line, positions[..., None])
-        valid = (line < frame_lens[:, None]).unsqueeze(1)
+        line, last = torch.arange(lattice.enc.size(1), device=rows.device), frame_lens[:, None] - 1
+        nodes = lattice.at(rows[..., None], line.minimum(last)[:, None], positions[..., None])
+        valid = (line <= last).unsqueeze(1)
     probabilities = nodes.softmax(-1).gather(
         -1, present[:, :, None, None].expand(*nodes.shape[:-1], 1)
     )
@@ -298,11 +299,14 @@ def supervised_lattice_loss(lattice, intervals, frame_lens, token_lens, reductio
     Raises
     ------
     ValueError
-        If an interval is empty or leaves the utterance's lattice.
+        If an interval is empty, leaves the utterance's lattice, or names no emotion of it.
     """
+    emotions = lattice.bias.numel()
     sizes = zip(frame_lens.tolist(), token_lens.tolist(), strict=True)
     for row, (spans, (frames, tokens)) in enumerate(zip(intervals, sizes, strict=True)):
-        for _, a, b, c, d in spans:
+        for emotion, a, b, c, d in spans:
+            if not 0 <= emotion < emotions:
+                raise ValueError(f"utterance {row}: emotion {emotion} is not in 0..{emotions - 1}")
             if not (0 <= a < b <= frames and 0 <= c < d <= tokens + 1):
                 raise ValueError(
                     f"utterance {row}: interval of frames [{a}, {b}) and positions [{c}, {d}) "

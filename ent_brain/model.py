@@ -185,6 +185,11 @@ class TransducerModel(nn.Module):
         False (or a loss weight of 0) leaves the part out: no parameters, no computation. Without a
         token joint nothing is transcribed, so the predictor never sees a token.
 
+    Raises
+    ------
+    ValueError
+        If there is a language-model head without a token joint.
+
     Example
     -------
     >>> model = ENT(vocab_size=31, feature_dim=8, feature_layers=2, encoder_dim=6, joint_dim=5)
@@ -214,6 +219,8 @@ class TransducerModel(nn.Module):
         pooled_head=True,
     ):
         super().__init__()
+        if lm_head and not token_joint:
+            raise ValueError("lm_head without token_joint: it would have no tokens to learn from")
         self.settings = {
             "vocab_size": vocab_size,
             "feature_dim": feature_dim,

@@ -372,6 +372,21 @@ def test_no_value_in_the_padding_reaches_the_loss_not_even_nan():
     assert_equal_all(gradients(after, lattices), expected, tolerance=0)
 
 
+@pytest.mark.parametrize("mode", MODES)
+def test_no_value_in_the_padding_reaches_lattice_pooling_not_even_nan(mode):
+    lattices = random_lattices(SIZES, [4], seed=1)
+    batch = random_batch(SIZES, 6)
+    batch = EMOTIONS, batch.frame_lens, batch.token_lens, mode
+    before = lattice_pooling_loss(*lattices, *batch)
+    expected = gradients(before, lattices)
+    for row, (frames, tokens) in enumerate(SIZES):
+        lattices[0].enc.data[row, frames:] = torch.nan
+        lattices[0].pred.data[row, tokens + 1 :] = torch.nan
+    after = lattice_pooling_loss(*lattices, *batch)
+    torch.testing.assert_close(after, before, rtol=0, atol=0)
+    assert_equal_all(gradients(after, lattices), expected, tolerance=0)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -732,6 +747,18 @@ def test_an_interval_that_is_empty_or_leaves_the_lattice_is_refused(span):
     with pytest.raises(ValueError, match=message):
         supervised_lattice_loss(
             *random_lattices(sizes, [4]), intervals, batch.frame_lens, batch.token_lens
+        )
+
+
+@pytest.mark.parametrize("emotion", [-1, 4])
+def test_an_interval_of_no_emotion_is_refused(emotion):
+    batch = random_batch([(4, 1), (4, 1)], 6)
+    with pytest.raises(ValueError, match=rf"utterance 1: emotion {emotion} is not in 0\.\.3"):
+        supervised_lattice_loss(
+            *random_lattices([(4, 1), (4, 1)], [4]),
+            [[(3, 0, 1, 0, 1)], [(emotion, 0, 1, 0, 1)]],
+            batch.frame_lens,
+            batch.token_lens,
         )
 
 

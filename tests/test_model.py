@@ -265,7 +265,9 @@ def test_one_layer_of_features_is_not_mixed(model_class):
 @BOTH
 @pytest.mark.parametrize("part", PARTS)
 def test_a_part_that_is_left_out_has_no_parameters_and_no_output(model_class, part):
-    whole, rest = small_model(model_class), small_model(model_class, **{part: False})
+    # Without words there is no language model either.
+    parts = [part, "lm_head"] if part == "token_joint" else [part]
+    whole, rest = small_model(model_class), small_model(model_class, **dict.fromkeys(parts, False))
     gone = set(dict(whole.named_parameters())) - set(dict(rest.named_parameters()))
     assert gone
     own = {name for name in dict(whole.named_parameters()) if name.startswith(part)}
@@ -278,7 +280,7 @@ def test_a_part_that_is_left_out_has_no_parameters_and_no_output(model_class, pa
         "lm_head": output.lm_logits,
     }
     empty = [name for name, v in of_part.items() if v is None or (isinstance(v, tuple) and not v)]
-    assert empty == [part]
+    assert empty == parts
 
 
 def training_loss(output):
@@ -320,3 +322,9 @@ def test_without_a_token_joint_the_predictor_sees_no_token(model_class):
     other = model(random_features(), FRAME_LENS, (TOKENS + 3) % 8, TOKEN_LENS)
     assert torch.equal(output.emotion_lattice.dense(), other.emotion_lattice.dense())
     assert torch.equal(output.head_logits, other.head_logits)
+
+
+@BOTH
+def test_a_language_model_without_words_is_refused(model_class):
+    with pytest.raises(ValueError, match="lm_head without token_joint"):
+        small_model(model_class, token_joint=False, lm_head=True)
