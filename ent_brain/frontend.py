@@ -54,7 +54,7 @@ class FbankFrontend(Frontend):
 
     The shape of an utterance's average spectrum, which tells the voice and the microphone, is taken
     out; its average level stays, as loudness tells emotions apart. Then each mel band is normalised
-    by the mean and deviation of all training audio seen so far.
+    by the mean and deviation of all training audio that all processes have seen so far.
 
     Arguments
     ---------

@@ -1,4 +1,5 @@
 import copy
+import os
 import socket
 import subprocess
 import sys
@@ -99,6 +100,29 @@ def test_fbank_statistics_are_those_of_all_valid_frames_of_training():
     assert frontend.count == len(valid)
     torch.testing.assert_close(frontend.mean, valid.mean(0), rtol=1e-4, atol=1e-3)
     torch.testing.assert_close(frontend.deviation, valid.std(0, correction=0), rtol=1e-3, atol=1e-3)
+
+
+def _train_on_one_rank(rank, folder):
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank)}
+    store = f"file://{folder}/store"
+    torch.distributed.init_process_group("gloo", init_method=store, rank=rank, world_size=2)
+    frontend = FbankFrontend().train()
+    for step in range(2):
+        frontend(*padded(16000, 9000 + 1000 * rank, seed=2 * step + rank))
+    torch.save(frontend.state_dict(), folder / f"{rank}.ckpt")
+    torch.distributed.destroy_process_group()
+
+
+def test_fbank_statistics_are_those_of_all_processes(tmp_path):
+    torch.multiprocessing.spawn(_train_on_one_rank, (tmp_path,), nprocs=2)
+    first, second = (torch.load(tmp_path / f"{rank}.ckpt") for rank in (0, 1))
+    assert all(torch.equal(first[name], value) for name, value in second.items())
+    alone = FbankFrontend().train()
+    for seed in range(4):
+        alone(*padded(16000, 9000 + 1000 * (seed % 2), seed=seed))
+    assert first["count"] == alone.count
+    for name in ("mean", "deviation"):
+        torch.testing.assert_close(first[name], alone.state_dict()[name], rtol=1e-4, atol=1e-4)
 
 
 def test_fbank_statistics_are_still_in_evaluation_and_travel_in_the_checkpoint():
