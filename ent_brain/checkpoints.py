@@ -45,12 +45,15 @@ class WholeCheckpointer(Checkpointer):
         meta = {**(meta or {}), "recoverables": sorted(self.recoverables)}
         partial = super().save_checkpoint(meta, end_of_epoch, name, verbosity=logging.DEBUG)
         ddp_barrier()  # a recoverable may be one that every process writes a part of
-        if partial is None:  # not the main process
-            return None
-        path = partial.path.rename(partial.path.with_name(partial.path.name.removeprefix(PARTIAL)))
+        checkpoint = self._put_in_place(partial)  # every process waits, and then lists the same
         kind = "end-of-epoch" if end_of_epoch else "intra-epoch"
-        logger.log(verbosity, f"Saved an {kind} checkpoint in {path}")
-        return self._construct_checkpoint_objects([path])[0]
+        logger.log(verbosity, f"Saved an {kind} checkpoint in {checkpoint.path}")
+        return checkpoint
+
+    @main_process_only
+    def _put_in_place(self, partial):
+        path = partial.path.with_name(partial.path.name.removeprefix(PARTIAL))
+        return self._construct_checkpoint_objects([partial.path.rename(path)])[0]
 
     def list_checkpoints(self):
         """List the checkpoints (SpeechBrain's ``Checkpoint``) that no file is missing of."""

@@ -332,6 +332,23 @@ def test_a_kill_while_a_checkpoint_is_kept_changes_nothing(
     assert folders == {checkpoint.path for checkpoint in whole}
 
 
+def test_two_processes_train_together(iemocap, tmp_path):
+    torchrun = ["-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone"]
+    options = {**SMALL, "data_folder": iemocap, "device": "cpu", "distributed_backend": "gloo"}
+    options["ckpt_interval_steps"] = 1
+    command = [
+        sys.executable,
+        *torchrun,
+        *command_line("ent_demo.yaml", tmp_path / "out", [], options),
+    ]
+    with (tmp_path / "said").open("w") as said:
+        where = {"cwd": RECIPES / "IEMOCAP", "stdout": said, "stderr": said}
+        status = subprocess.run(command, **where, timeout=300).returncode
+    assert status == 0, (tmp_path / "said").read_text()
+    assert len(read_json(tmp_path / "out" / "history.json")) == 1
+    assert (tmp_path / "out" / "results.json").is_file()
+
+
 # --- what a user gets wrong
 
 
