@@ -92,6 +92,7 @@ def load_recipe(hparams_file, overrides, device=None):
     raise_problems(_unknown_options(own, given), "correct the option or remove it")
     if wrong := _wrong_values(own, given):
         raise InputError("; ".join(wrong))
+    _check_losses({**own, **given}, hparams_file)
     _check_device(device)
     try:
         with hparams_file.open(encoding="utf-8") as file:
@@ -101,15 +102,6 @@ def load_recipe(hparams_file, overrides, device=None):
         parts = (named, error.strerror) if named else error.args
         reason = " ".join(" ".join(map(str, parts)).split())
         raise InputError(f"{hparams_file}: {reason}") from error
-    weights = {name: hparams[name] for name in LOSS_WEIGHTS}
-    if not any(weights.values()):
-        raise InputError(f"{hparams_file}: loss weights {weights}: one must lie above 0")
-    aligned = weights["lattice_weight"] and hparams["lattice_mode"] == "aligned"
-    if not weights["rnnt_weight"] and (aligned or weights["lm_weight"]):
-        raise InputError(
-            "rnnt_weight: 0: nothing is transcribed then, so lattice_mode aligned and lm_weight "
-            "have nothing to go by: raise it, or set lattice_mode mil and lm_weight 0"
-        )
     if not os.access(hparams["output_folder"], os.W_OK):
         raise InputError(f"{hparams['output_folder']}: cannot be written: name another one")
     return hparams
@@ -164,6 +156,18 @@ def _is_right_number(key, own, value):
 
 def _as_yaml(value):
     return "null" if value is None else str(value)
+
+
+def _check_losses(values, hparams_file):
+    weights = {name: values[name] for name in LOSS_WEIGHTS}
+    if not any(weights.values()):
+        raise InputError(f"{hparams_file}: loss weights {weights}: one must lie above 0")
+    aligned = weights["lattice_weight"] and values["lattice_mode"] == "aligned"
+    if not weights["rnnt_weight"] and (aligned or weights["lm_weight"]):
+        raise InputError(
+            "rnnt_weight: 0: nothing is transcribed then, so lattice_mode aligned and lm_weight "
+            "have nothing to go by: raise it, or set lattice_mode mil and lm_weight 0"
+        )
 
 
 def _check_device(device):
