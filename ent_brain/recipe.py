@@ -131,7 +131,7 @@ def _wrong_values(own, given):
             remedy = "choose " + ", ".join(map(_as_yaml, choices[key]))
         elif isinstance(own[key], bool):
             right, remedy = isinstance(value, bool), "give True or False"
-        elif isinstance(own[key], int | float | None):
+        elif isinstance(own[key], int | float) or (own[key] is None and key in ABOVE_0):
             right = _is_right_number(key, own[key], value)
             remedy = "give a whole number" if isinstance(own[key], int) else "give a number"
             remedy += " above 0" if key in ABOVE_0 else " from 0"
