@@ -2,9 +2,10 @@
 
 A joint network over T frames and U+1 token positions has T x (U+1) nodes; node (t, u) of an
 utterance carries ``weight @ tanh(enc[t] + pred[u]) + bias``. Storing the hidden layer of every
-node is what fills memory, so whoever needs the lattice reads it tile by tile: ``tiles`` cuts the
-valid nodes into rectangles that fit a cache, ``tile_logits`` evaluates one, and ``backpropagate``
-runs a hand-written backward pass that evaluates each tile again instead of keeping it.
+node is what fills memory. Whoever needs all nodes reads them tile by tile: ``tiles`` cuts the valid
+ones into rectangles that fit a cache and ``tile_logits`` evaluates one. Whoever needs some nodes
+lists them: ``node_logits`` evaluates a list run by run, and ``backpropagate`` is the backward pass,
+which evaluates the nodes again instead of keeping their hidden layers.
 """
 
 from typing import NamedTuple
@@ -100,8 +101,7 @@ def tiles(lattices, frame_lens, token_lens):
         Every valid node is in exactly one tile; the frames of an utterance come in order.
     """
     device = lattices[0].enc.device
-    width = max(*(lattice.enc.size(2) for lattice in lattices), _outputs(lattices))
-    budget = TILE_ELEMENTS.get(device.type, TILE_ELEMENTS["cuda"]) // width
+    budget = _nodes_at_once(lattices)
     slack = PADDED_SHARE.get(device.type, PADDED_SHARE["cuda"])
     sizes = list(zip(frame_lens.tolist(), [n + 1 for n in token_lens.tolist()], strict=True))
     order = sorted(range(len(sizes)), key=lambda row: sizes[row], reverse=True)
@@ -136,19 +136,38 @@ def tile_logits(lattices, tile):
     Tensor
         [N, frames, positions, outputs], float32 or wider.
     """
-    return torch.cat([lattice._output(_hidden(lattice, tile)) for lattice in lattices], dim=-1)
+    return _side_by_side([lattice._output(_hidden(lattice, tile)) for lattice in lattices])
 
 
-def backpropagate(lattices, node_tiles, grad_logits):
-    """Gradients of the lattices' tensors from the gradient of their logits, tile by tile.
+def node_logits(lattices, nodes):
+    """Logits of a list of nodes, as many at once as fit a tile's budget; no graph.
 
     Arguments
     ---------
     lattices : sequence of Lattice
-    node_tiles : list[Tile]
+    nodes : tuple of Tensor
+        Utterances, frames and positions, int64 [N] each.
+
+    Yields
+    ------
+    (tuple of Tensor, Tensor)
+        A run of the nodes, and their logits [n, outputs], float32 or wider.
+    """
+    for run, _, logits in _evaluate(lattices, nodes):
+        yield run, logits
+
+
+def backpropagate(lattices, nodes, grad_logits):
+    """Gradients of the lattices' tensors from the gradient of the logits of some nodes.
+
+    Arguments
+    ---------
+    lattices : sequence of Lattice
+    nodes : tuple of Tensor
+        Utterances, frames and positions of the nodes whose logits have a gradient, int64 [N] each.
     grad_logits : callable
-        ``grad_logits(tile, logits)`` returns the gradient of the logits, and may overwrite them;
-        it must be 0 at nodes that are not valid.
+        ``grad_logits(run, logits)`` returns the gradient of the logits [n, outputs] of a run of
+        the nodes, and may overwrite them.
 
     Returns
     -------
@@ -160,27 +179,46 @@ def backpropagate(lattices, node_tiles, grad_logits):
         for lattice in lattices
     ]
     outputs = [lattice.bias.numel() for lattice in lattices]
-    for tile in node_tiles:
-        hiddens = [_hidden(lattice, tile) for lattice in lattices]
-        logits = [
-            lattice._output(hidden) for lattice, hidden in zip(lattices, hiddens, strict=True)
-        ]
-        grads = grad_logits(tile, torch.cat(logits, -1) if len(logits) > 1 else logits[0])
-        for lattice, hidden, grad, (enc, pred, weight, bias) in zip(
-            lattices, hiddens, grads.split(outputs, -1), sums, strict=True
-        ):
-            bias += grad.sum((0, 1, 2))
+    for run, layers, logits in _evaluate(lattices, nodes):
+        grads = grad_logits(run, logits).split(outputs, -1)
+        for lattice, layer, grad, totals in zip(lattices, layers, grads, sums, strict=True):
+            enc, pred, weight, bias = totals
+            hidden, enc_rows, pred_rows = layer
+            bias += grad.sum(0)
             grad = grad.to(hidden.dtype)
-            weight += grad.flatten(0, 2).T @ hidden.flatten(0, 2)
+            weight += grad.T @ hidden
             grad_hidden = grad @ lattice.weight.to(hidden.dtype)
             grad_hidden.mul_(hidden.square_().neg_().add_(1))
-            enc[tile.rows, tile.frames] = grad_hidden.sum(2, dtype=enc.dtype)
-            pred[tile.rows, tile.positions] += grad_hidden.sum(1, dtype=pred.dtype)
+            enc.flatten(0, 1).index_add_(0, enc_rows, grad_hidden.to(enc.dtype))
+            pred.flatten(0, 1).index_add_(0, pred_rows, grad_hidden.to(pred.dtype))
     return [
         total.to(tensor.dtype)
         for lattice, totals in zip(lattices, sums, strict=True)
         for tensor, total in zip(lattice, totals, strict=True)
     ]
+
+
+def _evaluate(lattices, nodes):
+    """Yield runs of the nodes, (hidden, encoder row, predictor row) of each lattice, and logits."""
+    tables = [torch.cat((each.enc.flatten(0, 1), each.pred.flatten(0, 1))) for each in lattices]
+    runs = (each.split(_nodes_at_once(lattices)) for each in nodes)
+    for rows, frames, positions in zip(*runs, strict=True):
+        layers = []
+        for lattice, table in zip(lattices, tables, strict=True):
+            enc_rows = rows * lattice.enc.size(1) + frames
+            pred_rows = rows * lattice.pred.size(1) + positions
+            pairs = torch.stack((enc_rows, pred_rows + len(lattice.enc) * lattice.enc.size(1)), 1)
+            # A sum of two rows of one table: they are gathered and added in a single pass.
+            hidden = torch.nn.functional.embedding_bag(pairs, table, mode="sum").tanh_()
+            layers.append((hidden, enc_rows, pred_rows))
+        logits = [
+            lattice._output(layer[0]) for lattice, layer in zip(lattices, layers, strict=True)
+        ]
+        yield (rows, frames, positions), layers, _side_by_side(logits)
+
+
+def _side_by_side(logits):
+    return torch.cat(logits, -1) if len(logits) > 1 else logits[0]
 
 
 def _hidden(lattice, tile):
@@ -189,8 +227,10 @@ def _hidden(lattice, tile):
     return torch.tanh_(enc[:, :, None] + pred[:, None])
 
 
-def _outputs(lattices):
-    return sum(lattice.bias.numel() for lattice in lattices)
+def _nodes_at_once(lattices):
+    elements = TILE_ELEMENTS.get(lattices[0].enc.device.type, TILE_ELEMENTS["cuda"])
+    outputs = sum(lattice.bias.numel() for lattice in lattices)
+    return max(1, elements // max(outputs, *(lattice.enc.size(2) for lattice in lattices)))
 
 
 def sum_type(tensor):

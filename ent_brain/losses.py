@@ -10,10 +10,9 @@ import torch
 import torchaudio  # noqa: F401  registers the transducer kernel
 from torch import Tensor
 from torch.autograd.function import once_differentiable
-from torch.utils.checkpoint import checkpoint
 
 from ent_brain.emotions import NEUTRAL
-from ent_brain.lattice import Lattice, backpropagate, sum_type, tile_logits, tiles
+from ent_brain.lattice import Lattice, backpropagate, node_logits, sum_type, tile_logits, tiles
 
 POOLING_MODES = ("one", "full_t", "full_u", "mil")
 """Modes of ``lattice_pooling_loss``."""
@@ -23,9 +22,6 @@ PROBABILITY_FLOOR = 1e-8
 
 DROPPED_POSTERIOR = 1e-3
 """Share of a frame's alignment that ``aligned`` pooling may leave out, at most."""
-
-NODES_AT_ONCE = 4096
-"""Chosen nodes that are evaluated together; their hidden layers are computed again backward."""
 
 
 class Alignment(NamedTuple):
@@ -73,7 +69,8 @@ def transducer_alignment(lattices, tokens, frame_lens, token_lens, blank=0, fast
     """
     _check(lattices, tokens, frame_lens, token_lens, blank)
     tensors = [tensor for lattice in lattices for tensor in lattice]
-    return Alignment(*_Transducer.apply(tokens, frame_lens, token_lens, blank, fastemit, *tensors))
+    nll, arcs = _Transducer.apply(tokens, frame_lens, token_lens, blank, fastemit, *tensors)
+    return Alignment(nll, arcs[0])
 
 
 def transducer_loss(lattices, tokens, frame_lens, token_lens, blank=0, reduction="mean"):
@@ -257,20 +254,7 @@ def aligned_emotions(emotion_lattice, posteriors, token_lens):
     Tensor
         [B, T, E]; rows of valid frames sum to 1 but for what was left out.
     """
-    threshold = DROPPED_POSTERIOR / (token_lens + 1)
-    nodes = (posteriors > threshold[:, None, None]).nonzero()
-    outputs = emotion_lattice.bias.numel()
-    frames = posteriors.size(1)
-    flat = emotion_lattice.bias.new_zeros(len(posteriors) * frames, outputs, dtype=posteriors.dtype)
-
-    def weighted(rows, times, positions, enc, pred, weight, bias):
-        logits = Lattice(enc, pred, weight, bias).at(rows, times, positions)
-        return logits.softmax(-1) * posteriors[rows, times, positions, None]
-
-    for rows, times, positions in (part.unbind(1) for part in nodes.split(NODES_AT_ONCE)):
-        part = checkpoint(weighted, rows, times, positions, *emotion_lattice, use_reentrant=False)
-        flat = flat.index_add(0, rows * frames + times, part.to(flat.dtype))
-    return flat.view(len(posteriors), frames, outputs)
+    return _AlignedEmotions.apply(posteriors, token_lens, *emotion_lattice)
 
 
 def supervised_lattice_loss(lattice, intervals, frame_lens, token_lens, reduction="mean"):
@@ -344,49 +328,81 @@ def next_token_loss(logits, tokens, token_lens):
 
 
 class _Transducer(torch.autograd.Function):
-    """Transducer likelihood and blank-arc posteriors; tiles are computed again backward."""
+    """Transducer likelihood and blank-arc posteriors; nodes are computed again backward."""
 
     @staticmethod
     def forward(ctx, tokens, frame_lens, token_lens, blank, fastemit, *tensors):
         lattices = _lattices(tensors)
-        ctx.tiles = tiles(lattices, frame_lens, token_lens)
         frames, positions = int(frame_lens.max()), int(token_lens.max()) + 1
         # Position u's next token; the last position has none, and any valid index serves there.
         ended = torch.arange(positions, device=tokens.device) >= token_lens[:, None]
         padded = torch.nn.functional.pad(tokens[:, : positions - 1], (0, 1))
         following = padded.long().masked_fill(ended, blank)
         first = tensors[0]
-        log_probs = first.new_zeros(len(first), frames, positions, 2, dtype=sum_type(first))
-        for tile in ctx.tiles:
-            logits = tile_logits(lattices, tile)
-            chosen = torch.stack((logits[..., blank], _gather(logits, following, tile)), -1)
-            log_probs[tile.rows, tile.frames, tile.positions] = chosen - logits.logsumexp(
-                -1, keepdim=True
-            )
-        nll, arcs = _sum_alignments(log_probs, frame_lens, token_lens)
+        size = 2, len(first), frames, positions
+        arcs = first.new_full(size, -torch.inf, dtype=sum_type(first))  # of blank, of the token
+        for tile in tiles(lattices, frame_lens, token_lens):
+            log_probs = tile_logits(lattices, tile).log_softmax(-1)
+            arcs[0][tile] = log_probs[..., blank]
+            arcs[1][tile] = _gather(log_probs, following, tile)
+        nll = _sum_alignments(arcs, frame_lens, token_lens)
         # Every alignment leaves a frame once: float32 sums of a thousand steps need telling.
-        arcs /= arcs[..., 0].sum(2)[..., None, None].clamp(min=PROBABILITY_FLOOR)
+        arcs /= arcs[0].sum(2, keepdim=True).clamp(min=PROBABILITY_FLOOR)
         ctx.save_for_backward(arcs, following, *tensors)
         ctx.blank, ctx.fastemit = blank, fastemit
-        posteriors = arcs[..., 0].contiguous()
-        ctx.mark_non_differentiable(posteriors)
-        return nll, posteriors
+        ctx.mark_non_differentiable(arcs)
+        return nll, arcs
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad_nll, _):
         arcs, following, *tensors = ctx.saved_tensors
 
-        def grad_logits(tile, logits):
+        def grad_logits(nodes, logits):
+            rows, frames, positions = nodes
             # d nll / d log p(arc) = -posterior of the arc, and the softmax's own derivative.
-            taken = tile.of_nodes(arcs) * grad_nll[tile.rows, None, None, None]
-            taken[..., 1] *= 1 + ctx.fastemit
-            grad = logits.softmax(-1).mul_(taken.sum(-1, keepdim=True))
-            grad[..., ctx.blank] -= taken[..., 0]
-            return grad.scatter_add_(-1, _next(following, tile, grad), -taken[..., 1:])
+            taken = arcs[:, rows, frames, positions] * grad_nll[rows]
+            taken[1] *= 1 + ctx.fastemit
+            grad = logits.softmax(-1).mul_(taken.sum(0)[:, None])
+            grad[:, ctx.blank] -= taken[0]
+            return grad.scatter_add_(1, following[rows, positions, None], -taken[1, :, None])
 
-        gradients = backpropagate(_lattices(tensors), ctx.tiles, grad_logits)
+        # What is left out of a frame or a position adds up to less than the rounding of its sum;
+        # and numbers too small for a full mantissa would make the products many times slower.
+        negligible = torch.finfo(arcs.dtype).eps / sum(arcs.shape[2:])
+        nodes = (arcs.sum(0) > negligible).nonzero(as_tuple=True)
+        gradients = backpropagate(_lattices(tensors), nodes, grad_logits)
         return None, None, None, None, None, *gradients
+
+
+class _AlignedEmotions(torch.autograd.Function):
+    """Softmax of the nodes on the alignment, summed over a frame's by posterior: [B, T, E]."""
+
+    @staticmethod
+    def forward(ctx, posteriors, token_lens, *tensors):
+        threshold = DROPPED_POSTERIOR / (token_lens + 1)
+        nodes = (posteriors > threshold[:, None, None]).nonzero(as_tuple=True)
+        batch, frames, _ = posteriors.shape
+        result = posteriors.new_zeros(batch * frames, tensors[-1].numel())
+        for (rows, times, positions), logits in node_logits(_lattices(tensors), nodes):
+            shares = posteriors[rows, times, positions, None] * logits.softmax(-1)
+            result.index_add_(0, rows * frames + times, shares.to(result.dtype))
+        ctx.save_for_backward(posteriors, *nodes, *tensors)
+        return result.view(batch, frames, -1)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad_emotions):
+        posteriors, *nodes = ctx.saved_tensors[:4]
+        tensors = ctx.saved_tensors[4:]
+
+        def grad_logits(run, logits):
+            rows, times, _ = run
+            share, grad = logits.softmax(-1), grad_emotions[rows, times]
+            grad = share * (grad - (share * grad).sum(-1, keepdim=True))
+            return grad.mul_(posteriors[run][:, None])
+
+        return None, None, *backpropagate(_lattices(tensors), nodes, grad_logits)
 
 
 class _Regions(torch.autograd.Function):
@@ -394,41 +410,48 @@ class _Regions(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, spans, frame_lens, token_lens, *tensors):
-        lattices = _lattices(tensors)
-        ctx.tiles = tiles(lattices, frame_lens, token_lens)
-        ctx.save_for_backward(spans, *tensors)
+        device = spans.device
+        t = torch.arange(int(frame_lens.max()), device=device)[:, None]
+        u = torch.arange(int(token_lens.max()) + 1, device=device)
+        used = torch.zeros(len(spans), len(t), len(u), dtype=torch.bool, device=device)
+        for span in spans.unbind(1):
+            used |= _inside(span[..., None, None], t, u)
+        nodes = used.nonzero(as_tuple=True)
         total = tensors[0].new_zeros(len(spans), dtype=sum_type(tensors[0]))
-        for tile in ctx.tiles:
-            log_probs = tile_logits(lattices, tile).log_softmax(-1)
-            total[tile.rows] -= (log_probs * _class_weights(spans, tile, log_probs)).sum((1, 2, 3))
+        for run, logits in node_logits(_lattices(tensors), nodes):
+            surprise = logits.log_softmax(-1).mul_(_class_weights(spans, run, logits))
+            total.index_add_(0, run[0], surprise.sum(-1), alpha=-1)
+        ctx.save_for_backward(spans, *nodes, *tensors)
         return total
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad_total):
-        spans, *tensors = ctx.saved_tensors
+        spans, *nodes = ctx.saved_tensors[:4]
+        tensors = ctx.saved_tensors[4:]
 
-        def grad_logits(tile, logits):
-            weights = _class_weights(spans, tile, logits)
+        def grad_logits(run, logits):
+            weights = _class_weights(spans, run, logits)
             grad = logits.softmax(-1).mul_(weights.sum(-1, keepdim=True)).sub_(weights)
-            return grad.mul_(grad_total[tile.rows, None, None, None])
+            return grad.mul_(grad_total[run[0], None])
 
-        return None, None, None, *backpropagate(_lattices(tensors), ctx.tiles, grad_logits)
+        return None, None, None, *backpropagate(_lattices(tensors), nodes, grad_logits)
 
 
-def _class_weights(spans, tile, logits):
-    """Weight of each class at each node of a tile, [N, frames, positions, E]."""
-    t, u = tile.grid(logits.device)
+def _inside(span, t, u):
+    """Whether nodes lie in the region of a span [B, 5, ...] (emotion, a, b, c, d)."""
+    _, a, b, c, d = span.unbind(1)
+    return (t < b) & (u < d) & ((t >= a) | (u >= c))
+
+
+def _class_weights(spans, nodes, logits):
+    """Weight of each class at each of a run of nodes, [n, E]."""
+    rows, frames, positions = nodes
     weights = torch.zeros_like(logits)
-    for k in range(spans.size(1)):
-        emotion, a, b, c, d = spans[tile.rows, k, :, None, None].unbind(1)
-        inside = (t < b) & (u < d) & ((t >= a) | (u >= c))
-        area = (b * d - a * c).clamp(min=1)
-        weights.scatter_add_(
-            -1,
-            emotion[..., None].expand(*inside.shape, 1),
-            (inside.to(weights.dtype) / area)[..., None],
-        )
+    for span in spans[rows].unbind(1):
+        emotion, a, b, c, d = span.unbind(1)
+        share = _inside(span, frames, positions).to(weights.dtype) / (b * d - a * c).clamp(min=1)
+        weights.scatter_add_(1, emotion[:, None], share[:, None])
     return weights
 
 
@@ -462,76 +485,97 @@ def _extreme_nodes(lattice, classes, frame_lens, token_lens):
     return nodes // columns, nodes % columns
 
 
-def _sum_alignments(log_probs, frame_lens, token_lens):
-    """Sum over alignments of (blank, next token) log-probabilities.
+def _sum_alignments(arcs, frame_lens, token_lens):
+    """Sum over alignments; the arcs' log-probabilities become their posteriors in place.
 
     Arguments
     ---------
-    log_probs : Tensor
-        [B, T, U+1, 2], T and U the largest lengths.
+    arcs : Tensor
+        [2, B, T, U+1] log-probability of blank and of the next token, T and U the largest lengths;
+        any value at nodes that are not valid and for the token of the last position.
 
     Returns
     -------
-    (Tensor, Tensor)
-        -log P [B]; arc posteriors [B, T, U+1, 2].
+    Tensor
+        -log P [B].
     """
-    if log_probs.is_cuda and log_probs.dtype == torch.float32 and log_probs.size(2) > 1:
-        return _kernel(log_probs, frame_lens, token_lens)  # faster than a launch a diagonal
-    return _sweep(log_probs, frame_lens, token_lens)
+    if arcs.is_cuda and arcs.dtype == torch.float32 and arcs.size(3) > 1:
+        return _kernel(arcs, frame_lens, token_lens)  # faster than a launch a diagonal
+    return _sweep(arcs, frame_lens, token_lens)
 
 
-def _kernel(log_probs, frame_lens, token_lens):
+def _kernel(arcs, frame_lens, token_lens):
     """``_sum_alignments`` by torchaudio: float32, at least one token.
 
     The kernel's class 1 is "the next token", whichever it is. The operator under
     ``torchaudio.functional.rnnt_loss`` returns the gradient beside the loss.
     """
-    lengths = [n.to(log_probs.device, torch.int32) for n in (frame_lens, token_lens)]
-    targets = torch.ones(log_probs[:, 0, 1:, 0].shape, dtype=torch.int32, device=log_probs.device)
+    lengths = [n.to(arcs.device, torch.int32) for n in (frame_lens, token_lens)]
+    targets = torch.ones(arcs[0, :, 0, 1:].shape, dtype=torch.int32, device=arcs.device)
     nll, grad = torch.ops.torchaudio.rnnt_loss_forward(
-        log_probs, targets, *lengths, blank=0, clamp=-1.0, fused_log_softmax=False
+        arcs.movedim(0, -1).contiguous(),
+        targets,
+        *lengths,
+        blank=0,
+        clamp=-1.0,
+        fused_log_softmax=False,
     )
-    return nll, grad.neg_()
+    torch.neg(grad.movedim(-1, 0), out=arcs)
+    return nll
 
 
-def _sweep(log_probs, frame_lens, token_lens):
+def _sweep(arcs, frame_lens, token_lens):
     """``_sum_alignments`` along the lattice's anti-diagonals, in plain tensor operations.
 
     Node (t, u) lies on diagonal t + u and both of its predecessors on the one before, so that a
-    diagonal is one step for the whole batch.
+    diagonal is one step for the whole batch. The sums over the ways from a node to the end are
+    those to the node in the lattice turned by half a circle, and take the same steps.
     """
-    frames, positions = log_probs.shape[1:3]
-    batch = torch.arange(len(log_probs), device=log_probs.device)[:, None]
-    position = torch.arange(positions, device=log_probs.device)
-    diagonal = torch.arange(frames + positions - 1, device=log_probs.device)
-    frame = diagonal[:, None, None] - position  # of each place on each diagonal, [D, 1, U+1]
-    valid = (frame >= 0) & (frame < frame_lens[:, None]) & (position <= token_lens[:, None])
-    skewed = log_probs[batch, frame.clamp(0, frames - 1), position]
-    blank, token = skewed.masked_fill(~valid[..., None], -torch.inf).unbind(-1)
-    token = token.masked_fill(position >= token_lens[:, None], -torch.inf)
+    _, batch, frames, positions = arcs.shape
+    t = torch.arange(frames + 1, device=arcs.device)[:, None]
+    u = torch.arange(positions, device=arcs.device)
+    frame_lens, token_lens = frame_lens[:, None, None], token_lens[:, None, None]
+    outside = (t >= frame_lens) | (u > token_lens)
+    arcs.masked_fill_(outside[:, :-1], -torch.inf)
+    arcs[1].masked_fill_(u == token_lens, -torch.inf)
+    # Behind its last blank an utterance goes on at no cost, to the corner where all have ended.
+    arcs[0].masked_fill_(((t >= frame_lens) & (u == positions - 1))[:, :-1], 0.0)
+    blank, token = arcs[0], torch.nn.functional.pad(arcs[1], (0, 0, 0, 1), value=-torch.inf)
+    token.masked_fill_((t == frame_lens) & (u >= token_lens), 0.0)
 
-    before = torch.full_like(blank, -torch.inf)  # sum over the ways to a node
-    before[0, :, 0] = 0.0
-    for d in range(1, len(before)):
-        stay = before[d - 1] + blank[d - 1]
-        step = before[d - 1] + token[d - 1]
-        before[d, :, 0] = stay[:, 0]
-        torch.logaddexp(stay[:, 1:], step[:, :-1], out=before[d, :, 1:])
+    # [diagonals, 2 x B x (U+1)]: the arc into each node from the frame before, which the sum over
+    # the ways to the node replaces, and the arc from the position before.
+    width = 2 * batch * positions
+    ways = arcs.new_full((frames + positions, width), -torch.inf)
+    steps = ways.clone()
 
-    # Sum over the ways from a node to the end, which lies behind the last blank. One column and one
-    # diagonal more than there are nodes.
-    after = blank.new_full((len(blank) + 1, len(log_probs), positions + 1), -torch.inf)
-    after[(frame_lens + token_lens)[:, None], batch, token_lens[:, None]] = 0.0
-    for d in range(len(before) - 1, -1, -1):
-        stay, step = blank[d] + after[d + 1, :, :-1], token[d] + after[d + 1, :, 1:]
-        torch.maximum(after[d, :, :-1], torch.logaddexp(stay, step), out=after[d, :, :-1])
-    log_likelihood = after[0, :, 0]
+    def nodes(diagonals):
+        """The places of the nodes and of the turned nodes: [B, T+1, U+1] each."""
+        size, strides = (batch, frames + 1, positions), (positions, width, width + 1)
+        return [diagonals.as_strided(size, strides, half) for half in (0, width // 2)]
 
-    blank += before + after[1:, :, :-1]
-    token += before + after[1:, :, 1:]
-    posteriors = torch.stack((blank, token), -1).sub_(log_likelihood[:, None, None]).exp_()
-    unskewed = torch.arange(frames, device=log_probs.device)[:, None] + position
-    return -log_likelihood, posteriors[unskewed, batch[..., None], position]
+    for places, arriving in zip(nodes(ways), (blank, blank.flip(1, 2)), strict=True):
+        places[:, 1:] = arriving
+    for places, arriving in zip(
+        nodes(steps), (token[..., :-1], token[..., :-1].flip(1, 2)), strict=True
+    ):
+        places[..., 1:] = arriving
+    del token, arriving
+    ways[0, ::positions] = 0.0
+    for before, here, from_left in zip(ways[:-1], ways[1:], steps[1:], strict=True):
+        here += before
+        # No arc leads into a row's first position: whatever is added to it there has no effect.
+        from_left[1:] += before[:-1]
+        torch.logaddexp(here, from_left, out=here)
+
+    before, turned = nodes(ways)
+    after = turned.flip(1, 2)
+    arcs += before[:, :-1]
+    arcs[0] += after[:, 1:]
+    arcs[1, ..., :-1] += after[:, :-1, 1:]
+    log_likelihood = after[:, 0, 0]
+    arcs.sub_(log_likelihood[:, None, None]).exp_().masked_fill_(outside[:, :-1], 0.0)
+    return -log_likelihood
 
 
 def _gather(logits, following, tile):

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from oracles import PLANS, SIZES, copies, dense_logits, gradients, plan, random_lattices
 
-from ent_brain.lattice import Lattice, backpropagate, tile_logits, tiles
+from ent_brain.lattice import Lattice, backpropagate, node_logits, tile_logits, tiles
 
 
 def lengths(sizes):
@@ -155,21 +155,40 @@ def test_a_tile_knows_where_its_nodes_are():
     assert (u + 0 * t).tolist() == [[0, 1, 2], [0, 1, 2]]
 
 
+def some_nodes():
+    """Every other valid node of the batch SIZES, as rows, frames, positions."""
+    return torch.tensor(sorted(valid_nodes(SIZES))[::2]).unbind(1)
+
+
+@pytest.mark.parametrize("name", PLANS)
+@pytest.mark.parametrize("outputs", [[4], [1, 3]])
+def test_lists_of_nodes_read_the_dense_lattice(name, outputs):
+    lattices = random_lattices(SIZES, outputs)
+    nodes = some_nodes()
+    with plan(*PLANS[name]), torch.no_grad():
+        runs, logits = zip(*node_logits(lattices, nodes), strict=True)
+    torch.testing.assert_close(torch.cat(logits), dense_logits(lattices)[nodes])
+    assert [torch.cat(each).tolist() for each in zip(*runs, strict=True)] == [
+        each.tolist() for each in nodes
+    ]
+    budget = PLANS[name][0] // 5
+    assert all(len(run[0]) == min(budget, len(nodes[0])) for run in runs[:-1])
+
+
 @pytest.mark.parametrize("name", PLANS)
 @pytest.mark.parametrize("outputs", [[4], [1, 3]])
 def test_backpropagate_gives_the_gradient_of_the_dense_lattice(name, outputs):
     lattices = random_lattices(SIZES, outputs, dtype=torch.float64)
     dense = dense_logits(lattices)
+    nodes = some_nodes()
     factors = torch.zeros_like(dense)
-    for node in valid_nodes(SIZES):
-        factors[node] = torch.randn(4, dtype=torch.float64)
+    factors[nodes] = torch.randn(len(nodes[0]), 4, dtype=torch.float64)
     with plan(*PLANS[name]):
-        planned = tiles(lattices, *lengths(SIZES))
-    ours = backpropagate(
-        [Lattice(*(x.detach() for x in lattice)) for lattice in lattices],
-        planned,
-        lambda tile, logits: tile.of_nodes(factors).clone(),
-    )
+        ours = backpropagate(
+            [Lattice(*(x.detach() for x in lattice)) for lattice in lattices],
+            nodes,
+            lambda run, logits: factors[run],
+        )
     for mine, expected in zip(ours, gradients((dense * factors).sum(), lattices), strict=True):
         torch.testing.assert_close(mine, expected)
 
@@ -179,8 +198,8 @@ def test_backpropagate_sums_half_precision_in_single_precision():
     sizes = [(1000, 2)]
     [half] = copies(random_lattices(sizes, [1]), torch.bfloat16)
     half = Lattice(*(x.detach() for x in half))
+    nodes = torch.tensor(sorted(valid_nodes(sizes))).unbind(1)
     with plan(100, 0.0):
-        planned = tiles([half], *lengths(sizes))
-        grads = backpropagate([half], planned, lambda tile, logits: torch.ones_like(logits))
+        grads = backpropagate([half], nodes, lambda run, logits: torch.ones_like(logits))
     assert [grad.dtype for grad in grads] == [torch.bfloat16] * 4
     assert grads[3].item() == torch.tensor(3000.0).bfloat16().item()
