@@ -14,8 +14,9 @@ import torch
 from torch import Tensor
 
 TILE_ELEMENTS = {"cpu": 1 << 20, "cuda": 1 << 26}
-"""Numbers that the widest layer of one tile may hold: on a CPU the tile stays in its cache, on a
-GPU it is large enough to fill the device."""
+"""Numbers that the widest layer of one tile may hold, or as many as the output's weight has where
+that is more: on a CPU the tile stays in its cache, on a GPU it is large enough to fill the device.
+"""
 
 PADDED_SHARE = {"cpu": 0.0, "cuda": 0.25}
 """Share of padded nodes that a tile over several utterances may hold: a CPU takes utterances of
@@ -186,7 +187,10 @@ def backpropagate(lattices, nodes, grad_logits):
             hidden, enc_rows, pred_rows = layer
             bias += grad.sum(0)
             grad = grad.to(hidden.dtype)
-            weight += grad.T @ hidden
+            if grad.dtype == weight.dtype:
+                weight.addmm_(grad.T, hidden)
+            else:
+                weight += grad.T @ hidden
             grad_hidden = grad @ lattice.weight.to(hidden.dtype)
             grad_hidden.mul_(hidden.square_().neg_().add_(1))
             enc.flatten(0, 1).index_add_(0, enc_rows, grad_hidden.to(enc.dtype))
@@ -229,6 +233,9 @@ def _hidden(lattice, tile):
 
 def _nodes_at_once(lattices):
     elements = TILE_ELEMENTS.get(lattices[0].enc.device.type, TILE_ELEMENTS["cuda"])
+    # A wide vocabulary's weight is read, and its gradient written, once a tile: a tile as large
+    # as the weight costs no more memory than they do.
+    elements = max(elements, *(lattice.weight.numel() for lattice in lattices))
     outputs = sum(lattice.bias.numel() for lattice in lattices)
     return max(1, elements // max(outputs, *(lattice.enc.size(2) for lattice in lattices)))
 

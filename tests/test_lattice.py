@@ -103,6 +103,7 @@ def test_every_valid_node_is_in_exactly_one_tile(sizes, elements, padded_share):
 @given(sizes, st.sampled_from([1, 20, 60, 200, 10_000]), st.sampled_from([0.0, 0.25, 1.0]))
 def test_a_tile_keeps_to_its_budget_and_its_padded_share(sizes, elements, padded_share):
     lattices = random_lattices(sizes, [7], width=5)  # the widest layer is the output
+    elements = max(elements, 7 * 5)  # the weight's size is no less
     with plan(elements, padded_share):
         planned = tiles(lattices, *lengths(sizes))
     for tile in planned:
@@ -171,7 +172,7 @@ def test_lists_of_nodes_read_the_dense_lattice(name, outputs):
     assert [torch.cat(each).tolist() for each in zip(*runs, strict=True)] == [
         each.tolist() for each in nodes
     ]
-    budget = PLANS[name][0] // 5
+    budget = PLANS[name][0] // 5  # the hidden layer's width
     assert all(len(run[0]) == min(budget, len(nodes[0])) for run in runs[:-1])
 
 
