@@ -87,6 +87,9 @@ class EmotionTransducerBrain(sb.Brain):
             loader_kwargs.setdefault("generator", torch.Generator())
         loader = super().make_dataloader(dataset, stage, ckpt_prefix, **loader_kwargs)
         if stage == sb.Stage.TRAIN:
+            if self.train_sampler is None:
+                # SpeechBrain tells the epoch to no batch sampler: all epochs would be the first.
+                self.train_sampler = loader_kwargs.get("batch_sampler")
             # SpeechBrain drops the batches that accumulation leaves over at the end of an epoch.
             self.steps_per_epoch = len(loader) // self.grad_accumulation_factor
         return loader

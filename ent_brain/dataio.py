@@ -1,9 +1,13 @@
 """From a manifest to the batches that the Brain sees."""
 
+import os
+
+import numpy as np
 import speechbrain as sb
 import torch
 from speechbrain.dataio import audio_io
 from speechbrain.dataio.dataset import DynamicItemDataset
+from speechbrain.dataio.sampler import DynamicBatchSampler
 from torchaudio.functional import resample
 
 from ent_brain.emotions import emotion_index
@@ -12,6 +16,12 @@ from ent_brain.manifest import read_manifest
 from ent_brain.segments import Segment
 
 OUTPUT_KEYS = ("id", "sig", "tokens", "token_count", "emotion_index", "entry")
+
+MAX_BUCKETS = 24
+"""More would make utterances of a batch no more alike in length, but the same ones each time."""
+
+BATCHES_A_BUCKET = 8
+"""At least, as each bucket may leave one batch that is not full."""
 
 
 def read_audio(path, sample_rate):
@@ -63,7 +73,8 @@ def make_dataset(manifest, data_root, tokens, frontend, max_tokens_per_frame):
     DynamicItemDataset
         Items: id; sig [S] float; tokens [U] int64; token_count (U); emotion_index; entry, what the
         manifest says: transcript, duration (seconds), emotion, and segments (list of Segment,
-        None where they are not known).
+        None where they are not known). ``data`` holds ``nodes``, too, frames * (U + 1), the size
+        of the utterance's lattice, for samplers and for sorting.
 
     Raises
     ------
@@ -71,10 +82,11 @@ def make_dataset(manifest, data_root, tokens, frontend, max_tokens_per_frame):
         Naming every utterance that is too short for a frame or has too many tokens.
     """
     entries = read_manifest(manifest)
-    problems = []
+    problems, nodes = [], {}
     for name, entry in entries.items():
         frames = frontend.count_frames(round(entry["duration"] * frontend.sample_rate))
         count = len(tokens.encode(entry["transcript"]))
+        nodes[name] = frames * (count + 1)
         if frames < 1:
             problems.append(f"{name}: {entry['duration']:.3f} s is too short for one frame")
         elif count > max_tokens_per_frame * frames:
@@ -101,6 +113,7 @@ def make_dataset(manifest, data_root, tokens, frontend, max_tokens_per_frame):
         name: {
             "wav": entry["wav"].replace("{data_root}", str(data_root)),
             "duration": entry["duration"],
+            "nodes": nodes[name],
             "entry": {**entry, "segments": _segments(entry)},
         }
         for name, entry in entries.items()
@@ -112,3 +125,42 @@ def _segments(entry):
     if "segments" not in entry:
         return None
     return [Segment(**segment) for segment in entry["segments"]]
+
+
+def make_batch_sampler(dataset, max_batch_nodes):
+    """Make batches of utterances with lattices of similar size, as many as a limit allows.
+
+    Arguments
+    ---------
+    dataset : DynamicItemDataset
+        As ``make_dataset`` makes it.
+    max_batch_nodes : int
+        Nodes that the lattices of a batch have together at most; an utterance with more is a batch
+        of its own.
+
+    Returns
+    -------
+    DynamicBatchSampler
+        SpeechBrain's. Every epoch has every utterance once, as many batches, and other ones.
+
+    Raises
+    ------
+    InputError
+        If the limit is not above 0.
+    """
+    if not max_batch_nodes > 0:
+        raise InputError(f"max_batch_nodes: {max_batch_nodes}: above 0, or null for batch_size")
+    nodes = np.array([dataset.data[name]["nodes"] for name in dataset.data_ids])
+    batches = nodes.sum() / max_batch_nodes
+    buckets = int(np.clip(batches // BATCHES_A_BUCKET, 1, MAX_BUCKETS))
+    # Each bucket gets as many nodes as any other, so it fills as many batches.
+    ascending = np.sort(nodes)
+    share = np.arange(1, buckets + 1) / buckets
+    ends = np.searchsorted(ascending.cumsum(), share * nodes.sum() * (1 - 1e-9))
+    return DynamicBatchSampler(
+        dataset,
+        max_batch_length=max_batch_nodes,
+        bucket_boundaries=np.unique(ascending[ends]).tolist(),
+        lengths_list=nodes.tolist(),
+        seed=int(os.environ.get("SB_GLOBAL_SEED", 0)),  # as SpeechBrain's random sampler
+    )

@@ -18,7 +18,7 @@ from speechbrain.core import RunOptions
 from speechbrain.utils.distributed import main_process_only, run_on_main
 
 from ent_brain.brain import HISTORY_FILE, EmotionTransducerBrain
-from ent_brain.dataio import make_dataset, read_audio
+from ent_brain.dataio import make_batch_sampler, make_dataset, read_audio
 from ent_brain.emotions import EMOTIONS
 from ent_brain.errors import InputError, raise_problems
 from ent_brain.export import export
@@ -44,6 +44,7 @@ KEYS_READ_BY_CODE = {
     *("tokens", "vocab_size", "test_actors", "valid_actors", "calm_as_neutral"),
     *("number_of_epochs", "warmup_epochs", "opt_class", "lr_schedule", "epoch_counter"),
     *("modules", "checkpointer", "train_logger", "train_dataloader_opts", "test_dataloader_opts"),
+    "max_batch_nodes",
 }
 """Top-level keys that the recipes' code reads, beside SpeechBrain's run options."""
 
@@ -271,7 +272,16 @@ def train_and_test(hparams, run_opts, train, valid, tests):
         make_dataset(manifest, root, tokens, frontend, hparams["max_tokens_per_frame"])
         for manifest, root in (train, valid, *tests.values())
     )
+    # Alike in length they pad little, and what does not fit into memory shows at the start.
+    valid_set, *test_sets = (
+        dataset.filtered_sorted(sort_key="duration", reverse=True)
+        for dataset in (valid_set, *test_sets)
+    )
     test_sets = dict(zip(tests, test_sets, strict=True))
+    train_opts = dict(hparams["train_dataloader_opts"])
+    if hparams["max_batch_nodes"] is not None:
+        sampler = make_batch_sampler(train_set, hparams["max_batch_nodes"])
+        train_opts |= {"batch_size": 1, "shuffle": False, "batch_sampler": sampler}
     brain = EmotionTransducerBrain(
         tokens,
         modules=hparams["modules"],
@@ -291,7 +301,7 @@ def train_and_test(hparams, run_opts, train, valid, tests):
         hparams["epoch_counter"],
         train_set,
         valid_set,
-        train_loader_kwargs=hparams["train_dataloader_opts"],
+        train_loader_kwargs=train_opts,
         valid_loader_kwargs=hparams["test_dataloader_opts"],
     )
     report(brain, test_sets, hparams)

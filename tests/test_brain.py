@@ -17,7 +17,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from ent_brain.brain import EmotionTransducerBrain
 from ent_brain.checkpoints import WholeCheckpointer
-from ent_brain.dataio import make_dataset
+from ent_brain.dataio import make_batch_sampler, make_dataset
 from ent_brain.emotions import EMOTIONS
 from ent_brain.errors import InputError
 from ent_brain.frontend import FbankFrontend
@@ -136,12 +136,15 @@ def make_brain(
     )
 
 
-def fit(brain, dataset, batch_size=8):
+def fit(brain, dataset, batch_size=8, max_batch_nodes=None):
+    train_loader_kwargs = {"batch_size": batch_size, "shuffle": True}
+    if max_batch_nodes:
+        train_loader_kwargs = {"batch_sampler": make_batch_sampler(dataset, max_batch_nodes)}
     brain.fit(
         brain.hparams.epoch_counter,
         dataset,
         dataset,
-        train_loader_kwargs={"batch_size": batch_size, "shuffle": True},
+        train_loader_kwargs=train_loader_kwargs,
         valid_loader_kwargs={"batch_size": batch_size},
     )
 
@@ -375,6 +378,19 @@ def test_an_epoch_shows_the_learning_rate_of_its_last_step(tmp_path, dataset):
     assert [epoch["lr"] for epoch in brain.history] == pytest.approx([1e-3 / 2, 1e-3 / 4])
 
 
+def test_batches_of_similar_lattices_are_others_in_every_epoch(tmp_path, dataset):
+    brain = make_brain(tmp_path, epochs=3)
+    seen, epochs = [], []
+    brain.on_fit_batch_start = lambda batch, should_step: seen.append(tuple(batch.id))
+    brain.on_stage_end = lambda stage, *_: stage == sb.Stage.TRAIN and epochs.append(seen[:])
+    fit(brain, dataset, max_batch_nodes=720)
+    ends = [len(seen) for seen in epochs]
+    epochs = [seen[begin:end] for begin, end in zip([0, *ends], ends, strict=False)]
+    assert all(sorted(sum(batches, ())) == sorted(dataset.data_ids) for batches in epochs)
+    assert len(epochs) == len(set(map(tuple, map(sorted, epochs)))) == 3
+    assert [len(batches) for batches in epochs] == [brain.steps_per_epoch] * 3
+
+
 def test_a_wrapped_model_is_trained_and_searched(tmp_path, dataset):
     brain = make_brain(tmp_path)
     # What SpeechBrain does to every module of a distributed training, without the processes.
@@ -453,17 +469,18 @@ def test_a_run_stopped_between_epochs_goes_on_as_if_nothing_had_happened(tmp_pat
     assert_same_state(state_of(resumed), state_of(straight))
 
 
-def test_a_run_stopped_within_an_epoch_goes_on_there(tmp_path, dataset):
+@pytest.mark.parametrize("batches", [{"batch_size": 4}, {"max_batch_nodes": 720}])
+def test_a_run_stopped_within_an_epoch_goes_on_there(tmp_path, dataset, batches):
     steps = {"ckpt_interval_steps": 1}
     given = {"epochs": 2, "dropout": 0.2, "resume": True, "run_opts": steps}
     straight = make_brain(tmp_path / "straight", **given)
-    fit(straight, dataset, batch_size=4)
+    fit(straight, dataset, **batches)
     stopped = make_brain(tmp_path / "stopped", **given)
     interrupt(stopped, "fit_batch", lambda batch: stopped.optimizer_step == 6)
     with pytest.raises(KeyboardInterrupt):
-        fit(stopped, dataset, batch_size=4)
+        fit(stopped, dataset, **batches)
     resumed = make_brain(tmp_path / "stopped", **given)
-    fit(resumed, dataset, batch_size=4)
+    fit(resumed, dataset, **batches)
     assert resumed.optimizer_step == 8
     assert_same_state(state_of(resumed), state_of(straight))
     assert resumed.history == straight.history

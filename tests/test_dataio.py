@@ -5,8 +5,9 @@ import pytest
 import soundfile
 import torch
 from speechbrain.dataio.batch import PaddedBatch
+from speechbrain.dataio.sampler import DistributedSamplerWrapper
 
-from ent_brain.dataio import make_dataset, read_audio
+from ent_brain.dataio import make_batch_sampler, make_dataset, read_audio
 from ent_brain.emotions import EMOTIONS
 from ent_brain.errors import InputError
 from ent_brain.frontend import FbankFrontend, SSLFrontend
@@ -177,3 +178,87 @@ def test_audio_without_a_frame_is_refused(tmp_path, tiny_ssl):
     with pytest.raises(InputError) as error:
         make_dataset(manifest, tmp_path, CharTokens(), frontend, 1.0)
     assert str(error.value).startswith("a: 0.025 s is too short for one frame: correct or remove")
+
+
+# --- batches of similar lattices
+
+
+LIMIT = 20_000
+
+
+@pytest.fixture(scope="module")
+def many(tmp_path_factory):
+    """400 utterances of 1 to 6 seconds; the longest one's lattice is larger than the limit."""
+    folder = tmp_path_factory.mktemp("many")
+    rng = np.random.default_rng(0)
+    seconds = [*rng.uniform(1, 4, 399), 6.0]
+    entry = {"wav": "{data_root}/a.flac", "emotion": "sad", "speaker": "Ann"}
+    manifest = {
+        f"u{i:03}": {**entry, "duration": s, "transcript": "A" * int(12 * s)}
+        for i, s in enumerate(seconds)
+    }
+    (folder / "train.json").write_text(json.dumps(manifest))
+    return dataset_of(folder / "train.json")
+
+
+def nodes_of(dataset, index):
+    """Frames of 20 ms times tokens and the start, from the manifest's own words."""
+    entry = dataset.data[dataset.data_ids[index]]["entry"]
+    hops = 1 + round(entry["duration"] * 16000) // 160
+    return -(-hops // 2) * (len(entry["transcript"]) + 1)
+
+
+def test_a_batch_holds_the_lattices_that_the_limit_allows(many):
+    batches = list(make_batch_sampler(many, LIMIT))
+    sizes = [[nodes_of(many, index) for index in batch] for batch in batches]
+    assert all(sum(size) <= LIMIT or len(size) == 1 for size in sizes)
+    assert [len(size) for size in sizes if max(size) > LIMIT] == [1]
+    assert sum(map(sum, sizes)) > 0.7 * LIMIT * (len(sizes) - 1), "batches are not filled"
+    random = np.random.default_rng(0).permutation(400)
+    unlike = [nodes_of(many, index) for index in random]
+    pairs = zip(unlike[::2], unlike[1::2], strict=True)
+    spread = np.mean([max(pair) - min(pair) for pair in pairs])
+    assert np.mean([max(size) - min(size) for size in sizes]) < spread / 2
+
+
+def test_every_epoch_has_every_utterance_once_in_other_batches(many):
+    sampler = make_batch_sampler(many, LIMIT)
+    epochs = []
+    for epoch in (1, 2, 3):
+        sampler.set_epoch(epoch)
+        epochs.append(list(sampler))
+        assert len(sampler) == len(epochs[0]), "the schedule counts on it"
+    assert all(sorted(sum(batches, [])) == list(range(400)) for batches in epochs)
+    first, second, third = ({frozenset(batch) for batch in batches} for batches in epochs)
+    assert all(len(a & b) < len(a) / 4 for a, b in ((first, second), (second, third)))
+    again = make_batch_sampler(many, LIMIT)
+    again.set_epoch(2)
+    assert list(again) == epochs[1]
+
+
+def test_processes_share_the_batches_of_an_epoch(many):
+    shares = []
+    for rank in range(2):
+        sampler = make_batch_sampler(many, LIMIT)
+        share = DistributedSamplerWrapper(sampler, num_replicas=2, rank=rank)
+        share.set_epoch(3)
+        shares.append(list(share))
+    assert len(shares[0]) == len(shares[1])
+    # One batch comes twice where their number is odd.
+    assert sorted(set(sum(shares[0] + shares[1], []))) == list(range(400))
+
+
+@pytest.mark.parametrize("limit", [1, 10**9])
+def test_any_limit_serves_any_number_of_utterances(tmp_path, limit):
+    one = {"a": (0.5, "HI", "sad", None)}
+    for utterances in (one, one | {"b": (1.0, "WHAT IS IT", "sad", None)}):
+        dataset = dataset_of(write_manifest(tmp_path, **utterances))
+        batches = list(make_batch_sampler(dataset, limit))
+        assert sorted(sum(batches, [])) == list(range(len(utterances)))
+
+
+@pytest.mark.parametrize("limit", [0, -5])
+def test_a_limit_of_nodes_is_above_0(many, limit):
+    with pytest.raises(InputError) as error:
+        make_batch_sampler(many, limit)
+    assert str(error.value) == f"max_batch_nodes: {limit}: above 0, or null for batch_size"

@@ -136,6 +136,7 @@ def test_iemocap_ent_demo_with_pieces_and_a_language_model(run, iemocap, tmp_pat
 def test_iemocap_fent_demo_by_multiple_instances(run, iemocap):
     # The folder that the release lies in will do, too.
     options = {"data_folder": iemocap.parent, "test_session": 2, "lattice_mode": "mil"}
+    options["max_batch_nodes"] = 20_000
     outcome = run("IEMOCAP", "fent_demo.yaml", **SMALL, **options)
     assert_trained(outcome, ["session 2"], PAPER_TERMS)
     tested = {entry["speaker"] for entry in outcome.read("save/test.json").values()}
