@@ -30,6 +30,7 @@ setup(
         "numpy",
         "pyyaml",
         "ruamel.yaml",
+        "safetensors",
         "scipy",
         "tqdm",
     ],

@@ -120,7 +120,8 @@ class EmotionTransducerBrain(sb.Brain):
             ``hypotheses``, a list, empty in training.
         """
         batch = batch.to(self.device)
-        features, frame_lens = self.modules.frontend(*batch.sig)
+        kept = {"kept": batch.kept} if hasattr(batch, "kept") else {}
+        features, frame_lens = self.modules.frontend(*batch.sig, **kept)
         token_lens = batch.token_count
         if not self.hparams.rnnt_weight:  # then the model never sees a token
             token_lens = torch.zeros_like(token_lens)

@@ -64,7 +64,7 @@ def make_dataset(manifest, data_root, tokens, frontend, max_tokens_per_frame):
         What ``{data_root}`` in the manifest stands for.
     tokens : CharTokens or SentencePieceTokens
     frontend : Frontend
-        Tells the sample rate and how many frames an utterance has.
+        Tells the sample rate and how many frames an utterance has, and where features are kept.
     max_tokens_per_frame : float
         An utterance with more tokens a frame is refused: its transcript is of another recording.
 
@@ -73,8 +73,9 @@ def make_dataset(manifest, data_root, tokens, frontend, max_tokens_per_frame):
     DynamicItemDataset
         Items: id; sig [S] float; tokens [U] int64; token_count (U); emotion_index; entry, what the
         manifest says: transcript, duration (seconds), emotion, and segments (list of Segment,
-        None where they are not known). ``data`` holds ``nodes``, too, frames * (U + 1), the size
-        of the utterance's lattice, for samplers and for sorting.
+        None where they are not known); where the front end has a cache also kept, what the cache
+        has of the utterance, which the loader's workers read. ``data`` holds nodes, too,
+        frames * (U + 1): the size of the utterance's lattice, for samplers.
 
     Raises
     ------
@@ -118,7 +119,11 @@ def make_dataset(manifest, data_root, tokens, frontend, max_tokens_per_frame):
         }
         for name, entry in entries.items()
     }
-    return DynamicItemDataset(items, [audio_pipeline, label_pipeline], list(OUTPUT_KEYS))
+    dataset = DynamicItemDataset(items, [audio_pipeline, label_pipeline], list(OUTPUT_KEYS))
+    if frontend.cache is not None:
+        dataset.add_dynamic_item(frontend.cache.look_up, takes="sig", provides="kept")
+        dataset.set_output_keys([*OUTPUT_KEYS, "kept"])
+    return dataset
 
 
 def _segments(entry):

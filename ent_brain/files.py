@@ -1,6 +1,7 @@
 """Files that are there whole or not at all."""
 
 import json
+import secrets
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -16,10 +17,10 @@ def whole_or_nothing(path):
     Yields
     ------
     Path
-        Beside ``path``; removed again where the block fails.
+        Beside ``path``, of a name that no other process has; removed again where the block fails.
     """
     path = Path(path)
-    partial = path.with_name(f".{path.name}.partial")
+    partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
     try:
         yield partial
         partial.replace(path)

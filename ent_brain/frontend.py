@@ -13,6 +13,7 @@ from speechbrain.processing.features import mean_std_update
 from speechbrain.utils.checkpoints import mark_as_saver, register_checkpoint_hooks
 from torch import nn
 
+from ent_brain.cache import FeatureCache, model_digest
 from ent_brain.manifest import SAMPLE_RATE
 
 SSL_MODELS = {"wav2vec2": "Wav2Vec2", "hubert": "HuBERT", "wavlm": "WavLM"}
@@ -29,6 +30,8 @@ class Frontend(nn.Module):
     frame_samples: int
     feature_dim: int
     feature_layers: int
+    cache: FeatureCache | None = None
+    """Where features are kept from epoch to epoch; ``forward`` then takes what was found there."""
 
     @property
     def frame_duration(self):
@@ -144,9 +147,10 @@ class FbankFrontend(Frontend):
 class SSLFrontend(Frontend):
     """A self-supervised speech model through SpeechBrain's wrappers, frozen or fine-tuned.
 
-    Frozen, it gives all hidden states; it stays in eval mode, has no gradient, and is no part of
-    this module's parameters, so neither optimiser nor checkpoint holds it. Each utterance is
-    encoded alone, because the base models' group normalisation makes features depend on padding.
+    Frozen, it gives all hidden states, or the chosen ones; it stays in eval mode, has no gradient,
+    and is no part of this module's parameters, so neither optimiser nor checkpoint holds it. Each
+    utterance is encoded alone, because the base models' group normalisation makes features depend
+    on padding; so they can be kept, and each utterance encoded once for all epochs.
 
     Fine-tuned, it gives the last hidden state; the convolutions are frozen, and the model's own
     SpecAugment masks its input in training.
@@ -164,22 +168,42 @@ class SSLFrontend(Frontend):
         Settings of the model's own SpecAugment for fine-tuning, by their names in its
         configuration: ``mask_time_prob``, ``mask_time_length``, ``mask_feature_prob``,
         ``mask_feature_length``.
+    layers : list of int, optional
+        Which hidden states a frozen model gives, 0 for the input of the first layer; all if None.
+    cache_folder : str or Path, optional
+        Where the features of a frozen model are kept, so that each utterance is encoded once.
+    cache_precision : str
+        ``float16`` or ``bfloat16``: what kept features are rounded to.
 
     Raises
     ------
     ValueError
-        If the model is not one of the three.
+        If the model is not one of the three, a layer is not one of its own or given twice, or
+        layers or a cache are asked of a model that is not frozen.
     """
 
-    def __init__(self, model, source, save_path, frozen=True, spec_augment=None):
+    def __init__(
+        self,
+        model,
+        source,
+        save_path,
+        frozen=True,
+        spec_augment=None,
+        layers=None,
+        cache_folder=None,
+        cache_precision="float16",
+    ):
         super().__init__()
         if model not in SSL_MODELS:
             raise ValueError(f"unknown SSL model {model!r}: use one of {', '.join(SSL_MODELS)}")
+        if not frozen and (layers is not None or cache_folder is not None):
+            raise ValueError("layers are chosen, and features are kept, of a frozen SSL model only")
         self.settings = {
             "model": model,
             "source": str(source),
             "save_path": str(save_path),
             "frozen": frozen,
+            "layers": layers,
         }
         # Only here: transformers' models take seconds to import, and log-mel energies need none.
         wrappers = import_module(f"speechbrain.integrations.huggingface.{model}")
@@ -200,7 +224,16 @@ class SSLFrontend(Frontend):
         self.kernels, self.strides = config.conv_kernel, config.conv_stride
         self.frame_samples = int(torch.tensor(self.strides).prod())
         self.feature_dim = config.hidden_size
-        self.feature_layers = config.num_hidden_layers + 1 if frozen else 1
+        self.layers = _check_layers(layers, config.num_hidden_layers)
+        self.feature_layers = len(self.layers) if frozen else 1
+        if cache_folder is not None:
+            made_from = {
+                "model": model,
+                "weights": model_digest(ssl.model),
+                "normalize_wav": ssl.normalize_wav,
+                "layers": self.layers,
+            }
+            self.cache = FeatureCache(cache_folder, made_from, cache_precision)
         # A list hides the frozen model from parameters(), state_dict() and train().
         self._ssl = [ssl.eval()]
         if not frozen:
@@ -218,7 +251,7 @@ class SSLFrontend(Frontend):
             samples = (samples - kernel) // stride + 1
         return samples
 
-    def forward(self, wavs, wav_lens):
+    def forward(self, wavs, wav_lens, kept=None):
         """Compute features.
 
         Arguments
@@ -227,6 +260,9 @@ class SSLFrontend(Frontend):
             [B, S] at 16 kHz, S at least 400.
         wav_lens : Tensor
             [B] relative lengths.
+        kept : list of Kept, optional
+            What the cache's ``look_up`` found for each utterance, as a loader's worker has done it;
+            without it, it is done here.
 
         Returns
         -------
@@ -234,11 +270,34 @@ class SSLFrontend(Frontend):
             Features [B, T, L, D], 0 in the padding where the model is frozen, and frame counts [B].
         """
         samples = self.sample_lens(wavs, wav_lens)
-        ssl = self._ssl[0]
+        frame_lens = self.count_frames(samples)
         if not self.frozen:
-            return ssl(wavs, wav_lens)[:, :, None], self.count_frames(samples)
-        alone = [
-            ssl(wav[None, :count])[:, 0].transpose(0, 1)
-            for wav, count in zip(wavs, samples.tolist(), strict=True)
-        ]
-        return nn.utils.rnn.pad_sequence(alone, batch_first=True), self.count_frames(samples)
+            return self._ssl[0](wavs, wav_lens)[:, :, None], frame_lens
+        alone = [wav[:count] for wav, count in zip(wavs, samples.tolist(), strict=True)]
+        if self.cache is None:
+            alone = [self._encode(wav) for wav in alone]
+        else:
+            kept = kept or [self.cache.look_up(wav) for wav in alone]
+            alone = [self._complete(*pair).to(wavs) for pair in zip(kept, alone, strict=True)]
+        return nn.utils.rnn.pad_sequence(alone, batch_first=True), frame_lens
+
+    def _encode(self, wav):
+        """Hidden states [T, L, D] of one utterance [S]."""
+        return self._ssl[0](wav[None])[self.layers, 0].transpose(0, 1)
+
+    def _complete(self, kept, wav):
+        """Features of one utterance as the cache has them, or will have them."""
+        if kept.features is not None:
+            return kept.features
+        # In full precision: what is kept is the same whatever the precision of the training.
+        with torch.autocast(wav.device.type, enabled=False):
+            return self.cache.keep(kept.name, self._encode(wav))
+
+
+def _check_layers(layers, last):
+    """Indices of hidden states, of ``last + 1``; all where None are chosen."""
+    if layers is None:
+        return list(range(last + 1))
+    if not layers or len(set(layers)) < len(layers) or not set(layers) <= set(range(last + 1)):
+        raise ValueError(f"layers {layers}: choose some of 0 to {last}, each once")
+    return list(layers)

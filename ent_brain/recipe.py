@@ -16,8 +16,10 @@ import yaml
 from hyperpyyaml import load_hyperpyyaml
 from speechbrain.core import RunOptions
 from speechbrain.utils.distributed import main_process_only, run_on_main
+from speechbrain.utils.logger import get_logger
 
 from ent_brain.brain import HISTORY_FILE, EmotionTransducerBrain
+from ent_brain.cache import disk_use, fill
 from ent_brain.dataio import make_batch_sampler, make_dataset, read_audio
 from ent_brain.emotions import EMOTIONS
 from ent_brain.errors import InputError, raise_problems
@@ -36,6 +38,8 @@ logging.getLogger("speechbrain.utils.train_logger").addFilter(
 LOSS_WEIGHTS = ("rnnt_weight", "head_weight", "lattice_weight", "lm_weight")
 LATTICE_MODES = (*POOLING_MODES, "aligned")
 
+logger = get_logger(__name__)
+
 KEYS_READ_BY_CODE = {
     *LOSS_WEIGHTS,
     *("fastemit", "lattice_mode", "aligned_top", "max_symbols", "beam_size"),
@@ -44,7 +48,7 @@ KEYS_READ_BY_CODE = {
     *("tokens", "vocab_size", "test_actors", "valid_actors", "calm_as_neutral"),
     *("number_of_epochs", "warmup_epochs", "opt_class", "lr_schedule", "epoch_counter"),
     *("modules", "checkpointer", "train_logger", "train_dataloader_opts", "test_dataloader_opts"),
-    "max_batch_nodes",
+    *("max_batch_nodes", "only_fill_cache"),
 }
 """Top-level keys that the recipes' code reads, beside SpeechBrain's run options."""
 
@@ -254,6 +258,8 @@ def make_tokens(kind, vocab_size, train_manifest, save_folder):
 def train_and_test(hparams, run_opts, train, valid, tests):
     """Train a recipe's model, or go on where a run stopped, and report on its test sets.
 
+    With the key ``only_fill_cache`` nothing is trained: the features of all sets are computed.
+
     Arguments
     ---------
     hparams : dict
@@ -290,6 +296,14 @@ def train_and_test(hparams, run_opts, train, valid, tests):
         run_opts=run_opts,
         checkpointer=hparams["checkpointer"],
     )
+    datasets = [train_set, valid_set, *test_sets.values()]
+    if frontend.cache is not None:
+        logger.info(disk_use(frontend, datasets))
+    if hparams.get("only_fill_cache"):
+        if frontend.cache is None:
+            raise InputError("only_fill_cache: there is no cache: name a folder in feature_cache")
+        fill(frontend, datasets, brain.device)
+        return
     if hparams["paper_protocol"]:
         brain.paper_sets = {
             name: brain.make_dataloader(

@@ -49,7 +49,7 @@ def recipe(request, tmp_path_factory, tiny_ssl):
     text = request.param.read_text()
     given = {key: value for key, value in PLACES.items() if f"\n{key}: !PLACEHOLDER" in text}
     if "\nssl_hub:" in text:
-        given["ssl_hub"] = tiny_ssl("wav2vec2")
+        given |= {"ssl_hub": tiny_ssl("wav2vec2"), "feature_cache": folder / "features"}
     return request.param, load_recipe(request.param, overrides(folder, **given))
 
 

@@ -199,9 +199,9 @@ def test_ravdess_ent_fbank(run, small_ravdess):
         ("ZED", "fent.yaml", "wav2vec2"),
     ],
 )
-def test_self_supervised_front_ends(run, iemocap, zed, tiny_ssl, recipe, yaml, kind):
+def test_self_supervised_front_ends(run, iemocap, zed, tiny_ssl, tmp_path, recipe, yaml, kind):
     corpora = {"data_folder": iemocap, **({"zed_folder": zed} if recipe == "ZED" else {})}
-    front_end = {"frontend": kind, "ssl_hub": tiny_ssl(kind)}
+    front_end = {"frontend": kind, "ssl_hub": tiny_ssl(kind), "feature_cache": tmp_path / "kept"}
     # The encoder has the paper's size, so one batch must do.
     few = {"debug_batches": 1, "debug_epochs": 1, "test_dataloader_opts": "{batch_size: 2}"}
     outcome = run(recipe, yaml, "--debug", **few, max_symbols=1, **corpora, **front_end)
@@ -209,6 +209,51 @@ def test_self_supervised_front_ends(run, iemocap, zed, tiny_ssl, recipe, yaml, k
     assert (
         "empty state_dict" not in outcome.stdout
     )  # a frozen model has none, which is as it should
+
+
+# --- features computed once
+
+
+def test_features_are_kept_for_all_folds_and_both_models(run, iemocap, tiny_ssl, tmp_path):
+    kept = tmp_path / "kept"
+    front_end = {"ssl_hub": tiny_ssl("wav2vec2"), "feature_cache": kept}
+    options = {"data_folder": iemocap, **front_end}
+    few = {"debug_batches": 1, "debug_epochs": 1, "test_dataloader_opts": "{batch_size: 2}"}
+
+    def contents():
+        return {path: path.stat().st_mtime_ns for path in kept.rglob("*.safetensors")}
+
+    filled = run("IEMOCAP", "ent.yaml", only_fill_cache=True, test_session=1, **options)
+    assert filled.status == 0, filled.stderr
+    said = filled.stdout + filled.stderr
+    assert "features of 60 utterances, " in said
+    assert "4 layers of 24: 0.0" in said
+    assert "Going into epoch" not in said
+    written = contents()
+    assert len(written) == 60
+    for yaml, session in (("ent.yaml", 1), ("fent.yaml", 2)):
+        options["test_session"] = session
+        outcome = run("IEMOCAP", yaml, "--debug", **few, max_symbols=1, **options)
+        assert_trained(outcome, [f"session {session}"], PAPER_TERMS)
+        shutil.rmtree(outcome.folder)
+        assert contents() == written, "something was encoded again"
+
+    for path in written:
+        os.truncate(path, path.stat().st_size - 1)
+    damaged = contents()
+    outcome = run("IEMOCAP", "fent.yaml", "--debug", **few, max_symbols=1, **options)
+    assert_trained(outcome, ["session 2"], PAPER_TERMS)
+    again = {str(path) for path, time in contents().items() if time != damaged[path]}
+    said = re.findall(r"(\S+\.safetensors): damaged", outcome.stdout + outcome.stderr)
+    assert again == set(said) != set()
+
+
+def test_a_cache_must_be_there_to_be_filled(run, iemocap, tiny_ssl):
+    front_end = {"ssl_hub": tiny_ssl("wav2vec2"), "feature_cache": "null"}
+    outcome = run("IEMOCAP", "ent.yaml", only_fill_cache=True, data_folder=iemocap, **front_end)
+    assert outcome.status == 1
+    last = outcome.stderr.splitlines()[-1]
+    assert last == "error: only_fill_cache: there is no cache: name a folder in feature_cache"
 
 
 # --- started again

@@ -1,0 +1,230 @@
+"""Features of a frozen front end, computed once and kept: one file an utterance.
+
+``<folder>/<digest of what makes the features>/<digest of the audio>.safetensors``. Nothing in it
+has the name of a corpus, a fold or a model that is trained, so all share it; it can be deleted at
+any time.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import NamedTuple
+
+import safetensors.torch
+import torch
+from safetensors import SafetensorError, safe_open
+from speechbrain.utils.logger import get_logger
+from torch import Tensor
+from tqdm import tqdm
+
+from ent_brain.errors import InputError
+from ent_brain.files import whole_or_nothing, write_json
+
+FORMAT = 1
+"""To be raised whenever what a file holds, or how features are computed, changes."""
+
+PRECISIONS = {"float16": torch.float16, "bfloat16": torch.bfloat16}
+
+logger = get_logger(__name__)
+
+
+class Kept(NamedTuple):
+    """What the cache knows of an utterance."""
+
+    name: str
+    """Digest of its audio."""
+    features: Tensor | None
+    """[T, L, D] in the cache's precision; None where they are still to be computed."""
+
+
+def model_digest(model):
+    """Digest (str) of the weights and the configuration of a transformers model.
+
+    Where the model was read from, and by which version of the library, changes nothing.
+    """
+    origin = ("_name_or_path", "transformers_version", "architectures", "dtype", "torch_dtype")
+    config = {k: v for k, v in model.config.to_diff_dict().items() if k not in origin}
+    digest = hashlib.sha256(json.dumps(config, sort_keys=True).encode())
+    for name, weights in sorted(model.state_dict().items()):
+        digest.update(f"{name} {weights.dtype} {tuple(weights.shape)}".encode())
+        digest.update(_bytes(weights))
+    return digest.hexdigest()
+
+
+def _bytes(tensor):
+    return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
+
+
+class FeatureCache:
+    """A folder of features, read and written by any number of processes at once.
+
+    Features are rounded to half precision, from their first use on, so that every epoch sees the
+    same. Files appear whole or not at all; one that is damaged, or of another model, is not used.
+
+    Arguments
+    ---------
+    folder : str or Path
+        Made when the first features are kept.
+    made_from : dict
+        All that makes the features of an utterance beside its audio, in plain JSON values.
+    precision : str
+        ``float16`` or ``bfloat16``.
+
+    Raises
+    ------
+    ValueError
+        If the precision is not one of the two.
+
+    Example
+    -------
+    >>> cache = FeatureCache(getfixture("tmp_path"), {"model": "an example"})
+    >>> wav = torch.zeros(16000)
+    >>> name, features = cache.look_up(wav)
+    >>> features is None
+    True
+    >>> features = cache.keep(name, torch.rand(49, 13, 768))
+    >>> torch.equal(cache.look_up(wav).features, features), features.dtype
+    (True, torch.float16)
+    """
+
+    def __init__(self, folder, made_from, precision="float16"):
+        if precision not in PRECISIONS:
+            raise ValueError(f"cache precision {precision!r}: use one of {', '.join(PRECISIONS)}")
+        self.dtype = PRECISIONS[precision]
+        self.made_from = {**made_from, "precision": precision, "format": FORMAT}
+        self.key = hashlib.sha256(json.dumps(self.made_from, sort_keys=True).encode()).hexdigest()
+        self.folder = Path(folder) / self.key[:16]
+
+    def look_up(self, wav):
+        """Find the features of an utterance.
+
+        Arguments
+        ---------
+        wav : Tensor
+            [S] samples as the model hears them.
+
+        Returns
+        -------
+        Kept
+            Without features where there are none yet, and where they are damaged, which is logged.
+        """
+        name = hashlib.sha256(_bytes(wav)).hexdigest()
+        path = self._path(name)
+        if not path.exists():
+            return Kept(name, None)
+        try:
+            with safe_open(path, "pt") as file:
+                features = file.get_tensor("features")
+                checksum = file.metadata()["checksum"]
+        except (SafetensorError, KeyError, TypeError) as error:
+            logger.warning(f"{path}: damaged ({error}): its features are computed again")
+            return Kept(name, None)
+        if checksum != self._checksum(name, features):
+            logger.warning(f"{path}: damaged, or of another model: its features are computed again")
+            return Kept(name, None)
+        return Kept(name, features)
+
+    def keep(self, name, features):
+        """Keep the features of an utterance.
+
+        Arguments
+        ---------
+        name : str
+            As ``look_up`` gave it.
+        features : Tensor
+            [T, L, D]
+
+        Returns
+        -------
+        Tensor
+            The same, rounded as they will be found, on the CPU.
+
+        Raises
+        ------
+        InputError
+            If the file cannot be written, as when the disk is full, which leaves nothing of it, or
+            if the features are too large for the precision.
+        """
+        rounded = features.detach().to("cpu", self.dtype).contiguous()
+        if not rounded.isfinite().all():
+            raise InputError(
+                f"features of up to {features.abs().max():.3g} do not fit into {self.dtype}: "
+                "set feature_precision bfloat16"
+            )
+        checksum = {"checksum": self._checksum(name, rounded)}
+        content = safetensors.torch.save({"features": rounded}, checksum)
+        try:
+            if not self.folder.is_dir():
+                self.folder.mkdir(parents=True, exist_ok=True)
+                write_json(self.made_from, self.folder / "made_from.json")
+            with whole_or_nothing(self._path(name)) as partial:
+                partial.write_bytes(content)
+        except OSError as error:
+            raise InputError(
+                f"{self.folder}: features cannot be kept ({error.strerror}): make room, choose "
+                "fewer ssl_layers, or set feature_cache to another folder or to null"
+            ) from error
+        return rounded
+
+    def _path(self, name):
+        return self.folder / f"{name}.safetensors"
+
+    def _checksum(self, name, features):
+        about = f"{self.key} {name} {features.dtype} {tuple(features.shape)}"
+        digest = hashlib.sha256(about.encode())
+        digest.update(_bytes(features))
+        return digest.hexdigest()
+
+
+def disk_use(frontend, datasets):
+    """Say how much room the features of datasets take.
+
+    Arguments
+    ---------
+    frontend : Frontend
+        With a cache.
+    datasets : list of DynamicItemDataset
+        As ``make_dataset`` makes them.
+
+    Returns
+    -------
+    str
+        One line, with the room that there is.
+    """
+    durations = [item["duration"] for dataset in datasets for item in dataset.data.values()]
+    frames = sum(frontend.count_frames(round(s * frontend.sample_rate)) for s in durations)
+    size = frames * frontend.feature_layers * frontend.feature_dim * frontend.cache.dtype.itemsize
+    folder = frontend.cache.folder
+    there = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
+    return (
+        f"features of {len(durations)} utterances, {sum(durations) / 3600:.1f} hours, "
+        f"{frontend.feature_layers} layers of {frontend.feature_dim}: {size / 1e9:.2f} GB in all, "
+        f"kept in {folder}, where {shutil.disk_usage(there).free / 1e9:.1f} GB are free"
+    )
+
+
+def fill(frontend, datasets, device="cpu"):
+    """Compute all features of datasets that are not kept yet, with a progress bar.
+
+    The processes of a distributed launch share the utterances among them.
+
+    Arguments
+    ---------
+    frontend : Frontend
+        With a cache, on ``device``.
+    datasets : list of DynamicItemDataset
+        As ``make_dataset`` makes them with this front end.
+    device : str or torch.device
+    """
+    rank, processes = (int(os.environ.get(k, d)) for k, d in (("RANK", 0), ("WORLD_SIZE", 1)))
+    total = sum(len(dataset) for dataset in datasets)
+    whole = torch.ones(1, device=device)
+    with tqdm(total=total, unit="utterance", disable=rank > 0, dynamic_ncols=True) as progress:
+        for dataset in datasets:
+            for index in range(rank, len(dataset), processes):
+                item = dataset[index]
+                if item["kept"].features is None:
+                    frontend(item["sig"][None].to(device), whole, [item["kept"]])
+                progress.update(min(processes, len(dataset) - index))
