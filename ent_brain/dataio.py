@@ -17,11 +17,8 @@ from ent_brain.segments import Segment
 
 OUTPUT_KEYS = ("id", "sig", "tokens", "token_count", "emotion_index", "entry")
 
-MAX_BUCKETS = 24
-"""More would make utterances of a batch no more alike in length, but the same ones each time."""
-
-BATCHES_A_BUCKET = 8
-"""At least, as each bucket may leave one batch that is not full."""
+MAX_BUCKETS = 16
+"""More fill batches no better, and put the same utterances together again and again."""
 
 
 def read_audio(path, sample_rate):
@@ -156,9 +153,9 @@ def make_batch_sampler(dataset, max_batch_nodes):
     if not max_batch_nodes > 0:
         raise InputError(f"max_batch_nodes: {max_batch_nodes}: above 0, or null for batch_size")
     nodes = np.array([dataset.data[name]["nodes"] for name in dataset.data_ids])
-    batches = nodes.sum() / max_batch_nodes
-    buckets = int(np.clip(batches // BATCHES_A_BUCKET, 1, MAX_BUCKETS))
-    # Each bucket gets as many nodes as any other, so it fills as many batches.
+    # No more buckets than full batches, as each may leave one batch that is not full; and each with
+    # as many nodes as any other, so that it fills as many.
+    buckets = int(np.clip(nodes.sum() / max_batch_nodes, 1, MAX_BUCKETS))
     ascending = np.sort(nodes)
     share = np.arange(1, buckets + 1) / buckets
     ends = np.searchsorted(ascending.cumsum(), share * nodes.sum() * (1 - 1e-9))
