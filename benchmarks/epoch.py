@@ -1,0 +1,272 @@
+#!/usr/bin/env python3
+"""What an epoch on a frozen wav2vec2-base costs: the published way, without and with the cache.
+
+Every form trains the same ENT on the same utterances with the paper's losses, in a process of its
+own. The SSL model has the true size and random weights; its speed is that of the real one. The
+published way encodes each pair of utterances, padded, in every epoch, copies both sides of the
+lattice to T x U with ``repeat``, and pools in a loop over the batch.
+
+> python benchmarks/epoch.py [--quick] [--threads 1] [--output epoch.json]
+"""
+
+import argparse
+import multiprocessing
+import os
+import platform
+import sys
+import tempfile
+import time
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+import transformers
+from torchaudio.functional import rnnt_loss
+
+from ent_brain.brain import EmotionTransducerBrain
+from ent_brain.cache import disk_use
+from ent_brain.dataio import make_batch_sampler, make_dataset
+from ent_brain.emotions import NEUTRAL
+from ent_brain.files import write_json
+from ent_brain.frontend import SSLFrontend
+from ent_brain.model import ENT
+from ent_brain.synth import write_zed
+from ent_brain.tokens import CharTokens
+
+ZED_RECIPE = Path(__file__).resolve().parents[1] / "recipes" / "ZED"
+
+
+@dataclass(frozen=True)
+class Form:
+    """One way to train."""
+
+    what: str
+    published: bool = False
+    cached: bool = False
+    utterances: int = 2
+    """A batch; with ``bucketed`` on average."""
+    bucketed: bool = False
+    epochs: int = 1
+    """The fastest one counts."""
+
+
+FORMS = {  # in this order: the third fills the cache for those after it
+    "published": Form("encoded in every epoch, lattice copied to T x U", published=True),
+    "uncached": Form("encoded in every epoch, our lattice"),
+    "filling": Form("first epoch with the cache", cached=True),
+    "cached": Form("later epochs", cached=True),
+    "bucketed 16": Form("later epochs", cached=True, epochs=2, utterances=16, bucketed=True),
+    "bucketed 48": Form("later epochs", cached=True, epochs=2, utterances=48, bucketed=True),
+}
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """How large all is."""
+
+    utterances: int = 200
+    ssl: tuple = ()  # settings that differ from wav2vec2-base
+    model: tuple = ()  # settings that differ from the paper's
+
+
+QUICK = Sizes(
+    utterances=24,
+    ssl=(
+        ("hidden_size", 64),
+        ("num_hidden_layers", 2),
+        ("num_attention_heads", 2),
+        ("intermediate_size", 64),
+        ("conv_dim", [32] * 7),
+    ),
+    # The joint keeps its size, as the lattice is what the memory goes into.
+    model=(("encoder_dim", 64), ("embedding_dim", 32), ("predictor_dim", 32)),
+)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--quick", action="store_true", help="a small model, few utterances")
+    parser.add_argument("--threads", type=int, default=os.cpu_count())
+    parser.add_argument("--output", metavar="JSON", type=Path, help="where the figures are kept")
+    options = parser.parse_args()
+    sizes = QUICK if options.quick else Sizes()
+    torch.set_num_threads(options.threads)
+    with tempfile.TemporaryDirectory() as folder:
+        folder = Path(folder)
+        prepare(folder, sizes)
+        rows = {
+            name: in_its_own_process(measure, form, folder, sizes, options.threads)
+            for name, form in FORMS.items()
+        }
+        first = rows["published"]
+        print(_about(folder, sizes, options) + "\n")
+    print("| form | | batch | s | times faster | CPU s | peak MB | of it training |")
+    print("| :-- | :-- | --: | --: | --: | --: | --: | --: |")
+    for name, row in rows.items():
+        row["times faster"] = first["seconds"] / row["seconds"]
+        print(
+            f"| {name} | {FORMS[name].what} | {row['batch']:.1f} | {row['seconds']:.1f} "
+            f"| {row['times faster']:.1f} | {row['cpu seconds']:.1f} "
+            f"| {row['peak']:.0f} | {row['training']:.0f} |"
+        )
+    reading = rows["cached"]["reading seconds"]
+    print(f"\nOf an epoch with the cache, {reading:.1f} s are reading audio and features.")
+    if options.output:
+        write_json(rows, options.output)
+
+
+def _about(folder, sizes, options):
+    """One line on what was measured."""
+    frontend = _frontend(folder, cached=True)
+    use = disk_use(frontend, [_dataset(folder, frontend)]).partition(", kept in")[0]
+    model = "a small model" if options.quick else "the paper's ENT"
+    return f"{model}; {use}; {platform.machine()}, threads: {torch.get_num_threads()}"
+
+
+def in_its_own_process(function, *arguments):
+    """Call a function where nothing that ran before has left its memory, imports apart."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["ent_brain.brain", "ent_brain.synth", "transformers"])
+    with ProcessPoolExecutor(1, mp_context=context) as pool:
+        return pool.submit(function, *arguments).result()
+
+
+def prepare(folder, sizes):
+    """Write the corpus, its manifest and the SSL model."""
+    sys.path.insert(0, str(ZED_RECIPE))
+    from zed_prepare import prepare_zed
+
+    write_zed(folder / "zed", sizes.utterances, seed=1)
+    prepare_zed(folder / "zed", folder)
+    torch.manual_seed(0)
+    ssl = transformers.Wav2Vec2Model(transformers.Wav2Vec2Config(**dict(sizes.ssl)))
+    ssl.save_pretrained(folder / "ssl")
+    transformers.Wav2Vec2FeatureExtractor().save_pretrained(folder / "ssl")
+
+
+def _frontend(folder, cached):
+    cache = folder / "cache" if cached else None
+    return SSLFrontend("wav2vec2", folder / "ssl", folder / "hub", cache_folder=cache)
+
+
+def _dataset(folder, frontend):
+    return make_dataset(folder / "zed.json", folder / "zed", CharTokens(), frontend, 1.0)
+
+
+def measure(form, folder, sizes, threads):
+    """Train a form for its epochs.
+
+    Returns
+    -------
+    dict
+        ``seconds`` and ``cpu seconds`` of the fastest epoch, ``reading seconds``, the mean
+        ``batch``, and in MB the process's ``peak`` in training and the part of it that was not
+        there before.
+    """
+    torch.set_num_threads(threads)
+    torch.manual_seed(0)
+    frontend = _frontend(folder, form.cached)
+    dataset = _dataset(folder, frontend)
+    frontend_of_form = PaddedPairs(frontend) if form.published else frontend
+    model = ENT(31, frontend.feature_dim, frontend.feature_layers, **dict(sizes.model))
+    kind = PublishedBrain if form.published else TimedBrain
+    brain = kind(
+        CharTokens(),
+        modules={"frontend": frontend_of_form, "model": model},
+        opt_class=partial(torch.optim.AdamW, lr=5e-4, weight_decay=0.05),
+        hparams={
+            **dict.fromkeys(("rnnt_weight", "head_weight", "lattice_weight"), 0.5),
+            **{"lm_weight": 0.0, "fastemit": 0.0, "lattice_mode": "one", "warmup_epochs": 0},
+            "number_of_epochs": form.epochs,
+            "lr_schedule": lambda optimizer, **_: transformers.get_constant_schedule(optimizer),
+        },
+        run_opts={"noprogressbar": True, "max_grad_norm": 5.0, "device": "cpu"},
+    )
+    loader = {"batch_size": form.utterances, "shuffle": True}
+    if form.bucketed:
+        nodes = np.mean([item["nodes"] for item in dataset.data.values()])
+        sampler = make_batch_sampler(dataset, int(form.utterances * nodes))
+        loader = {"batch_sampler": sampler}
+    begin = time.perf_counter()
+    for _ in dataset:
+        pass
+    reading = time.perf_counter() - begin
+
+    Path("/proc/self/clear_refs").write_text("5")  # Linux: the peak counts from here
+    before = _memory("VmRSS")
+    brain.fit(range(1, form.epochs + 1), dataset, train_loader_kwargs=loader)
+    seconds, cpu_seconds = min(brain.times)
+    peak = _memory("VmHWM")
+    return {
+        "seconds": seconds,
+        "cpu seconds": cpu_seconds,
+        "reading seconds": reading,
+        "batch": len(dataset) / brain.steps_per_epoch,
+        "peak": peak,
+        "training": peak - before,
+    }
+
+
+def _memory(field):
+    """A figure of this process in MB, by its name in Linux's status."""
+    status = Path("/proc/self/status").read_text()
+    [line] = [line for line in status.splitlines() if line.startswith(field)]
+    return int(line.split()[1]) * 1024 / 1e6
+
+
+class TimedBrain(EmotionTransducerBrain):
+    """Takes the time of each epoch."""
+
+    def on_stage_start(self, stage, epoch=None):
+        super().on_stage_start(stage, epoch)
+        self.begin = time.perf_counter(), time.process_time()
+
+    def on_stage_end(self, stage, stage_loss, epoch=None):
+        now = time.perf_counter(), time.process_time()
+        self.times = [*getattr(self, "times", []), (now[0] - self.begin[0], now[1] - self.begin[1])]
+        super().on_stage_end(stage, stage_loss, epoch)
+
+
+class PaddedPairs(torch.nn.Module):
+    """Encodes a batch as it is, padding included."""
+
+    def __init__(self, frontend):
+        super().__init__()
+        self.frontend = frontend
+        self.frame_duration = frontend.frame_duration
+
+    def forward(self, wavs, wav_lens):
+        hidden = self.frontend._ssl[0](wavs, wav_lens)
+        frame_lens = self.frontend.count_frames(self.frontend.sample_lens(wavs, wav_lens))
+        return hidden.permute(1, 2, 0, 3), frame_lens
+
+
+class PublishedBrain(TimedBrain):
+    """The losses on lattices of T x U copies of both sides."""
+
+    def _loss_terms(self, predictions, batch):
+        output, tokens = predictions.output, batch.tokens.data
+        logits = torch.cat([_copied(lattice) for lattice in output.token_lattices], -1)
+        lens = predictions.frame_lens.int(), predictions.token_lens.int()
+        nll = rnnt_loss(logits, tokens.int(), *lens, blank=0, reduction="mean")
+        probabilities = _copied(output.emotion_lattice).softmax(-1).clamp(min=1e-8)
+        pooled = [
+            -p[:t, : u + 1, emotion].max().log() - p[:t, : u + 1, NEUTRAL].min().log()
+            for p, emotion, t, u in zip(probabilities, batch.emotion_index, *lens, strict=True)
+        ]
+        head = torch.nn.functional.cross_entropy(output.head_logits, batch.emotion_index)
+        return {"rnnt": nll, "head": head, "lattice": torch.stack(pooled).mean()}
+
+
+def _copied(lattice):
+    frames, positions = lattice.enc.size(1), lattice.pred.size(1)
+    enc = lattice.enc.unsqueeze(2).repeat(1, 1, positions, 1)
+    pred = lattice.pred.unsqueeze(1).repeat(1, frames, 1, 1)
+    return torch.nn.functional.linear((enc + pred).tanh(), lattice.weight, lattice.bias)
+
+
+if __name__ == "__main__":
+    main()
