@@ -55,8 +55,8 @@ KEYS_READ_BY_CODE = {
 
 ABOVE_0 = {
     *("number_of_epochs", "batch_size", "lr", "max_grad_norm", "vocab_size"),
-    *("max_tokens_per_frame", "max_train_seconds", "aligned_top", "frame_duration"),
-    *("encoder_dim", "predictor_dim", "joint_dim", "max_symbols", "beam_size"),
+    *("max_tokens_per_frame", "max_train_seconds", "max_batch_nodes", "aligned_top"),
+    *("frame_duration", "encoder_dim", "predictor_dim", "joint_dim", "max_symbols", "beam_size"),
 }
 UP_TO_1 = {"valid_share", "aligned_top", "dropout"}
 """What the numbers of a recipe are held to; none may lie below 0."""

@@ -1,0 +1,180 @@
+#!/usr/bin/env python3
+"""How fast utterances are searched: batches against one at a time, greedy and with a beam.
+
+The model has the paper's sizes and random weights, its blank set so that it emits about as many
+tokens a second as speech has; ``--model FOLDER`` takes a trained one instead. Every row searches
+the same utterances, encoder included, and must find the same as the first row of its search.
+
+> python benchmarks/decoding.py [--quick] [--model demo/ent/pretrained]
+"""
+
+import argparse
+import platform
+import time
+from pathlib import Path
+
+import torch
+
+from ent_brain.decoding import Hypothesis, beam_search, greedy_search
+from ent_brain.files import write_json
+from ent_brain.inference import EmotionTransducer
+from ent_brain.model import ENT, Streams
+from ent_brain.tokens import BLANK
+
+TOKENS_A_SECOND = 14.0
+"""Characters in a second of English speech."""
+
+FRAME_DURATION = 0.02
+
+MAX_SYMBOLS = 3
+"""Tokens at one frame, at most: a model with random weights would go on and on."""
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--quick", action="store_true", help="a small model, few utterances")
+    parser.add_argument("--model", metavar="FOLDER", help="what training left in `pretrained`")
+    parser.add_argument("--batch_size", type=int, default=32)
+    parser.add_argument("--repetitions", type=int, default=3, help="the fastest one counts")
+    parser.add_argument("--output", metavar="JSON", type=Path, help="where the figures are kept")
+    options = parser.parse_args()
+    torch.manual_seed(1)
+    model, frame_duration = _model(options)
+    features, frame_lens = _utterances(model, options, frame_duration)
+    if not options.model:
+        _set_blank(model, features, frame_lens)
+    seconds = float(frame_lens.sum()) * frame_duration
+    batch = options.batch_size
+    forms = {
+        ("greedy", "symbol by symbol", 1): lambda *inputs: _symbol_by_symbol(model, *inputs),
+        ("greedy", "one at a time", 1): lambda *inputs: greedy_search(model, *inputs, MAX_SYMBOLS),
+        ("greedy", f"batches of {batch}", batch): lambda *inputs: greedy_search(
+            model, *inputs, MAX_SYMBOLS
+        ),
+        ("beam of 4", "one at a time", 1): lambda *inputs: _beam(model, *inputs),
+        ("beam of 4", f"batches of {batch}", batch): lambda *inputs: _beam(model, *inputs),
+    }
+    rows, first = [], {}
+    for (search, form, size), run in forms.items():
+        taken, found = _measure(run, features, frame_lens, size, options.repetitions)
+        reference = first.setdefault(search, (taken, found))
+        rows.append(
+            {
+                "search": search,
+                "form": form,
+                "seconds": taken,
+                "real-time factor": taken / seconds,
+                "times faster": reference[0] / taken,
+                "the same": _same(found, reference[1]),
+            }
+        )
+    tokens = sum(len(hypothesis.tokens) for hypothesis in found)
+    machine = f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads"
+    print(
+        f"{len(frame_lens)} utterances, {seconds:.0f} s, {tokens / seconds:.1f} tokens a second; "
+        f"{sum(p.numel() for p in model.parameters()) / 1e6:.1f} M parameters; {machine}\n"
+    )
+    print("| search | form | s | real-time factor | times faster | the same |")
+    print("| :-- | :-- | --: | --: | --: | :-- |")
+    for row in rows:
+        print(
+            f"| {row['search']} | {row['form']} | {row['seconds']:.2f} "
+            f"| {row['real-time factor']:.4f} | {row['times faster']:.1f} "
+            f"| {'yes' if row['the same'] else 'NO'} |"
+        )
+    if options.output:
+        write_json(rows, options.output)
+
+
+def _model(options):
+    if options.model:
+        trained = EmotionTransducer.from_hparams(source=options.model).mods
+        return trained.model, trained.frontend.frame_duration
+    small = {"encoder_dim": 64, "embedding_dim": 64, "predictor_dim": 64, "joint_dim": 64}
+    model = ENT(vocab_size=31, feature_layers=1, **(small if options.quick else {}))
+    # Outputs that vary from frame to frame and token to token.
+    with torch.no_grad():
+        for joint in model.token_joints:
+            joint.output.weight.mul_(6)
+            joint.encoder_side.weight.mul_(3)
+            joint.predictor_side.weight.mul_(3)
+    return model.eval(), FRAME_DURATION
+
+
+def _utterances(model, options, frame_duration):
+    """Random features of utterances of 1 to 8 seconds, in the order of their lengths."""
+    count = 32 if options.quick else 128
+    seconds = (1 + 7 * torch.rand(count)).sort().values
+    frame_lens = (seconds / frame_duration).long()
+    dim, layers = model.settings["feature_dim"], model.settings["feature_layers"]
+    return torch.randn(count, int(frame_lens.max()), layers, dim), frame_lens
+
+
+@torch.no_grad()
+def _set_blank(model, features, frame_lens):
+    """Find the blank bias at which the first utterances have as many tokens as speech has."""
+    bias = model.token_joints[0].output.bias
+    features, frame_lens = features[-8:], frame_lens[-8:]
+    wanted = TOKENS_A_SECOND * FRAME_DURATION * float(frame_lens.sum())
+    low, high = -50.0, 50.0
+    for _ in range(20):
+        bias[0] = (low + high) / 2
+        tokens = sum(
+            len(each.tokens) for each in greedy_search(model, features, frame_lens, MAX_SYMBOLS)
+        )
+        low, high = (low, float(bias[0])) if tokens < wanted else (float(bias[0]), high)
+
+
+def _measure(run, features, frame_lens, size, repetitions):
+    """Seconds of the fastest repetition, and the hypotheses."""
+    batches = [
+        (features[start : start + size, : int(lens.max())], lens)
+        for start, lens in zip(range(0, len(frame_lens), size), frame_lens.split(size), strict=True)
+    ]
+    for batch in batches:  # kernels are made for each shape when it is first seen
+        run(*batch)
+    taken = []
+    for _ in range(repetitions):
+        begun = time.perf_counter()
+        found = [hypotheses for batch in batches for hypotheses in run(*batch)]
+        taken.append(time.perf_counter() - begun)
+    return min(taken), found
+
+
+def _beam(model, features, frame_lens):
+    found = beam_search(model, features, frame_lens, 4, max_symbols=MAX_SYMBOLS)
+    return [best for (best,) in found]
+
+
+@torch.no_grad()
+def _symbol_by_symbol(model, features, frame_lens):
+    """The published way: one utterance, one output after another, each looked at."""
+    encoded = model.encode(features, frame_lens)
+    predicted, states = model.predict_next(torch.zeros(1, 1, dtype=torch.long), [None])
+    tokens, frames, emotions, score = [], [], [], 0.0
+    here = torch.zeros(1, dtype=torch.long)
+    for t in range(int(frame_lens)):
+        now = Streams(*(stream[:, t : t + 1] for stream in encoded))
+        for _ in range(MAX_SYMBOLS):
+            logits = [each.at(here, here, here) for each in model.token_lattices(now, predicted)]
+            best = torch.cat(logits, -1).log_softmax(-1).max(-1)
+            score += best.values.item()
+            if best.indices.item() == BLANK:
+                break
+            tokens.append(best.indices.item())
+            frames.append(t)
+            predicted, states = model.predict_next(best.indices[None], states)
+        emotions.append(model.emotion_lattice(now, predicted).at(here, here, here).log_softmax(-1))
+    return [Hypothesis(tokens, frames, torch.cat(emotions), None, score)]
+
+
+def _same(some, others):
+    return all(
+        (a.tokens, a.frames) == (b.tokens, b.frames)
+        and torch.allclose(a.emotion_log_probs, b.emotion_log_probs, atol=1e-4)
+        for a, b in zip(some, others, strict=True)
+    )
+
+
+if __name__ == "__main__":
+    main()
