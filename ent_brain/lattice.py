@@ -176,7 +176,7 @@ def backpropagate(lattices, nodes, grad_logits):
         enc, pred, weight and bias gradients of each lattice in turn, in the tensors' own types.
     """
     sums = [
-        [torch.zeros_like(tensor, dtype=sum_type(tensor)) for tensor in lattice]
+        [tensor.new_zeros(tensor.shape, dtype=sum_type(tensor)) for tensor in lattice]
         for lattice in lattices
     ]
     outputs = [lattice.bias.numel() for lattice in lattices]
