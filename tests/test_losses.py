@@ -1,4 +1,5 @@
 import math
+from pathlib import Path
 
 import oracles
 import pytest
@@ -19,7 +20,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torchaudio.functional import rnnt_loss
 
 from ent_brain import losses
-from ent_brain.lattice import Lattice
+from ent_brain.lattice import Lattice, backpropagate
 from ent_brain.losses import (
     DROPPED_POSTERIOR,
     aligned_emotions,
@@ -30,6 +31,7 @@ from ent_brain.losses import (
     transducer_alignment,
     transducer_loss,
 )
+from ent_brain.model import Joint
 
 MODES = ("one", "full_t", "full_u", "mil")
 TOKEN_OUTPUTS = {"ENT": [6], "FENT": [1, 5]}
@@ -118,6 +120,62 @@ def test_gradients_equal_finite_differences(name):
         return loss([Lattice(*tensors[i : i + 4]) for i in range(0, len(tensors), 4)])
 
     assert torch.autograd.gradcheck(of_tensors, tensors, fast_mode=True)
+
+
+sizes_of_batches = st.lists(st.tuples(st.integers(1, 6), st.integers(0, 5)), min_size=1, max_size=4)
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    sizes=sizes_of_batches,
+    outputs=st.sampled_from([[2], [5], [1, 4]]),
+    plan_name=st.sampled_from(list(PLANS)),
+    seed=st.integers(0, 99),
+)
+def test_transducer_gradients_of_any_batch_equal_finite_differences(
+    sizes, outputs, plan_name, seed
+):
+    lattices = random_lattices(sizes, outputs, seed=seed, dtype=torch.float64)
+    batch = random_batch(sizes, sum(outputs), seed=seed)
+    tensors = [tensor for lattice in lattices for tensor in lattice]
+
+    def of_tensors(*tensors):
+        given = [Lattice(*tensors[i : i + 4]) for i in range(0, len(tensors), 4)]
+        return transducer_loss(given, *batch, reduction="none")
+
+    with plan(*PLANS[plan_name]):
+        assert torch.autograd.gradcheck(of_tensors, tensors, fast_mode=True)
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_autocast_changes_neither_value_nor_gradient(name):
+    loss, lattices = every_loss()[name]
+    expected = loss(lattices)
+    with torch.autocast("cpu", torch.bfloat16):
+        value = loss(lattices)
+    assert torch.equal(value, expected)
+    grads = gradients(value, lattices)
+    assert_equal_all(grads, gradients(expected, lattices), tolerance=0)
+
+
+def test_a_joint_under_autocast_gives_nearly_the_single_precision_loss():
+    sizes = [(40, 12), (31, 9)]
+    batch = random_batch(sizes, 31)
+    joint = Joint(input_dim=24, joint_dim=64, outputs=31)
+    encoded, predicted = (torch.randn(2, n, 24, requires_grad=True) for n in (40, 13))
+    leaves = [encoded, predicted, *joint.parameters()]
+    results = []
+    for enabled in (False, True):
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            lattice = joint.lattice(encoded, predicted)
+            value = transducer_loss([lattice], *batch)
+        grads = torch.autograd.grad(value, leaves)
+        assert value.dtype == torch.float32
+        results.append((value, torch.cat([grad.flatten() for grad in grads])))
+    assert lattice.enc.dtype == torch.bfloat16
+    (expected, expected_grad), (value, grad) = results
+    torch.testing.assert_close(value, expected, rtol=1e-3, atol=0)
+    assert (grad - expected_grad).norm() <= 0.02 * expected_grad.norm()
 
 
 @pytest.mark.parametrize("name", LOSSES)
@@ -290,9 +348,6 @@ def test_moderate_lattice_equals_the_forward_algorithm_in_double_precision():
     assert_equal_all(gradients(ours.sum(), lattices), gradients(expected.sum(), doubles))
 
 
-sizes_of_batches = st.lists(st.tuples(st.integers(1, 6), st.integers(0, 5)), min_size=1, max_size=4)
-
-
 @settings(max_examples=25, deadline=None)
 @given(
     sizes=sizes_of_batches,
@@ -316,6 +371,52 @@ def test_any_batch_equals_the_dense_forward_algorithm(
     expected = oracles.transducer_nll(dense_logits(doubles), batch, blank).sum()
     torch.testing.assert_close(ours.double(), expected, rtol=1e-5, atol=1e-6)
     assert_equal_all(grads, gradients(expected, doubles))
+
+
+def test_nodes_that_no_alignment_passes_are_left_out_backward_without_effect(monkeypatch):
+    sizes = [(60, 20), (43, 17)]
+    lattices = random_lattices(sizes, [6], scale=3.0)
+    batch = random_batch(sizes, 6)
+    evaluated = []
+
+    def watched(lattices, nodes, grad_logits):
+        evaluated.append(len(nodes[0]))
+        return backpropagate(lattices, nodes, grad_logits)
+
+    monkeypatch.setattr(losses, "backpropagate", watched)
+    grads = gradients(transducer_loss(lattices, *batch), lattices)
+    assert evaluated[0] < 0.5 * (60 * 21 + 43 * 18)
+    doubles = copies(lattices)
+    expected = gradients(oracles.transducer_nll(dense_logits(doubles), batch).mean(), doubles)
+    assert_equal_all(grads, expected)
+    ours = gradients(transducer_loss(doubles, *batch), doubles)
+    assert_equal_all(ours, expected, tolerance=1e-12)
+
+
+def test_posteriors_are_never_subnormal():
+    # Products of subnormal numbers are many times slower.
+    sizes = [(60, 20)]
+    lattices = random_lattices(sizes, [6], scale=6.0)
+    posteriors = transducer_alignment(lattices, *random_batch(sizes, 6)).posteriors
+    tiny = torch.finfo(torch.float32).tiny
+    assert not ((posteriors > 0) & (posteriors < tiny)).any()
+    assert (posteriors == 0).any()
+
+
+def test_the_readme_swaps_the_loss_of_a_model_of_speechbrain_layers():
+    readme = Path(__file__).parents[1] / "README.md"
+    section = readme.read_text(encoding="utf-8").split("## The parts on their own")[1]
+    names = {}
+    torch.manual_seed(0)
+    exec(section.split("```python")[1].split("```")[0], names)
+    torch.testing.assert_close(names["loss"], names["dense_loss"], rtol=1e-5, atol=0)
+    layers = [names[name] for name in ("encoder", "embedding", "predictor", "output")]
+    parameters = [each for layer in layers for each in layer.parameters()]
+    ours, dense = (
+        torch.autograd.grad(names[name], parameters, retain_graph=True)
+        for name in ("loss", "dense_loss")
+    )
+    assert_equal_all(ours, dense)
 
 
 def test_single_precision_equals_double():
