@@ -1,0 +1,358 @@
+"""What the lattice losses cost: time and peak memory of three forms of the same computation.
+
+    python benchmarks/lattice.py [folder] [--quick] [--device cuda]
+
+measures the forward and backward pass of the transducer loss of a vocabulary joint plus lattice
+pooling (``one``) of an emotion joint, both 768 wide, on random data where every utterance has the
+full length. Gradients reach what the two joints' projections would be fed from.
+
+* ours: ``transducer_alignment`` and ``lattice_pooling_loss``; once more with ``aligned`` pooling.
+* dense: the sum of both sides by broadcasting, torchaudio's ``rnnt_loss`` on all logits, pooling
+  of the whole batch at once.
+* published: both sides copied to T x (U+1) with ``repeat`` before they are added, and a Python loop
+  over the batch for the pooling, as in the method's published code.
+
+Each measurement is a process of its own with the same number of threads. Its memory is the peak of
+the resident set during the passes, less the resident set right before them: with the interpreter,
+the libraries, the inputs and one small warm-up pass behind it. On a GPU it is the peak of the
+allocator, less what the inputs hold. Its time is the median of a few passes.
+
+A form whose tensors would not fit is not run: the table says so, with the memory that they would
+need (``needed_memory``), and compares with the dense form instead, or with the published form's
+need where that does not fit either. The JSON holds the need of the forms that were run, too.
+
+Written to the folder: ``lattice.json``, the table ``lattice.md``, and ``lattice.png``: the costs
+over the length of one utterance, with the exponents by which peak memory grows with it.
+"""
+
+import argparse
+import json
+import math
+import multiprocessing
+import time
+from pathlib import Path
+from statistics import median
+
+import torch
+from torchaudio.functional import rnnt_loss
+
+from ent_brain.lattice import Lattice
+from ent_brain.losses import aligned_pooling_loss, lattice_pooling_loss, transducer_alignment
+
+JOINT_DIM, EMOTIONS, NEUTRAL = 768, 4, 3
+SHAPES = [
+    (2, 225, 51, 31),
+    (4, 374, 81, 31),
+    (2, 225, 21, 5000),
+    (4, 1500, 301, 31),
+    (1, 6000, 1201, 31),
+    (8, 500, 101, 5000),
+    (2, 500, 101, 20000),
+]
+"""(B, T, U+1, V): the paper's batch of two, a larger one, one with sentence pieces, 30 seconds and
+two minutes of speech, and vocabularies with which people run out of memory."""
+QUICK_SHAPES = [(2, 225, 51, 31), (2, 100, 21, 1000)]
+LENGTHS, QUICK_LENGTHS = (250, 500, 1000, 2000, 4000), (250, 500, 1000)
+"""Frames of the one utterance of the plot, which has a token for every five."""
+LENGTH_FORMS = ("ours", "dense", "published")
+PASSES, ENOUGH_SECONDS = 7, 1.5
+"""Time is the median of so many passes, or of fewer that take so long together."""
+FREE_SHARE = 0.6
+"""A form may need this share of the memory that is free: others use the machine, too."""
+
+
+def needed_memory(form, shape, itemsize=4):
+    """Bytes of the tensors that must be alive together in the dense or the published form.
+
+    Counted in hidden layers H and vocabulary-wide layers V of all nodes. While the emotion joint
+    runs, the vocabulary joint's tanh and logits are there: H + V, and the sum and its tanh, with
+    both sides' copies in the published form. While the transducer loss runs backward: both joints'
+    tanh and the gradient of one, the loss's gradient and that of the logits: 3 H + 2 V. While the
+    gradient passes the vocabulary joint's tanh: 4 H + V.
+    """
+    batch, frames, positions, vocab_size = shape
+    emotion_forward = {"dense": 3, "published": 5}[form]
+    hidden, vocabulary = JOINT_DIM * itemsize, vocab_size * 4
+    stages = [(emotion_forward, 1), (3, 2), (4, 1)]
+    width = max(h * hidden + v * vocabulary for h, v in stages)
+    return batch * frames * positions * width
+
+
+def make_batch(shape, device, dtype):
+    """Both lattices, tokens, emotions, frame and token lengths: random, of full length."""
+    batch, frames, positions, vocab_size = shape
+    generator = torch.Generator().manual_seed(0)
+
+    def tensor(*size, scale=1.0, dtype=torch.float32):
+        values = torch.randn(*size, generator=generator) * scale
+        return values.to(device, dtype).requires_grad_()
+
+    def lattice(outputs):
+        return Lattice(
+            enc=tensor(batch, frames, JOINT_DIM, dtype=dtype),
+            pred=tensor(batch, positions, JOINT_DIM, dtype=dtype),
+            weight=tensor(outputs, JOINT_DIM, scale=JOINT_DIM**-0.5),
+            bias=tensor(outputs),
+        )
+
+    tokens = torch.randint(1, vocab_size, (batch, positions - 1), generator=generator)
+    emotions = torch.randint(EMOTIONS, (batch,), generator=generator)
+    lens = torch.full((batch,), frames), torch.full((batch,), positions - 1)
+    return (
+        lattice(vocab_size),
+        lattice(EMOTIONS),
+        *(each.to(device) for each in (tokens, emotions, *lens)),
+    )
+
+
+def ours(token_lattice, emotion_lattice, tokens, emotions, *lens):
+    nll = transducer_alignment([token_lattice], tokens, *lens).nll.mean()
+    return nll + lattice_pooling_loss(emotion_lattice, emotions, *lens, neutral=NEUTRAL)
+
+
+def ours_aligned(token_lattice, emotion_lattice, tokens, emotions, *lens):
+    nll, posteriors = transducer_alignment([token_lattice], tokens, *lens)
+    return nll.mean() + aligned_pooling_loss(
+        (), emotion_lattice, tokens, emotions, *lens, neutral=NEUTRAL, posteriors=posteriors
+    )
+
+
+def dense(token_lattice, emotion_lattice, tokens, emotions, *lens):
+    logits, emotion_logits = token_lattice.dense(), emotion_lattice.dense()
+    lengths = [each.int() for each in (tokens, *lens)]
+    probabilities = emotion_logits.softmax(-1).flatten(1, 2)
+    present = probabilities.gather(2, emotions[:, None, None].expand(-1, probabilities.size(1), 1))
+    absent = probabilities[..., NEUTRAL]
+    pooled = present.amax((1, 2)).log() + absent.amin(1).log()
+    return rnnt_loss(logits, *lengths, blank=0) - pooled.mean()
+
+
+def published(token_lattice, emotion_lattice, tokens, emotions, *lens):
+    logits, emotion_logits = copied(token_lattice), copied(emotion_lattice)
+    lengths = [each.int() for each in (tokens, *lens)]
+    terms = []
+    for row, emotion in enumerate(emotions.tolist()):
+        probabilities = emotion_logits[row, : lens[0][row], : lens[1][row] + 1].softmax(-1)
+        terms.append(probabilities[..., emotion].max().log())
+        terms.append(probabilities[..., NEUTRAL].min().log())
+    return rnnt_loss(logits, *lengths, blank=0) - sum(terms) / len(emotions)
+
+
+def copied(lattice):
+    """Logits [B, T, U+1, outputs] by way of copies of both sides."""
+    enc = lattice.enc.unsqueeze(2).repeat(1, 1, lattice.pred.size(1), 1)
+    pred = lattice.pred.unsqueeze(1).repeat(1, lattice.enc.size(1), 1, 1)
+    hidden = torch.tanh(enc + pred)
+    weight, bias = lattice.weight.to(hidden.dtype), lattice.bias.to(hidden.dtype)
+    return torch.nn.functional.linear(hidden, weight, bias).float()
+
+
+FORMS = {"ours": ours, "ours, aligned": ours_aligned, "dense": dense, "published": published}
+
+
+def record(form, shape, device="cpu", dtype="float32", threads=2):
+    """A row of the results, from a process of its own."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([ours.__module__, "ent_brain.losses"])
+    row = {"form": form, "shape": shape, "device": device, "dtype": dtype, "threads": threads}
+    receiver, sender = context.Pipe(duplex=False)
+    process = context.Process(target=measure, args=(sender,), kwargs=row)
+    process.start()
+    sender.close()
+    try:
+        return row | receiver.recv()
+    except EOFError:
+        raise RuntimeError(f"{form} at {shape} died") from None
+    finally:
+        process.join()
+
+
+def measure(results, form, shape, device, dtype, threads):
+    """Send the seconds and bytes of a form, or only the need of one that does not fit."""
+    torch.set_num_threads(threads)
+    dtype = getattr(torch, dtype)
+    one_pass(form, make_batch((1, 3, 2, 5), device, dtype))
+    row = {}
+    if form in ("dense", "published"):
+        row["needs"] = needed_memory(form, shape, dtype.itemsize)
+    if row.get("needs", 0) <= FREE_SHARE * free_memory(device):
+        batch = make_batch(shape, device, dtype)
+        before = start_of_peak(device)
+        seconds = []
+        while len(seconds) < PASSES and sum(seconds) < ENOUGH_SECONDS:
+            start = time.perf_counter()
+            one_pass(form, batch)
+            seconds.append(time.perf_counter() - start)
+        row |= {"seconds": median(seconds), "bytes": peak(device) - before}
+    results.send(row)
+
+
+def one_pass(form, batch):
+    torch.autograd.grad(FORMS[form](*batch), [*batch[0], *batch[1]])
+    if batch[0].enc.is_cuda:
+        torch.cuda.synchronize()
+
+
+def start_of_peak(device):
+    """Forget the peak of the memory so far; the bytes held now."""
+    if device == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+        return torch.cuda.memory_allocated()
+    Path("/proc/self/clear_refs").write_text("5")
+    return resident("VmRSS")
+
+
+def peak(device):
+    return torch.cuda.max_memory_allocated() if device == "cuda" else resident("VmHWM")
+
+
+def resident(field):
+    return kilobytes("/proc/self/status", field)
+
+
+def kilobytes(path, field):
+    """A field of one of Linux's tables of memory, in bytes."""
+    fields = dict(line.split(":") for line in Path(path).read_text().splitlines() if ":" in line)
+    return int(fields[field].split()[0]) * 1024
+
+
+def free_memory(device):
+    if device == "cuda":
+        return torch.cuda.mem_get_info()[0]
+    return kilobytes("/proc/meminfo", "MemAvailable")
+
+
+def table(rows):
+    """Markdown: every shape and type, every form, and how many times ours is better."""
+    lines = [
+        "| B, T, U+1, V | form | time | peak memory | times faster | times less memory |",
+        "| :-- | :-- | --: | --: | --: | --: |",
+    ]
+    cases = dict.fromkeys((tuple(row["shape"]), row["dtype"]) for row in rows)
+    for shape, dtype in cases:
+        forms = {
+            row["form"]: row
+            for row in rows
+            if tuple(row["shape"]) == shape and row["dtype"] == dtype
+        }
+        size = ", ".join(f"{n:,}" for n in shape) + (" bf16" if dtype == "bfloat16" else "")
+        for form, row in forms.items():
+            if "seconds" in row:
+                seconds, memory = f"{row['seconds'] * 1e3:,.0f} ms", megabytes(row["bytes"])
+            else:
+                seconds, memory = "does not fit", f"needs {megabytes(row['needs'])}"
+            faster, less = gains(row, forms) if form.startswith("ours") else ("", "")
+            lines.append(f"| {size} | {form} | {seconds} | {memory} | {faster} | {less} |")
+            size = ""
+    return "\n".join(lines)
+
+
+def gains(ours, forms):
+    """How many times faster, and with how many times less memory, as cells of the table."""
+    for form in ("published", "dense"):
+        other, label = forms[form], "" if form == "published" else " than dense"
+        if "seconds" in other:
+            return (
+                f"{other['seconds'] / ours['seconds']:.1f}{label}",
+                f"{other['bytes'] / ours['bytes']:.0f}{label}",
+            )
+    return "", f"{forms['published']['needs'] / ours['bytes']:.0f} than needed"
+
+
+def megabytes(count):
+    return f"{count / 1e6:,.0f} MB"
+
+
+def growth(rows):
+    """Exponent of peak memory in the length: the slope of a line through the logarithms."""
+    lengths, memories = (
+        [math.log(value) for value in column]
+        for column in zip(*((row["shape"][1], row["bytes"]) for row in rows), strict=True)
+    )
+    mean = sum(lengths) / len(lengths)
+    spread = sum((x - mean) ** 2 for x in lengths)
+    return sum((x - mean) * y for x, y in zip(lengths, memories, strict=True)) / spread
+
+
+def draw(rows, path):
+    """Peak memory and time over the frames of one utterance, a line a form."""
+    import matplotlib
+
+    matplotlib.use("agg")
+    from matplotlib import pyplot as plt
+
+    # Colours of Okabe and Ito, which differ for every eye; in grey, marks and dashes tell.
+    styles = {
+        "ours": {"color": "#0072B2", "marker": "o", "linestyle": "-"},
+        "dense": {"color": "#E69F00", "marker": "s", "linestyle": "--"},
+        "published": {"color": "#000000", "marker": "^", "linestyle": ":"},
+    }
+    figure, (memory, seconds) = plt.subplots(1, 2, figsize=(9, 4), layout="constrained")
+    for form, style in styles.items():
+        points = [row for row in rows if row["form"] == form and "bytes" in row]
+        lengths = [row["shape"][1] for row in points]
+        exponent = f", grows with length$^{{{growth(points):.2f}}}$" if len(points) > 1 else ""
+        memory.plot(lengths, [row["bytes"] / 1e6 for row in points], label=form + exponent, **style)
+        seconds.plot(lengths, [row["seconds"] for row in points], label=form, **style)
+        missing = [row for row in rows if row["form"] == form and "bytes" not in row]
+        memory.plot(
+            [row["shape"][1] for row in missing],
+            [row["needs"] / 1e6 for row in missing],
+            **style | {"linestyle": "none", "markerfacecolor": "none"},
+        )
+    memory.set(ylabel="peak memory (MB); hollow: needed, does not fit")
+    seconds.set(ylabel="forward and backward (s)")
+    for axes in (memory, seconds):
+        axes.set(xlabel="frames T of one utterance, T/5 tokens", xscale="log", yscale="log")
+        axes.legend(fontsize="small")
+        axes.grid(alpha=0.3)
+    figure.savefig(path, dpi=150)
+    plt.close(figure)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("folder", nargs="?", type=Path, default=Path("results/benchmarks"))
+    parser.add_argument("--quick", action="store_true", help="small shapes: under a minute")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--threads", type=int, default=2)
+    arguments = parser.parse_args()
+    arguments.folder.mkdir(parents=True, exist_ok=True)
+    settings = arguments.device, "float32", arguments.threads
+    types = ("float32", "bfloat16") if arguments.device == "cuda" else ("float32",)
+    rows = [
+        record(form, shape, arguments.device, dtype, arguments.threads)
+        for shape in (QUICK_SHAPES if arguments.quick else SHAPES)
+        for dtype in types
+        for form in FORMS
+    ]
+    lengths = QUICK_LENGTHS if arguments.quick else LENGTHS
+    over_length = [
+        record(form, (1, frames, frames // 5 + 1, 31), *settings)
+        for frames in lengths
+        for form in LENGTH_FORMS
+    ]
+    exponent = growth([row for row in over_length if row["form"] == "ours"])
+    text = f"""{table(rows)}
+
+{machine(arguments.device)}, threads: {arguments.threads}, random data, joint {JOINT_DIM} wide.
+Peak memory of ours grows with the length of an utterance (T and U) to the power of {exponent:.2f}
+between {lengths[0]} and {lengths[-1]} frames.
+"""
+    print(text)
+    results = {"shapes": rows, "over_length": over_length, "growth_exponent": exponent}
+    (arguments.folder / "lattice.json").write_text(json.dumps(results, indent=2))
+    (arguments.folder / "lattice.md").write_text(text)
+    draw(over_length, arguments.folder / "lattice.png")
+
+
+def machine(device):
+    if device == "cuda":
+        return torch.cuda.get_device_name()
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
+    return f"{names[0] if names else 'CPU'}, torch {torch.__version__}"
+
+
+if __name__ == "__main__":
+    main()
