@@ -1,24 +1,28 @@
 #!/usr/bin/env python3
 """How fast utterances are searched: batches against one at a time, greedy and with a beam.
 
-The model has the paper's sizes and random weights, its blank set so that it emits about as many
-tokens a second as speech has; ``--model FOLDER`` takes a trained one instead. Every row searches
-the same utterances, encoder included, and must find the same as the first row of its search.
+``--model FOLDER`` takes a trained model and lets it hear 180 synthetic utterances, new to it.
+Without it the model has the paper's sizes and random weights, its blank set so that it emits about
+as many tokens a second as speech has, and what it hears is noise. Every row searches the same
+utterances, encoder included, and must find the same as the first row of its search.
 
 > python benchmarks/decoding.py [--quick] [--model demo/ent/pretrained]
 """
 
 import argparse
 import platform
+import tempfile
 import time
 from pathlib import Path
 
 import torch
 
+from ent_brain.dataio import read_audio
 from ent_brain.decoding import Hypothesis, beam_search, greedy_search
 from ent_brain.files import write_json
 from ent_brain.inference import EmotionTransducer
 from ent_brain.model import ENT, Streams
+from ent_brain.synth import write_zed
 from ent_brain.tokens import BLANK
 
 TOKENS_A_SECOND = 14.0
@@ -39,10 +43,10 @@ def main():
     parser.add_argument("--output", metavar="JSON", type=Path, help="where the figures are kept")
     options = parser.parse_args()
     torch.manual_seed(1)
-    model, frame_duration = _model(options)
-    features, frame_lens = _utterances(model, options, frame_duration)
-    if not options.model:
-        _set_blank(model, features, frame_lens)
+    if options.model:
+        model, frame_duration, features, frame_lens = _trained(options)
+    else:
+        model, frame_duration, features, frame_lens = _random(options)
     seconds = float(frame_lens.sum()) * frame_duration
     batch = options.batch_size
     forms = {
@@ -86,35 +90,40 @@ def main():
         write_json(rows, options.output)
 
 
-def _model(options):
-    if options.model:
-        trained = EmotionTransducer.from_hparams(source=options.model).mods
-        return trained.model, trained.frontend.frame_duration
-    small = {"encoder_dim": 64, "embedding_dim": 64, "predictor_dim": 64, "joint_dim": 64}
-    model = ENT(vocab_size=31, feature_layers=1, **(small if options.quick else {}))
-    # Outputs that vary from frame to frame and token to token.
-    with torch.no_grad():
-        for joint in model.token_joints:
-            joint.output.weight.mul_(6)
-            joint.encoder_side.weight.mul_(3)
-            joint.predictor_side.weight.mul_(3)
-    return model.eval(), FRAME_DURATION
-
-
-def _utterances(model, options, frame_duration):
-    """Random features of utterances of 1 to 8 seconds, in the order of their lengths."""
-    count = 32 if options.quick else 128
-    seconds = (1 + 7 * torch.rand(count)).sort().values
-    frame_lens = (seconds / frame_duration).long()
-    dim, layers = model.settings["feature_dim"], model.settings["feature_layers"]
-    return torch.randn(count, int(frame_lens.max()), layers, dim), frame_lens
+@torch.no_grad()
+def _trained(options):
+    """A trained model, and the features of utterances that it never heard, by length."""
+    trained = EmotionTransducer.from_hparams(source=options.model).mods
+    frontend, count = trained.frontend, 32 if options.quick else 180
+    with tempfile.TemporaryDirectory() as folder:
+        write_zed(folder, count, seed=7)
+        wavs = [read_audio(path, frontend.sample_rate) for path in Path(folder).rglob("*.wav")]
+    wavs.sort(key=len)
+    lens = torch.tensor([len(wav) for wav in wavs])
+    wavs = torch.nn.utils.rnn.pad_sequence(wavs, batch_first=True)
+    features, frame_lens = frontend(wavs, lens / wavs.size(1))
+    return trained.model, frontend.frame_duration, features, frame_lens
 
 
 @torch.no_grad()
+def _random(options):
+    """A model with random weights, and noise of 1 to 8 seconds, by length."""
+    small = {"encoder_dim": 64, "embedding_dim": 64, "predictor_dim": 64, "joint_dim": 64}
+    model = ENT(vocab_size=31, feature_layers=1, **(small if options.quick else {})).eval()
+    for joint in model.token_joints:  # outputs that vary from frame to frame and token to token
+        joint.output.weight.mul_(6)
+        joint.encoder_side.weight.mul_(3)
+        joint.predictor_side.weight.mul_(3)
+    count = 32 if options.quick else 128
+    frame_lens = ((1 + 7 * torch.rand(count)).sort().values / FRAME_DURATION).long()
+    features = torch.randn(count, int(frame_lens.max()), 1, model.settings["feature_dim"])
+    _set_blank(model, features[-8:], frame_lens[-8:])
+    return model, FRAME_DURATION, features, frame_lens
+
+
 def _set_blank(model, features, frame_lens):
-    """Find the blank bias at which the first utterances have as many tokens as speech has."""
+    """Find the blank bias at which the utterances have as many tokens as speech has."""
     bias = model.token_joints[0].output.bias
-    features, frame_lens = features[-8:], frame_lens[-8:]
     wanted = TOKENS_A_SECOND * FRAME_DURATION * float(frame_lens.sum())
     low, high = -50.0, 50.0
     for _ in range(20):

@@ -1,6 +1,5 @@
-"""The quick benchmark runs, and what it says of memory holds; its times are the machine's mood."""
+"""The quick benchmarks run, and what they say of memory holds; times are the machine's mood."""
 
-import json
 import os
 import subprocess
 import sys
@@ -8,27 +7,33 @@ from pathlib import Path
 
 import pytest
 
+from ent_brain.files import read_json
+
 ROOT = Path(__file__).parents[1]
+
+
+def run_quickly(name, *options):
+    """What ``benchmarks/<name>.py --quick`` prints, with one thread."""
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "benchmarks" / f"{name}.py"), "--quick", *map(str, options)],
+        env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
 
 
 @pytest.fixture(scope="module")
 def results(tmp_path_factory):
-    """Folder and printed text of ``benchmarks/lattice.py --quick``."""
+    """Folder and printed text of the lattice's."""
     folder = tmp_path_factory.mktemp("benchmarks")
-    script = str(ROOT / "benchmarks" / "lattice.py")
-    done = subprocess.run(
-        [sys.executable, script, str(folder), "--quick", "--threads", "1"],
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
-        stdout=subprocess.PIPE,
-        text=True,
-        check=True,
-    )
-    return folder, done.stdout
+    return folder, run_quickly("lattice", folder, "--threads", 1)
 
 
 def test_the_lattice_takes_a_fraction_of_the_memory_of_the_other_forms(results):
     folder, _ = results
-    rows = json.loads((folder / "lattice.json").read_text())["shapes"]
+    rows = read_json(folder / "lattice.json")["shapes"]
     [small] = [{row["form"]: row["bytes"] for row in rows if row["shape"] == [2, 225, 51, 31]}]
     assert list(small) == ["ours", "ours, aligned", "dense", "published"]
     assert small["published"] > 8 * small["ours"]
@@ -38,7 +43,7 @@ def test_the_lattice_takes_a_fraction_of_the_memory_of_the_other_forms(results):
 
 def test_memory_grows_no_faster_than_the_utterance(results):
     folder, _ = results
-    measured = json.loads((folder / "lattice.json").read_text())
+    measured = read_json(folder / "lattice.json")
     assert measured["growth_exponent"] <= 1.1
     longest = {
         row["form"]: row["bytes"] for row in measured["over_length"] if row["shape"][1] == 1000
@@ -48,7 +53,7 @@ def test_memory_grows_no_faster_than_the_utterance(results):
 
 def test_the_need_of_a_form_that_does_not_fit_is_what_it_would_take(results):
     folder, _ = results
-    measured = json.loads((folder / "lattice.json").read_text())
+    measured = read_json(folder / "lattice.json")
     rows = [row for row in measured["over_length"] + measured["shapes"] if "needs" in row]
     assert rows
     for row in rows:
@@ -60,3 +65,26 @@ def test_the_table_and_the_picture_are_written(results):
     assert (folder / "lattice.md").read_text() in printed
     assert "| 2, 225, 51, 31 | ours |" in printed
     assert (folder / "lattice.png").stat().st_size > 10_000
+
+
+def test_an_epoch_needs_less_memory_than_the_published_way(tmp_path):
+    pytest.importorskip("espeakng_loader")
+    printed = run_quickly("epoch", "--threads", 1, "--output", tmp_path / "epoch.json")
+    rows = read_json(tmp_path / "epoch.json")
+    assert all(f"| {name} |" in printed for name in rows)
+    needed = {name: row["training"] for name, row in rows.items()}
+    assert min(needed.values()) > 0
+    assert needed["published"] > 3 * needed["uncached"]
+    assert needed["published"] > 3 * needed["cached"]
+    assert needed["published"] > 2 * needed["bucketed 16"], "with three times the utterances"
+    assert (
+        rows["cached"]["batch"] == 2 < rows["bucketed 16"]["batch"] < rows["bucketed 48"]["batch"]
+    )
+
+
+def test_every_way_to_search_finds_the_same(tmp_path):
+    printed = run_quickly("decoding", "--repetitions", 1, "--output", tmp_path / "decoding.json")
+    rows = read_json(tmp_path / "decoding.json")
+    assert [row["search"] for row in rows] == ["greedy"] * 3 + ["beam of 4"] * 2
+    assert all(row["the same"] for row in rows)
+    assert "NO" not in printed
