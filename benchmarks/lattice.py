@@ -306,6 +306,9 @@ def draw(rows, path):
     seconds.set(ylabel="forward and backward (s)")
     for axes in (memory, seconds):
         axes.set(xlabel="frames T of one utterance, T/5 tokens", xscale="log", yscale="log")
+        ticks = sorted({row["shape"][1] for row in rows})
+        axes.set_xticks(ticks, [f"{frames:,}" for frames in ticks])
+        axes.minorticks_off()
         axes.legend(fontsize="small")
         axes.grid(alpha=0.3)
     figure.savefig(path, dpi=150)
