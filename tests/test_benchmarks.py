@@ -54,10 +54,12 @@ def test_memory_grows_no_faster_than_the_utterance(results):
 def test_the_need_of_a_form_that_does_not_fit_is_what_it_would_take(results):
     folder, _ = results
     measured = read_json(folder / "lattice.json")
-    rows = [row for row in measured["over_length"] + measured["shapes"] if "needs" in row]
-    assert rows
-    for row in rows:
-        assert row["bytes"] == pytest.approx(row["needs"], rel=0.25), row
+    rows = measured["over_length"] + measured["shapes"]
+    # Of some ten megabytes a large part is what the allocator keeps between two passes.
+    large = [row for row in rows if row.get("needs", 0) > 150e6]
+    assert {row["form"] for row in large} == {"dense", "published"}
+    for row in large:
+        assert row["bytes"] == pytest.approx(row["needs"], rel=0.1), row
 
 
 def test_the_table_and_the_picture_are_written(results):
