@@ -301,3 +301,26 @@ def _check_layers(layers, last):
     if not layers or len(set(layers)) < len(layers) or not set(layers) <= set(range(last + 1)):
         raise ValueError(f"layers {layers}: choose some of 0 to {last}, each once")
     return list(layers)
+
+
+def make_frontend(model, **settings):
+    """Make the front end of a name, for recipes in which a word on the command line chooses it.
+
+    Arguments
+    ---------
+    model : str
+        ``wav2vec2``, ``hubert``, ``wavlm``, or ``fbank`` for log-mel energies of 20 ms frames.
+    **settings
+        Of ``SSLFrontend``; log-mel energies have no use for them.
+
+    Returns
+    -------
+    Frontend
+        Another name raises ``ValueError``.
+
+    Example
+    -------
+    >>> make_frontend("fbank", source="facebook/wav2vec2-base").frame_duration
+    0.02
+    """
+    return FbankFrontend() if model == "fbank" else SSLFrontend(model, **settings)
