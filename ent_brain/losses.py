@@ -18,6 +18,9 @@ from ent_brain.lattice import Lattice, backpropagate, node_logits, sum_type, til
 POOLING_MODES = ("one", "full_t", "full_u", "mil")
 """Modes of ``lattice_pooling_loss``."""
 
+SUPERVISED_MODES = ("supervised", "supervised_aligned")
+"""Lattice losses of known intervals: ``supervised_lattice_loss``, ``supervised_aligned_loss``."""
+
 PROBABILITY_FLOOR = 1e-8
 """Emotion probabilities are clamped to [1e-8, 1] before their logarithm (the paper's code)."""
 
@@ -302,6 +305,49 @@ def supervised_lattice_loss(lattice, intervals, frame_lens, token_lens, reductio
     padded = [list(spans) + [(0, 0, 0, 0, 0)] * (most - len(spans)) for spans in intervals]
     spans = torch.tensor(padded, device=lattice.enc.device).view(len(intervals), most, 5)
     return _reduce(_Regions.apply(spans, frame_lens, token_lens, *lattice), reduction)
+
+
+def supervised_aligned_loss(
+    emotion_lattice, posteriors, intervals, frame_lens, token_lens, reduction="mean"
+):
+    """Frame cross-entropy of known intervals, each frame's emotion averaged over the alignment.
+
+    Where nothing is transcribed a frame has one node, of posterior 1: a plain frame classifier.
+
+    Arguments
+    ---------
+    emotion_lattice : Lattice
+        Of the emotion joint.
+    posteriors : Tensor
+        [B, T, U+1] of ``transducer_alignment``.
+    intervals : list
+        As for ``supervised_lattice_loss``; here each frame lies in one of them.
+    frame_lens, token_lens : Tensor
+        [B] int.
+    reduction : str
+        ``mean`` over utterances, ``sum`` or ``none``.
+
+    Returns
+    -------
+    Tensor
+        Of each utterance the mean over its frames; a scalar, or [B] for ``none``.
+
+    Example
+    -------
+    >>> lattice = Lattice(*(torch.zeros(size) for size in [(1, 3, 2), (1, 1, 2), (4, 2), (4,)]))
+    >>> known = [[(3, 0, 2, 0, 1), (0, 2, 3, 0, 1)]]  # two neutral frames, then a happy one
+    >>> lens = torch.tensor([3]), torch.tensor([0])
+    >>> supervised_aligned_loss(lattice, torch.ones(1, 3, 1), known, *lens)  # log 4: knows nothing
+    tensor(1.3863)
+    """
+    probs = aligned_emotions(emotion_lattice, posteriors, token_lens)
+    target = torch.zeros(probs.shape[:2], dtype=torch.long, device=probs.device)
+    for row, spans in enumerate(intervals):
+        for emotion, start, end, *_ in spans:
+            target[row, start:end] = emotion
+    valid = torch.arange(probs.size(1), device=probs.device) < frame_lens[:, None]
+    surprise = -_log(probs.gather(-1, target[..., None])[..., 0]) * valid
+    return _reduce(surprise.sum(1) / frame_lens, reduction)
 
 
 def next_token_loss(logits, tokens, token_lens):

@@ -27,6 +27,7 @@ from ent_brain.losses import (
     aligned_pooling_loss,
     lattice_pooling_loss,
     next_token_loss,
+    supervised_aligned_loss,
     supervised_lattice_loss,
     transducer_alignment,
     transducer_loss,
@@ -855,6 +856,37 @@ def test_an_interval_of_no_emotion_is_refused(emotion):
             batch.frame_lens,
             batch.token_lens,
         )
+
+
+def test_supervised_aligned_is_the_frame_cross_entropy_of_the_alignment_s_emotions():
+    token_lattices, [emotion_lattice], batch = aligned_case()
+    posteriors = transducer_alignment(token_lattices, *batch).posteriors
+    lens = batch.frame_lens, batch.token_lens
+    halves = [
+        [(0, 0, n // 2, 0, 1), (3, n // 2, n, 1, 2)] if n > 1 else [(2, 0, n, 0, 1)]
+        for n in batch.frame_lens.tolist()
+    ]
+    probs = aligned_emotions(emotion_lattice, posteriors, batch.token_lens)
+    expected = []
+    for row, spans in enumerate(halves):
+        labels = [emotion for emotion, a, b, *_ in spans for _ in range(a, b)]
+        surprises = [-probs[row, t, label].log() for t, label in enumerate(labels)]
+        expected.append(sum(surprises) / len(labels))
+    ours = supervised_aligned_loss(emotion_lattice, posteriors, halves, *lens, reduction="none")
+    torch.testing.assert_close(ours, torch.stack(expected))
+    mean = supervised_aligned_loss(emotion_lattice, posteriors, halves, *lens)
+    torch.testing.assert_close(mean, ours.mean())
+
+
+def test_without_words_supervised_aligned_is_a_frame_classifier():
+    probabilities = [[[0.1, 0.2, 0.3, 0.4], [0.7, 0.1, 0.1, 0.1], [0.25, 0.25, 0.25, 0.25]]]
+    lens = torch.tensor([3]), torch.tensor([0])
+    known = [[(3, 0, 1, 0, 1), (0, 1, 3, 0, 1)]]
+    value = supervised_aligned_loss(
+        known_lattice(probabilities), torch.ones(1, 3, 1, dtype=torch.float64), known, *lens
+    )
+    expected = -(math.log(0.4) + math.log(0.7) + math.log(0.25)) / 3
+    assert value.item() == pytest.approx(expected, rel=1e-9)
 
 
 # Next-token loss.
