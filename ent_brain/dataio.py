@@ -10,9 +10,9 @@ from speechbrain.dataio.dataset import DynamicItemDataset
 from speechbrain.dataio.sampler import DynamicBatchSampler
 from torchaudio.functional import resample
 
-from ent_brain.emotions import emotion_index
+from ent_brain.emotions import EMOTIONS, NEUTRAL, emotion_index
 from ent_brain.errors import InputError, raise_problems
-from ent_brain.manifest import read_manifest
+from ent_brain.manifest import SAMPLE_RATE, Interval, read_manifest
 from ent_brain.segments import Segment
 
 OUTPUT_KEYS = ("id", "sig", "tokens", "token_count", "emotion_index", "entry")
@@ -69,18 +69,20 @@ def make_dataset(manifest, data_root, tokens, frontend, max_tokens_per_frame):
     -------
     DynamicItemDataset
         Items: id; sig [S] float; tokens [U] int64; token_count (U); emotion_index; entry, what the
-        manifest says: transcript, duration (seconds), emotion, and segments (list of Segment,
-        None where they are not known); where the front end has a cache also kept, what the cache
+        manifest says: transcript, duration (seconds), emotion, segments (list of Segment, None
+        where they are not known), and intervals as ``losses.supervised_lattice_loss`` takes them
+        (None where they are not known); where the front end has a cache also kept, what the cache
         has of the utterance, which the loader's workers read. ``data`` holds nodes, too,
         frames * (U + 1): the size of the utterance's lattice, for samplers.
 
     Raises
     ------
     InputError
-        Naming every utterance that is too short for a frame or has too many tokens.
+        Naming every utterance that is too short for a frame, has too many tokens, or an interval
+        without a frame.
     """
     entries = read_manifest(manifest)
-    problems, nodes = [], {}
+    problems, nodes, spans = [], {}, {}
     for name, entry in entries.items():
         frames = frontend.count_frames(round(entry["duration"] * frontend.sample_rate))
         count = len(tokens.encode(entry["transcript"]))
@@ -89,6 +91,12 @@ def make_dataset(manifest, data_root, tokens, frontend, max_tokens_per_frame):
             problems.append(f"{name}: {entry['duration']:.3f} s is too short for one frame")
         elif count > max_tokens_per_frame * frames:
             problems.append(f"{name}: {count} tokens in {frames} frames")
+        elif "intervals" in entry:
+            try:
+                intervals = [Interval(**interval) for interval in entry["intervals"]]
+                spans[name] = interval_spans(intervals, tokens, frontend.frame_samples, frames)
+            except InputError as error:
+                problems.append(f"{name}: {error}")
     raise_problems(
         problems,
         f"correct or remove these utterances of {manifest}, or raise max_tokens_per_frame",
@@ -112,7 +120,7 @@ def make_dataset(manifest, data_root, tokens, frontend, max_tokens_per_frame):
             "wav": entry["wav"].replace("{data_root}", str(data_root)),
             "duration": entry["duration"],
             "nodes": nodes[name],
-            "entry": {**entry, "segments": _segments(entry)},
+            "entry": {**entry, "segments": _segments(entry), "intervals": spans.get(name)},
         }
         for name, entry in entries.items()
     }
@@ -123,7 +131,66 @@ def make_dataset(manifest, data_root, tokens, frontend, max_tokens_per_frame):
     return dataset
 
 
+def interval_spans(intervals, tokens, frame_samples, frames):
+    """Tell which frames and which token positions of an utterance's lattice an interval has.
+
+    A frame belongs to the interval that covers at least half of it (Wang, Ravanelli, Yacoubi
+    2023). Position u is the predictor's state after u tokens: an interval's first is the one that
+    its first token is emitted from, so that a space between two belongs to the earlier one.
+
+    Arguments
+    ---------
+    intervals : list of Interval
+        As ``manifest.check_intervals`` wants them.
+    tokens : CharTokens or SentencePieceTokens
+    frame_samples : int
+        Samples a frame, at 16 kHz.
+    frames : int
+        Of the utterance.
+
+    Returns
+    -------
+    list[tuple]
+        (emotion, frame_start, frame_end, token_start, token_end), ends excluded; together they
+        cover all frames and all positions.
+
+    Raises
+    ------
+    InputError
+        If an interval has no frame, or its text has other tokens within the utterance than alone.
+
+    Example
+    -------
+    >>> from ent_brain.tokens import CharTokens
+    >>> known = [Interval(0, 470, "neutral", "OH"), Interval(470, 1600, "sad", "NO")]
+    >>> interval_spans(known, CharTokens(), frame_samples=320, frames=5)
+    [(3, 0, 1, 0, 3), (2, 1, 5, 3, 6)]
+    """
+    ids = tokens.encode(" ".join(interval.transcript for interval in intervals))
+    spans, frame, position = [], 0, 0
+    for index, interval in enumerate(intervals):
+        last = index == len(intervals) - 1
+        # The remainder of a frame that is half the earlier interval's is the earlier one's.
+        end = frames if last else (2 * interval.end + frame_samples) // (2 * frame_samples)
+        end = min(end, frames)
+        words = tokens.encode(interval.transcript if last else interval.transcript + " ")
+        stop = position + len(words)
+        if ids[position:stop] != words:
+            raise InputError(f"{interval.transcript!r} has other tokens within the utterance")
+        if not frame < end:
+            raise InputError(f"interval of samples {interval.start} to {interval.end}: no frame")
+        spans.append((emotion_index(interval.emotion), frame, end, position, stop + last))
+        frame, position = end, stop
+    return spans
+
+
 def _segments(entry):
+    if "intervals" in entry:
+        return [
+            Segment(i["start"] / SAMPLE_RATE, i["end"] / SAMPLE_RATE, i["emotion"])
+            for i in entry["intervals"]
+            if i["emotion"] != EMOTIONS[NEUTRAL]
+        ]
     if "segments" not in entry:
         return None
     return [Segment(**segment) for segment in entry["segments"]]

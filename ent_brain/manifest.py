@@ -2,8 +2,10 @@
 
 ``{id: {"wav": "{data_root}/a.wav", "duration": seconds, "transcript": text, "emotion": name,
 "speaker": id, "segments": [{"emotion": name, "start": seconds, "end": seconds}]}}``, SpeechBrain's
-format. ``segments`` is there only where the intervals are known: the emotional ones; what they
-leave is neutral.
+format. ``segments`` is there only where the emotions' times are known: the emotional ones; what
+they leave is neutral. Where the words of each stretch are known too, ``intervals`` stands in its
+place, ``[{"emotion": name, "start": sample, "end": sample, "transcript": text}]`` at 16 kHz,
+neutral ones as well: each begins where the one before ends.
 """
 
 import json
@@ -12,6 +14,7 @@ import random
 from collections import Counter, defaultdict
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import NamedTuple
 
 import soundfile
 from speechbrain.utils.logger import get_logger
@@ -33,6 +36,15 @@ KEYS = ("wav", "duration", "transcript", "emotion", "speaker")
 logger = get_logger(__name__)
 
 
+class Interval(NamedTuple):
+    """A stretch of one emotion and the words in it; ``start`` and ``end`` in samples at 16 kHz."""
+
+    start: int
+    end: int
+    emotion: str  # one of EMOTIONS
+    transcript: str  # normalised
+
+
 @dataclass(frozen=True)
 class Utterance:
     """What a corpus says of one utterance; ``check_utterances`` adds what its audio file says."""
@@ -45,6 +57,7 @@ class Utterance:
     segments: tuple[Segment, ...] | None = None  # None: intervals not known
     samples: int = 0  # at the file's own rate; 0: the corpus does not say
     sample_rate: int = SAMPLE_RATE
+    intervals: tuple[Interval, ...] | None = None  # all of it, where words are known by interval
 
     @property
     def duration(self):
@@ -56,7 +69,9 @@ class Utterance:
         wav = "{data_root}/" + self.wav.relative_to(data_root).as_posix()
         values = (wav, self.duration, self.transcript, self.emotion, self.speaker)
         entry = dict(zip(KEYS, values, strict=True))
-        if self.segments is not None:
+        if self.intervals is not None:
+            entry["intervals"] = [interval._asdict() for interval in self.intervals]
+        elif self.segments is not None:
             entry["segments"] = [segment._asdict() for segment in self.segments]
         return entry
 
@@ -142,6 +157,8 @@ def _complete(utterance, audio):
         raise InputError(
             f"{duration:.2f} s of audio, {utterance.duration:.2f} s by the corpus's own account"
         )
+    if utterance.intervals is not None:
+        check_intervals(utterance.intervals, audio.frames, transcript)
     return replace(
         utterance,
         transcript=transcript,
@@ -160,6 +177,48 @@ def _emotional_segments(emotion, segments, duration):
         return None
     cover = fill_neutral(segments, duration)
     return tuple(segment for segment in cover if segment.emotion != EMOTIONS[NEUTRAL])
+
+
+def check_intervals(intervals, samples, transcript):
+    """Check that intervals cover an utterance without a gap, and its words, in their order.
+
+    Arguments
+    ---------
+    intervals : sequence of Interval
+    samples : int
+        Of the utterance, at 16 kHz.
+    transcript : str
+        Normalised.
+
+    Raises
+    ------
+    InputError
+        If an interval is empty, has no word or an unknown emotion, leaves a gap or overlaps
+        another, or the intervals' words are not the transcript's.
+
+    Example
+    -------
+    >>> check_intervals([Interval(0, 9, "sad", "HI"), Interval(8, 20, "sad", "YOU")], 20, "HI YOU")
+    Traceback (most recent call last):
+    ...
+    ent_brain.errors.InputError: interval of samples 8 to 20 (sad): it must begin at 9 and not be \
+empty
+    """
+    covered = 0
+    for start, end, emotion, words in intervals:
+        interval = f"interval of samples {start} to {end} ({emotion})"
+        if emotion not in EMOTIONS:
+            raise InputError(f"{interval}: unknown emotion, not one of {', '.join(EMOTIONS)}")
+        if not words:
+            raise InputError(f"{interval}: no word in it")
+        if start != covered or not start < end:
+            raise InputError(f"{interval}: it must begin at {covered} and not be empty")
+        covered = end
+    if covered != samples:
+        raise InputError(f"intervals end at sample {covered}, the utterance at {samples}")
+    words = " ".join(interval.transcript for interval in intervals)
+    if words != transcript:
+        raise InputError(f"the intervals' words {words!r} are not the transcript {transcript!r}")
 
 
 def save_manifests(save_folder, splits, data_root):
@@ -269,6 +328,10 @@ def read_manifest(path):
                 raise InputError(f"no {' and no '.join(missing)}")
             segments = [Segment(**segment) for segment in entry.get("segments", ())]
             _emotional_segments(entry["emotion"], segments, entry["duration"])
+            if "intervals" in entry:
+                intervals = [Interval(**interval) for interval in entry["intervals"]]
+                samples = round(entry["duration"] * SAMPLE_RATE)
+                check_intervals(intervals, samples, entry["transcript"])
         except InputError as error:
             problems.append(f"{name}: {error}")
         except TypeError as error:

@@ -1,18 +1,22 @@
+import itertools
 import json
 
 import numpy as np
 import pytest
 import soundfile
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from speechbrain.dataio.batch import PaddedBatch
 from speechbrain.dataio.sampler import DistributedSamplerWrapper
 
-from ent_brain.dataio import make_batch_sampler, make_dataset, read_audio
+from ent_brain.dataio import interval_spans, make_batch_sampler, make_dataset, read_audio
 from ent_brain.emotions import EMOTIONS
 from ent_brain.errors import InputError
 from ent_brain.frontend import FbankFrontend, SSLFrontend
+from ent_brain.manifest import Interval
 from ent_brain.segments import Segment
-from ent_brain.tokens import CharTokens
+from ent_brain.tokens import CharTokens, train_sentencepiece
 
 
 def tone(rate, seconds=1.0, hertz=440.0):
@@ -262,3 +266,70 @@ def test_a_limit_of_nodes_is_above_0(many, limit):
     with pytest.raises(InputError) as error:
         make_batch_sampler(many, limit)
     assert str(error.value) == f"max_batch_nodes: {limit}: above 0, or null for batch_size"
+
+
+# --- intervals
+
+
+def brute_force_spans(intervals, frame_samples, frames):
+    """Frames of each interval by counting the samples of every frame."""
+    owner = [index for index, i in enumerate(intervals) for _ in range(i.start, i.end)]
+    labels = []
+    for frame in range(frames):
+        inside = owner[frame * frame_samples : (frame + 1) * frame_samples]
+        inside = inside or owner[-1:]
+        # More samples than another's, and of two with as many the earlier.
+        labels.append(max(sorted(set(inside)), key=inside.count))
+    return [
+        (labels.index(index), len(labels) - labels[::-1].index(index))
+        for index in range(len(intervals))
+    ]
+
+
+@settings(max_examples=50, deadline=None)
+@given(
+    lengths=st.lists(st.integers(30, 90), min_size=1, max_size=3),
+    cut=st.integers(0, 1),
+)
+def test_a_frame_is_of_the_interval_that_covers_half_of_it(lengths, cut):
+    ends = list(itertools.accumulate(lengths))
+    starts = [0, *ends[:-1]]
+    known = [
+        Interval(start, end, EMOTIONS[index], "NO")
+        for index, (start, end) in enumerate(zip(starts, ends, strict=True))
+    ]
+    frames = ends[-1] // 10 + 1 - cut  # log-mel energies have one more than an SSL model
+    spans = interval_spans(known, CharTokens(), 10, frames)
+    assert [span[1:3] for span in spans] == brute_force_spans(known, 10, frames)
+
+
+@pytest.mark.parametrize("kind", ["char", "bpe"])
+def test_the_positions_of_an_interval_are_those_of_its_words(kind, tmp_path):
+    texts = ["THE OLD LAMP", "IT'S BROKEN", "THE LAMP"]
+    tokens = CharTokens() if kind == "char" else train_sentencepiece(texts * 3, tmp_path / "m", 30)
+    known = [Interval(2000 * k, 2000 * (k + 1), "sad", text) for k, text in enumerate(texts)]
+    ids = tokens.encode(" ".join(texts))
+    spans = interval_spans(known, tokens, 320, 18)
+    assert [tokens.decode(ids[c:d]) for *_, c, d in spans] == texts
+    covered = [position for *_, c, d in spans for position in range(c, d)]
+    assert covered == list(range(len(ids) + 1))
+
+
+def test_an_interval_without_a_frame_is_refused():
+    known = [Interval(0, 3000, "sad", "NO"), Interval(3000, 3100, "happy", "OH")]
+    with pytest.raises(InputError) as error:
+        interval_spans(known, CharTokens(), 320, 9)
+    assert str(error.value) == "interval of samples 3000 to 3100: no frame"
+
+
+def test_intervals_reach_the_batch_and_tell_the_segments(tmp_path):
+    manifest = write_manifest(tmp_path, a=(1.0, "OH NO", "sad", None))
+    entries = json.loads(manifest.read_text())
+    entries["a"]["intervals"] = [
+        {"start": 0, "end": 6400, "emotion": "neutral", "transcript": "OH"},
+        {"start": 6400, "end": 16000, "emotion": "sad", "transcript": "NO"},
+    ]
+    manifest.write_text(json.dumps(entries))
+    batch = PaddedBatch([dataset_of(manifest)[0]])
+    assert batch.entry[0]["segments"] == [Segment(0.4, 1.0, "sad")]
+    assert batch.entry[0]["intervals"] == [[3, 0, 20, 0, 3], [2, 20, 51, 3, 6]]

@@ -11,7 +11,9 @@ import soundfile
 
 from ent_brain.errors import InputError
 from ent_brain.manifest import (
+    Interval,
     Utterance,
+    check_intervals,
     check_utterances,
     hold_out,
     read_manifest,
@@ -274,3 +276,42 @@ def test_an_impossible_share_is_refused(share):
     with pytest.raises(InputError) as error:
         hold_out(many_utterances(), share, seed=1)
     assert str(error.value) == f"valid_share {share}: choose a share above 0 and below 1"
+
+
+# --- intervals
+
+
+GOOD = [Interval(0, 9, "neutral", "OH"), Interval(9, 20, "sad", "NO NO")]
+
+
+def test_intervals_that_fit_are_accepted():
+    check_intervals(GOOD, 20, "OH NO NO")
+
+
+@pytest.mark.parametrize(
+    ("changed", "reason"),
+    [
+        ({"start": 8}, "it must begin at 9 and not be empty"),
+        ({"start": 10}, "it must begin at 9 and not be empty"),
+        ({"end": 9}, "it must begin at 9 and not be empty"),
+        ({"end": 19}, "intervals end at sample 19, the utterance at 20"),
+        ({"emotion": "calm"}, "unknown emotion"),
+        ({"transcript": ""}, "no word in it"),
+        ({"transcript": "NO"}, "the intervals' words 'OH NO' are not the transcript 'OH NO NO'"),
+    ],
+)
+def test_intervals_that_do_not_fit_are_refused(changed, reason):
+    with pytest.raises(InputError, match=reason):
+        check_intervals([GOOD[0], GOOD[1]._replace(**changed)], 20, "OH NO NO")
+
+
+def test_a_manifest_s_intervals_are_checked(tmp_path):
+    entry = {"wav": "a.wav", "duration": 20 / 16000, "transcript": "OH NO NO", "emotion": "sad"}
+    entry |= {"speaker": "Ann", "intervals": [interval._asdict() for interval in GOOD]}
+    path = tmp_path / "a.json"
+    path.write_text(json.dumps({"a": entry}))
+    assert read_manifest(path)["a"] == entry
+    entry["intervals"][0]["end"] = 10
+    path.write_text(json.dumps({"a": entry}))
+    with pytest.raises(InputError, match="a: interval of samples 9 to 20 .sad.: it must begin"):
+        read_manifest(path)

@@ -1,0 +1,164 @@
+"""Mixed utterances: neutral and emotional speech of one speaker joined, with known intervals.
+
+After the Speech Emotion Diarization protocol of Wang, Ravanelli, Yacoubi 2023 (arXiv 2306.12991).
+"""
+
+import hashlib
+import itertools
+import random
+from collections import Counter, defaultdict
+from pathlib import Path
+
+import numpy as np
+import soundfile
+from speechbrain.utils.logger import get_logger
+
+from ent_brain.dataio import read_audio
+from ent_brain.emotions import EMOTIONS, NEUTRAL
+from ent_brain.errors import InputError, raise_problems
+from ent_brain.files import whole_or_nothing
+from ent_brain.manifest import (
+    SAMPLE_RATE,
+    Interval,
+    Utterance,
+    check_utterances,
+    read_manifest,
+    save_manifests,
+)
+
+logger = get_logger(__name__)
+
+LOUDNESS = -30.0
+"""dBFS of every part: its root mean square, full scale being 1."""
+
+PATTERNS = ("ne", "en", "nen", "e")
+"""What is joined: n a neutral utterance, e the emotional one."""
+
+
+def draw_mixtures(entries, seed):
+    """Draw which utterances are joined.
+
+    Of each speaker each emotional utterance is used once, in one of ``PATTERNS`` with equal
+    probability; neutral ones are taken in turn from a shuffled list that is repeated. A speaker's
+    draw depends on the seed and that speaker's utterances alone. Where a speaker has no neutral
+    utterance, the emotional ones stand alone.
+
+    Arguments
+    ---------
+    entries : dict[str, dict]
+        Of a manifest.
+    seed : int
+
+    Returns
+    -------
+    dict[str, list[str]]
+        Ids of the parts, by the id of the emotional utterance.
+
+    Example
+    -------
+    >>> emotions = {"a": "sad", "b": "neutral", "c": "neutral", "d": "happy"}
+    >>> entries = {name: {"speaker": "Ann", "emotion": e} for name, e in emotions.items()}
+    >>> draw_mixtures(entries, seed=1)
+    {'a': ['b', 'a'], 'd': ['c', 'd', 'b']}
+    """
+    speakers = defaultdict(list)
+    for name in sorted(entries):
+        speakers[entries[name]["speaker"]].append(name)
+    mixtures = {}
+    for speaker, names in sorted(speakers.items()):
+        generator = random.Random(f"{seed} {speaker}")
+        neutral = [name for name in names if entries[name]["emotion"] == EMOTIONS[NEUTRAL]]
+        generator.shuffle(neutral)
+        fillers = itertools.cycle(neutral)
+        for name in names:
+            if entries[name]["emotion"] != EMOTIONS[NEUTRAL]:
+                pattern = generator.choice(PATTERNS) if neutral else "e"
+                mixtures[name] = [next(fillers) if part == "n" else name for part in pattern]
+    return mixtures
+
+
+def mix(manifest, data_root, mixed_folder, save_folder, seed, keep_neutral=False):
+    """Write the mixed corpus of a manifest: audio, and a manifest with the intervals.
+
+    Arguments
+    ---------
+    manifest : str or Path
+        Of single utterances, one emotion each.
+    data_root : str or Path
+        What ``{data_root}`` in it stands for.
+    mixed_folder : str or Path
+        Where the audio goes, 16 kHz FLAC; what ``{data_root}`` stands for in the mixed manifest. A
+        file's name tells its content, so that what is there already is never stale.
+    save_folder : str or Path
+        Where the manifest goes.
+    seed : int
+    keep_neutral : bool
+        Whether each neutral utterance is also there by itself, as training on utterance labels
+        needs some that are neutral.
+
+    Returns
+    -------
+    Path
+        ``<save_folder>/mixed_<name of the manifest>``.
+
+    Raises
+    ------
+    InputError
+        Naming the utterances that cannot be read, are silent, or whose intervals do not fit.
+    """
+    manifest, mixed_folder = Path(manifest), Path(mixed_folder)
+    mixed_folder.mkdir(parents=True, exist_ok=True)
+    entries = read_manifest(manifest)
+    mixtures = draw_mixtures(entries, seed)
+    shapes = Counter(len(parts) for parts in mixtures.values())
+    if keep_neutral:
+        mixtures |= {name: [name] for name in entries if name not in mixtures}
+    utterances, problems = [], []
+    for name, parts in mixtures.items():
+        try:
+            utterances.append(_join(name, parts, entries, data_root, mixed_folder))
+        except InputError as error:
+            problems.append(f"{name}: {error}")
+    raise_problems(problems, f"correct {data_root}")
+    logger.info(
+        f"{manifest}: {shapes[1]} emotional utterances alone, {shapes[2]} with a neutral one, "
+        f"{shapes[3]} between two; {len(mixtures) - shapes.total()} neutral ones alone"
+    )
+    split = f"mixed_{manifest.stem}"
+    checked = check_utterances(utterances, mixed_folder)
+    return save_manifests(save_folder, {split: checked}, mixed_folder)[split]
+
+
+def _join(name, parts, entries, data_root, mixed_folder):
+    """Write the audio of a mixture; return its Utterance."""
+    pieces, intervals, start = [], [], 0
+    for part in parts:
+        entry = entries[part]
+        pieces.append(_leveled(entry["wav"].replace("{data_root}", str(data_root))))
+        end = start + len(pieces[-1])
+        intervals.append(Interval(start, end, entry["emotion"], entry["transcript"]))
+        start = end
+    samples = (np.concatenate(pieces).clip(-1, 1) * 32767).round().astype("<i2")
+    digest = hashlib.sha256(samples.tobytes()).hexdigest()[:12]
+    wav = mixed_folder / f"{name}_{digest}.flac"
+    if not wav.exists():
+        with whole_or_nothing(wav) as partial:
+            soundfile.write(partial, samples, SAMPLE_RATE, format="FLAC")
+    return Utterance(
+        id=name,
+        wav=wav,
+        transcript=" ".join(interval.transcript for interval in intervals),
+        emotion=entries[name]["emotion"],
+        speaker=entries[name]["speaker"],
+        samples=len(samples),
+        intervals=tuple(intervals),
+    )
+
+
+def _leveled(path):
+    """Samples of a file at 16 kHz, float [S], brought to ``LOUDNESS``."""
+    samples = read_audio(path, SAMPLE_RATE).double().numpy()
+    level = np.sqrt(np.mean(np.square(samples)))
+    if not level:
+        raise InputError(f"{path} is silent")
+    return samples * 10 ** (LOUDNESS / 20) / level

@@ -1,0 +1,160 @@
+import json
+import math
+from collections import Counter
+
+import numpy as np
+import pytest
+import soundfile
+
+from ent_brain.dataio import make_dataset
+from ent_brain.errors import InputError
+from ent_brain.frontend import FbankFrontend
+from ent_brain.manifest import read_manifest
+from ent_brain.mixing import LOUDNESS, draw_mixtures, mix
+from ent_brain.tokens import CharTokens
+
+TEXTS = {"neutral": "WELL THEN", "sad": "OH NO", "angry": "STOP IT NOW"}
+
+
+def write_corpus(folder, counts=None, rate=16000, speakers=("Ann", "Bob")):
+    """Noise of another length and level for every utterance, and its manifest."""
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    manifest = {}
+    for speaker in speakers:
+        for emotion, count in (counts or {"neutral": 3, "sad": 5, "angry": 4}).items():
+            for index in range(count):
+                name = f"{speaker}_{emotion}{index}"
+                samples = rng.uniform(0.02, 0.4) * rng.normal(size=rng.integers(rate // 2, rate))
+                soundfile.write(folder / f"{name}.wav", samples.clip(-1, 1), rate)
+                manifest[name] = {
+                    "wav": f"{{data_root}}/{name}.wav",
+                    "duration": len(samples) / rate,
+                    "transcript": TEXTS[emotion],
+                    "emotion": emotion,
+                    "speaker": speaker,
+                }
+    (folder / "train.json").write_text(json.dumps(manifest))
+    return folder / "train.json"
+
+
+def mixed_from(manifest, folder, seed=1, **options):
+    path = mix(manifest, manifest.parent, folder / "audio", folder, seed, **options)
+    return path, read_manifest(path)
+
+
+@pytest.fixture
+def corpus(tmp_path):
+    return write_corpus(tmp_path / "corpus")
+
+
+def test_every_emotional_utterance_is_used_once_with_its_speaker_s_neutral_ones(corpus):
+    entries = read_manifest(corpus)
+    mixtures = draw_mixtures(entries, seed=3)
+    assert set(mixtures) == {name for name, e in entries.items() if e["emotion"] != "neutral"}
+    for name, parts in mixtures.items():
+        assert parts.count(name) == 1
+        assert len({entries[part]["speaker"] for part in parts}) == 1
+        emotions = [entries[part]["emotion"] for part in parts if part != name]
+        assert set(emotions) <= {"neutral"}
+
+
+def test_the_four_patterns_are_equally_probable_and_neutral_ones_come_in_turn():
+    entries = {f"e{i:04}": {"speaker": "Ann", "emotion": "sad"} for i in range(4000)}
+    entries |= {f"n{i}": {"speaker": "Ann", "emotion": "neutral"} for i in range(7)}
+    mixtures = draw_mixtures(entries, seed=5)
+    patterns = Counter(tuple(p[0] for p in parts) for parts in mixtures.values())
+    assert set(patterns) == {("n", "e"), ("e", "n"), ("n", "e", "n"), ("e",)}
+    # Four binomial deviations of 4,000 draws at 1/4.
+    assert all(abs(count - 1000) < 4 * math.sqrt(4000 * 3 / 16) for count in patterns.values())
+    used = Counter(part for parts in mixtures.values() for part in parts if part[0] == "n")
+    assert max(used.values()) - min(used.values()) <= 1
+
+
+def test_a_seed_draws_the_same_and_another_one_others(corpus):
+    entries = read_manifest(corpus)
+    assert draw_mixtures(entries, 1) == draw_mixtures(dict(reversed(entries.items())), 1)
+    assert draw_mixtures(entries, 1) != draw_mixtures(entries, 2)
+    of_ann = {name: e for name, e in entries.items() if e["speaker"] == "Ann"}
+    assert draw_mixtures(of_ann, 1).items() <= draw_mixtures(entries, 1).items()
+
+
+def test_the_audio_is_the_parts_at_equal_loudness_and_the_intervals_tell_where(corpus, tmp_path):
+    entries = read_manifest(corpus)
+    mixtures = draw_mixtures(entries, seed=1)
+    path, mixed = mixed_from(corpus, tmp_path)
+    assert path == tmp_path / "mixed_train.json"
+    assert set(mixed) == set(mixtures)
+    for name, entry in mixed.items():
+        audio, rate = soundfile.read(entry["wav"].replace("{data_root}", f"{tmp_path}/audio"))
+        assert rate == 16000
+        assert len(audio) == round(entry["duration"] * 16000)
+        assert (entry["emotion"], entry["speaker"]) == (
+            entries[name]["emotion"],
+            entries[name]["speaker"],
+        )
+        for interval, part in zip(entry["intervals"], mixtures[name], strict=True):
+            samples = audio[interval["start"] : interval["end"]]
+            original, _ = soundfile.read(corpus.parent / f"{part}.wav")
+            assert len(samples) == len(original)
+            assert 20 * np.log10(np.sqrt(np.mean(samples**2))) == pytest.approx(LOUDNESS, abs=0.05)
+            assert np.corrcoef(samples, original)[0, 1] > 0.999
+            assert interval["emotion"] == entries[part]["emotion"]
+            assert interval["transcript"] == entries[part]["transcript"]
+
+
+def test_the_same_is_written_again_and_nothing_that_is_there(corpus, tmp_path):
+    first, _ = mixed_from(corpus, tmp_path)
+    files = {p: (p.read_bytes(), p.stat().st_mtime_ns) for p in (tmp_path / "audio").iterdir()}
+    manifest = first.read_bytes()
+    mixed_from(corpus, tmp_path)
+    assert {p: (p.read_bytes(), p.stat().st_mtime_ns) for p in files} == files
+    again, _ = mixed_from(corpus, tmp_path / "elsewhere")
+    assert again.read_bytes() == manifest
+    assert {p.name for p in (tmp_path / "elsewhere/audio").iterdir()} == {p.name for p in files}
+
+
+def test_audio_that_changes_is_mixed_anew(corpus, tmp_path):
+    _, before = mixed_from(corpus, tmp_path)
+    samples, rate = soundfile.read(corpus.parent / "Ann_sad0.wav")
+    soundfile.write(corpus.parent / "Ann_sad0.wav", samples[::-1], rate)
+    _, after = mixed_from(corpus, tmp_path)
+    assert [name for name in after if after[name]["wav"] != before[name]["wav"]] == ["Ann_sad0"]
+
+
+def test_neutral_utterances_stand_alone_where_asked(corpus, tmp_path):
+    _, mixed = mixed_from(corpus, tmp_path, keep_neutral=True)
+    alone = [entry for entry in mixed.values() if entry["emotion"] == "neutral"]
+    assert len(alone) == 6
+    assert all(len(entry["intervals"]) == 1 for entry in alone)
+
+
+def test_a_speaker_without_neutral_speech_is_not_mixed(tmp_path):
+    corpus = write_corpus(tmp_path / "corpus", counts={"sad": 3})
+    _, mixed = mixed_from(corpus, tmp_path)
+    assert {len(entry["intervals"]) for entry in mixed.values()} == {1}
+
+
+def test_audio_of_another_rate_is_mixed_at_16_khz(tmp_path):
+    corpus = write_corpus(tmp_path / "corpus", rate=8000, speakers=("Ann",))
+    _, mixed = mixed_from(corpus, tmp_path)
+    entries = read_manifest(corpus)
+    for name, parts in draw_mixtures(entries, 1).items():
+        seconds = sum(entries[part]["duration"] for part in parts)
+        assert mixed[name]["duration"] == pytest.approx(seconds, abs=1e-3)
+
+
+def test_silence_is_refused(corpus, tmp_path):
+    soundfile.write(corpus.parent / "Bob_sad1.wav", np.zeros(8000), 16000)
+    with pytest.raises(InputError, match=r"Bob_sad1: .*Bob_sad1.wav is silent: correct"):
+        mixed_from(corpus, tmp_path)
+
+
+def test_a_mixed_corpus_makes_a_dataset(corpus, tmp_path):
+    path, _ = mixed_from(corpus, tmp_path)
+    dataset = make_dataset(path, tmp_path / "audio", CharTokens(), FbankFrontend(0.04), 1.0)
+    for item in dataset:
+        spans = item["entry"]["intervals"]
+        assert spans[0][1] == spans[0][3] == 0
+        assert all(a[2] == b[1] and a[4] == b[3] for a, b in zip(spans, spans[1:], strict=False))
+        assert spans[-1][4] == len(item["tokens"]) + 1
