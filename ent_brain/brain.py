@@ -14,9 +14,12 @@ from ent_brain.decoding import search
 from ent_brain.errors import InputError
 from ent_brain.files import read_json, write_json
 from ent_brain.losses import (
+    SUPERVISED_MODES,
     aligned_pooling_loss,
     lattice_pooling_loss,
     next_token_loss,
+    supervised_aligned_loss,
+    supervised_lattice_loss,
     transducer_alignment,
 )
 from ent_brain.metrics import TransducerStats
@@ -30,9 +33,10 @@ class EmotionTransducerBrain(sb.Brain):
 
     ``modules`` are ``frontend`` and ``model``. Of the ``hparams`` it reads the loss weights
     ``rnnt_weight``, ``head_weight``, ``lattice_weight`` and ``lm_weight`` (a term of weight 0 is
-    not computed), ``fastemit``, ``lattice_mode``, ``aligned_top``, ``max_symbols``, ``beam_size``
-    (in tests; validation searches greedily), ``lr_schedule``, ``warmup_epochs``,
-    ``number_of_epochs``, ``train_logger``, ``output_folder``, and SpeechBrain's own run options.
+    not computed), ``fastemit``, ``lattice_mode`` (a supervised one learns from the intervals that
+    the manifest tells), ``aligned_top``, ``max_symbols``, ``beam_size`` (in tests; validation
+    searches greedily), ``lr_schedule``, ``warmup_epochs``, ``number_of_epochs``, ``train_logger``,
+    ``output_folder``, and SpeechBrain's own run options.
 
     The validation set chooses the checkpoint: ``evaluate(..., min_key="error")`` loads the one of
     the lowest ``error``, the mean of those of WER, 100 - UA and EDER that can be told.
@@ -122,10 +126,10 @@ class EmotionTransducerBrain(sb.Brain):
         batch = batch.to(self.device)
         kept = {"kept": batch.kept} if hasattr(batch, "kept") else {}
         features, frame_lens = self.modules.frontend(*batch.sig, **kept)
-        token_lens = batch.token_count
+        token_lens, intervals = batch.token_count, self._intervals(batch, stage)
         if not self.hparams.rnnt_weight:  # then the model never sees a token
             token_lens = torch.zeros_like(token_lens)
-        output = self.modules.model(features, frame_lens, batch.tokens.data, token_lens)
+        output = self.modules.model(features, frame_lens, batch.tokens.data, token_lens, intervals)
         hypotheses = []
         if stage != sb.Stage.TRAIN:
             beam_size = self.hparams.beam_size if stage == sb.Stage.TEST else 1
@@ -141,9 +145,24 @@ class EmotionTransducerBrain(sb.Brain):
             output=output, frame_lens=frame_lens, token_lens=token_lens, hypotheses=hypotheses
         )
 
+    def _intervals(self, batch, stage):
+        """Known intervals of each utterance where they are to be learnt from; None elsewhere."""
+        if stage == sb.Stage.TEST or self.hparams.lattice_mode not in SUPERVISED_MODES:
+            return None
+        known = [entry["intervals"] for entry in batch.entry]
+        if not self.hparams.rnnt_weight:  # one position is all there is
+            known = [[(*span[:3], 0, 1) for span in spans] for spans in known]
+        return known
+
     def compute_objectives(self, predictions, batch, stage):
-        """Weighted sum of the loss terms; when not training the statistics grow too."""
-        terms = self._loss_terms(predictions, batch)
+        """Weighted sum of the loss terms; when not training the statistics grow too.
+
+        In tests the loss is 0: a test set need not tell what a loss is computed from.
+        """
+        if stage == sb.Stage.TEST:
+            self.stats.append(batch.id, predictions.hypotheses, batch.entry)
+            return torch.zeros(())
+        terms = self._loss_terms(predictions, batch, self._intervals(batch, stage))
         for name, term in terms.items():
             self.running[name] += term.detach() * len(batch.id)
         self.running["utterances"] += len(batch.id)
@@ -151,7 +170,7 @@ class EmotionTransducerBrain(sb.Brain):
             self.stats.append(batch.id, predictions.hypotheses, batch.entry)
         return sum(getattr(self.hparams, f"{name}_weight") * term for name, term in terms.items())
 
-    def _loss_terms(self, predictions, batch):
+    def _loss_terms(self, predictions, batch, intervals):
         """Unweighted loss terms by name: those whose weight is not 0."""
         output, hparams = predictions.output, self.hparams
         lens = predictions.frame_lens, predictions.token_lens
@@ -164,8 +183,16 @@ class EmotionTransducerBrain(sb.Brain):
             posteriors = alignment.posteriors
             terms["rnnt"] = alignment.nll.mean()
         if hparams.head_weight:
-            terms["head"] = torch.nn.functional.cross_entropy(output.head_logits, emotions)
-        if hparams.lattice_weight and hparams.lattice_mode == "aligned":
+            terms["head"] = _head_loss(output, emotions, intervals)
+        if hparams.lattice_weight and hparams.lattice_mode == "supervised":
+            terms["lattice"] = supervised_lattice_loss(output.emotion_lattice, intervals, *lens)
+        elif hparams.lattice_weight and hparams.lattice_mode == "supervised_aligned":
+            if posteriors is None:  # nothing is transcribed: one position, where all frames are
+                posteriors = output.encoded.emotion.new_ones(*output.encoded.emotion.shape[:2], 1)
+            terms["lattice"] = supervised_aligned_loss(
+                output.emotion_lattice, posteriors, intervals, *lens
+            )
+        elif hparams.lattice_weight and hparams.lattice_mode == "aligned":
             terms["lattice"] = aligned_pooling_loss(
                 output.token_lattices,
                 output.emotion_lattice,
@@ -200,6 +227,8 @@ class EmotionTransducerBrain(sb.Brain):
 
     def on_stage_end(self, stage, stage_loss, epoch=None):
         """Log the stage; after validation keep the checkpoint if it is the best or the latest."""
+        if stage == sb.Stage.TEST:
+            return
         utterances, lr = self.running.pop("utterances"), self.running.pop("lr", 0.0)
         losses = {name: float(total) / utterances for name, total in self.running.items()}
         losses = {"loss": float(stage_loss), **losses}
@@ -240,6 +269,24 @@ class EmotionTransducerBrain(sb.Brain):
         """Load the checkpoint that a key chooses; without a key keep the weights as they are."""
         if max_key or min_key:
             super().on_evaluate_start(max_key, min_key)
+
+
+def _head_loss(output, emotions, intervals):
+    """Cross-entropy of the pooled head over utterances and, where they are known, intervals.
+
+    Of each utterance the mean over it and its intervals: the head is to tell both.
+    """
+    cross_entropy = torch.nn.functional.cross_entropy
+    if intervals is None:
+        return cross_entropy(output.head_logits, emotions)
+    owners = [row for row, spans in enumerate(intervals) for _ in spans]
+    labels = [span[0] for spans in intervals for span in spans]
+    rows = torch.tensor([*range(len(intervals)), *owners], device=emotions.device)
+    logits = torch.cat((output.head_logits, output.interval_logits))
+    losses = cross_entropy(
+        logits, torch.cat((emotions, emotions.new_tensor(labels))), reduction="none"
+    )
+    return (losses / rows.bincount()[rows]).sum() / len(intervals)
 
 
 @main_process_only

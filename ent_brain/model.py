@@ -33,6 +33,8 @@ class TransducerOutput(NamedTuple):
     """[B, U+1, V]"""
     encoded: Streams
     """[B, T, D] each, for a search that follows."""
+    interval_logits: Tensor | None
+    """[K, E] of the intervals of all utterances; None where none were asked for."""
 
 
 class ScalarMix(nn.Module):
@@ -256,7 +258,7 @@ class TransducerModel(nn.Module):
         self.lm_head = nn.Linear(encoder_dim, vocab_size) if lm_head else None
         self.apply(_initialize)
 
-    def forward(self, features, frame_lens, tokens, token_lens):
+    def forward(self, features, frame_lens, tokens, token_lens, intervals=None):
         """Describe the lattices of a batch and classify its utterances.
 
         Arguments
@@ -269,6 +271,9 @@ class TransducerModel(nn.Module):
             [B, U] ids; padding is fed as blank.
         token_lens : Tensor
             [B] int.
+        intervals : list, optional
+            Of each utterance those that the pooled head is to classify by themselves, as
+            ``losses.supervised_lattice_loss`` takes them.
 
         Returns
         -------
@@ -284,6 +289,7 @@ class TransducerModel(nn.Module):
             self.classify(encoded, frame_lens, predicted, token_lens),
             self.lm_head(predicted.vocabulary) if self.lm_head else None,
             encoded,
+            self.classify_intervals(encoded, predicted, intervals),
         )
 
     def encode(self, features, frame_lens):
@@ -341,6 +347,19 @@ class TransducerModel(nn.Module):
             return None
         return self.pooled_head(
             _mean(encoded.emotion, frame_lens), _mean(predicted.emotion, token_lens + 1)
+        )
+
+    def classify_intervals(self, encoded, predicted, intervals):
+        """Logits [K, E] of the pooled head over the frames and positions of each interval.
+
+        None without a head or without intervals.
+        """
+        if self.pooled_head is None or intervals is None:
+            return None
+        spans = [(row, *span[1:]) for row, known in enumerate(intervals) for span in known]
+        return self.pooled_head(
+            torch.stack([encoded.emotion[row, a:b].mean(0) for row, a, b, _, _ in spans]),
+            torch.stack([predicted.emotion[row, c:d].mean(0) for row, _, _, c, d in spans]),
         )
 
 

@@ -25,8 +25,9 @@ from ent_brain.emotions import EMOTIONS
 from ent_brain.errors import InputError, raise_problems
 from ent_brain.export import export
 from ent_brain.files import read_json, whole_or_nothing, write_json
-from ent_brain.losses import POOLING_MODES
+from ent_brain.losses import POOLING_MODES, SUPERVISED_MODES
 from ent_brain.manifest import read_manifest
+from ent_brain.mixing import mix
 from ent_brain.report import plot_confusion, plot_learning_curves, plot_timeline, results_table
 from ent_brain.tokens import CharTokens, load_sentencepiece, train_sentencepiece
 
@@ -36,7 +37,7 @@ logging.getLogger("speechbrain.utils.train_logger").addFilter(
 )
 
 LOSS_WEIGHTS = ("rnnt_weight", "head_weight", "lattice_weight", "lm_weight")
-LATTICE_MODES = (*POOLING_MODES, "aligned")
+LATTICE_MODES = (*POOLING_MODES, "aligned", *SUPERVISED_MODES)
 
 logger = get_logger(__name__)
 
@@ -46,6 +47,7 @@ KEYS_READ_BY_CODE = {
     *("seed", "output_folder", "data_folder", "zed_folder", "save_folder", "paper_protocol"),
     *("test_session", "valid_share", "max_train_seconds", "max_tokens_per_frame"),
     *("tokens", "vocab_size", "test_actors", "valid_actors", "calm_as_neutral"),
+    *("mixed", "keep_neutral", "mixed_folder"),
     *("number_of_epochs", "warmup_epochs", "opt_class", "lr_schedule", "epoch_counter"),
     *("modules", "checkpointer", "train_logger", "train_dataloader_opts", "test_dataloader_opts"),
     *("max_batch_nodes", "only_fill_cache"),
@@ -57,8 +59,9 @@ ABOVE_0 = {
     *("number_of_epochs", "batch_size", "lr", "max_grad_norm", "vocab_size"),
     *("max_tokens_per_frame", "max_train_seconds", "max_batch_nodes", "aligned_top"),
     *("frame_duration", "encoder_dim", "predictor_dim", "joint_dim", "max_symbols", "beam_size"),
+    *("mask_time_length", "mask_feature_length"),
 }
-UP_TO_1 = {"valid_share", "aligned_top", "dropout"}
+UP_TO_1 = {"valid_share", "aligned_top", "dropout", "mask_time_prob", "mask_feature_prob"}
 """What the numbers of a recipe are held to; none may lie below 0."""
 
 
@@ -167,11 +170,13 @@ def _check_losses(values, hparams_file):
     weights = {name: values[name] for name in LOSS_WEIGHTS}
     if not any(weights.values()):
         raise InputError(f"{hparams_file}: loss weights {weights}: one must lie above 0")
-    aligned = weights["lattice_weight"] and values["lattice_mode"] == "aligned"
-    if not weights["rnnt_weight"] and (aligned or weights["lm_weight"]):
+    mode = values["lattice_mode"]
+    by_words = weights["lattice_weight"] and mode in ("aligned", "supervised")
+    if not weights["rnnt_weight"] and (by_words or weights["lm_weight"]):
+        instead = "supervised_aligned" if mode in SUPERVISED_MODES else "mil"
         raise InputError(
-            "rnnt_weight: 0: nothing is transcribed then, so lattice_mode aligned and lm_weight "
-            "have nothing to go by: raise it, or set lattice_mode mil and lm_weight 0"
+            f"rnnt_weight: 0: nothing is transcribed then, so lattice_mode {mode} and lm_weight "
+            f"have nothing to go by: raise it, or set lattice_mode {instead} and lm_weight 0"
         )
 
 
@@ -255,6 +260,37 @@ def make_tokens(kind, vocab_size, train_manifest, save_folder):
     return tokens
 
 
+def mixed_sets(hparams, train, valid, tests):
+    """Mix the utterances of a recipe's sets where its YAML says so (``mixed``).
+
+    Arguments
+    ---------
+    hparams, train, valid, tests
+        As for ``train_and_test``.
+
+    Returns
+    -------
+    tuple
+        ``train``, ``valid`` and ``tests``, those of mixed utterances named so; the same as they
+        came where nothing is to be mixed.
+    """
+    if not hparams.get("mixed"):
+        return train, valid, tests
+    mixed_folder = hparams["mixed_folder"]
+
+    def mixed(manifest, root, keep_neutral):
+        kwargs = {"save_folder": hparams["save_folder"], "seed": hparams["seed"]}
+        kwargs["keep_neutral"] = keep_neutral
+        run_on_main(mix, args=[manifest, root, mixed_folder], kwargs=kwargs)
+        return Path(hparams["save_folder"]) / f"mixed_{Path(manifest).name}", mixed_folder
+
+    return (
+        mixed(*train, hparams["keep_neutral"]),
+        mixed(*valid, hparams["keep_neutral"]),
+        {f"mixed {name}": mixed(*test, keep_neutral=False) for name, test in tests.items()},
+    )
+
+
 def train_and_test(hparams, run_opts, train, valid, tests):
     """Train a recipe's model, or go on where a run stopped, and report on its test sets.
 
@@ -278,6 +314,8 @@ def train_and_test(hparams, run_opts, train, valid, tests):
         make_dataset(manifest, root, tokens, frontend, hparams["max_tokens_per_frame"])
         for manifest, root in (train, valid, *tests.values())
     )
+    if hparams["lattice_mode"] in SUPERVISED_MODES:
+        _check_intervals([train_set, valid_set], hparams["lattice_mode"])
     # Alike in length they pad little, and what does not fit into memory shows at the start.
     valid_set, *test_sets = (
         dataset.filtered_sorted(sort_key="duration", reverse=True)
@@ -319,6 +357,19 @@ def train_and_test(hparams, run_opts, train, valid, tests):
         valid_loader_kwargs=hparams["test_dataloader_opts"],
     )
     report(brain, test_sets, hparams)
+
+
+def _check_intervals(datasets, lattice_mode):
+    unknown = [
+        name
+        for dataset in datasets
+        for name, item in dataset.data.items()
+        if item["entry"]["intervals"] is None
+    ]
+    raise_problems(
+        [f"{name}: no known intervals" for name in unknown],
+        f"lattice_mode {lattice_mode} needs them: train on mixed utterances, as ent_mix.yaml does",
+    )
 
 
 def _check_data(manifests, save_folder):

@@ -21,7 +21,15 @@ from ent_brain.dataio import make_batch_sampler, make_dataset
 from ent_brain.emotions import EMOTIONS
 from ent_brain.errors import InputError
 from ent_brain.frontend import FbankFrontend
-from ent_brain.losses import lattice_pooling_loss, next_token_loss, transducer_loss
+from ent_brain.losses import (
+    aligned_emotions,
+    lattice_pooling_loss,
+    next_token_loss,
+    supervised_lattice_loss,
+    transducer_alignment,
+    transducer_loss,
+)
+from ent_brain.manifest import Interval
 from ent_brain.metrics import TransducerStats
 from ent_brain.model import ENT, FENT
 from ent_brain.tokens import CharTokens
@@ -63,14 +71,16 @@ def songs(tmp_path_factory):
         text = draw_text(rng)
         song = sing(text, emotion, rng)
         soundfile.write(folder / f"song{index:02}.wav", song, 16000)
-        segment = {"start": 0.2, "end": 0.6, "emotion": emotion}
+        half = len(song) // 2
+        words = text.split()
+        intervals = [(0, half, "neutral", words[0]), (half, len(song), emotion, words[1])]
         manifest[f"song{index:02}"] = {
             "wav": f"{{data_root}}/song{index:02}.wav",
             "duration": len(song) / 16000,
             "transcript": text,
             "emotion": emotion,
             "speaker": "Ann",
-            "segments": [] if emotion == "neutral" else [segment],
+            "intervals": [Interval(*interval)._asdict() for interval in intervals],
         }
     (folder / "songs.json").write_text(json.dumps(manifest))
     return folder / "songs.json"
@@ -256,11 +266,77 @@ def test_without_emotions_only_word_errors_are_told(tmp_path, dataset):
     assert set(brain.stats.summarize()) == {"WER", "CER", "error"}
 
 
-@pytest.mark.parametrize("mode", ["one", "full_t", "full_u", "mil", "aligned"])
+@pytest.mark.parametrize(
+    "mode", ["one", "full_t", "full_u", "mil", "aligned", "supervised", "supervised_aligned"]
+)
 def test_every_lattice_mode_trains(tmp_path, dataset, mode):
     brain = make_brain(tmp_path, lattice_mode=mode)
     fit(brain, dataset)
     assert all(math.isfinite(epoch["train lattice"]) for epoch in brain.history)
+
+
+@pytest.mark.parametrize("model", [ENT, FENT])
+@pytest.mark.parametrize("mode", ["supervised", "supervised_aligned"])
+@pytest.mark.parametrize("rnnt_weight", [0.5, 0.0])
+def test_known_intervals_are_learnt_from(tmp_path, dataset, model, mode, rnnt_weight):
+    """The head's term: of each utterance the mean over it and its intervals, pooled one by one."""
+    if mode == "supervised" and not rnnt_weight:
+        pytest.skip("there are no positions to tell intervals apart")
+    brain = make_brain(tmp_path, model, lattice_mode=mode, rnnt_weight=rnnt_weight)
+    batch = a_batch(dataset)
+    brain.modules.eval()
+    brain.on_stage_start(sb.Stage.TRAIN)
+    outputs = brain.compute_forward(batch, sb.Stage.TRAIN)
+    brain.compute_objectives(outputs, batch, sb.Stage.TRAIN).backward()
+    terms = {name: float(total) / 4 for name, total in brain.running.items()}
+
+    plain = brain.modules.model
+    intervals = [entry["intervals"] for entry in batch.entry]
+    features, frame_lens = brain.modules.frontend(*batch.sig)
+    tokens, token_lens = batch.tokens.data, batch.token_count
+    if not rnnt_weight:
+        tokens, token_lens = tokens[:, :0], torch.zeros_like(token_lens)
+    encoded, predicted = plain.encode(features, frame_lens), plain.predict(tokens, token_lens)
+    of_utterances = plain.classify(encoded, frame_lens, predicted, token_lens)
+    head = []
+    for row, spans in enumerate(intervals):
+        losses = [cross_entropy(of_utterances[row], batch.emotion_index[row])]
+        for emotion, a, b, c, d in spans:
+            positions = slice(c, d) if rnnt_weight else slice(0, 1)
+            pooled = encoded.emotion[row, a:b].mean(0), predicted.emotion[row, positions].mean(0)
+            losses.append(cross_entropy(plain.pooled_head(*pooled), torch.tensor(emotion)))
+        head.append(sum(losses) / len(losses))
+    assert terms["head"] == pytest.approx(float(sum(head).detach() / 4), rel=1e-5)
+
+    lattice = plain.emotion_lattice(encoded, predicted)
+    if mode == "supervised":
+        expected = supervised_lattice_loss(lattice, intervals, frame_lens, token_lens)
+    else:
+        posteriors = torch.ones(*encoded.emotion.shape[:2], 1)
+        if rnnt_weight:
+            lattices = plain.token_lattices(encoded, predicted)
+            posteriors = transducer_alignment(lattices, tokens, frame_lens, token_lens).posteriors
+        probs = aligned_emotions(lattice, posteriors, token_lens)
+        surprises = [
+            torch.stack(
+                [-probs[row, t, emotion].log() for emotion, a, b, *_ in spans for t in range(a, b)]
+            ).mean()
+            for row, spans in enumerate(intervals)
+        ]
+        expected = torch.stack(surprises).mean()
+    assert terms["lattice"] == pytest.approx(float(expected.detach()), rel=1e-5)
+    assert all(p.grad is not None for p in plain.parameters())
+
+
+def test_a_test_set_need_not_tell_intervals(tmp_path, dataset):
+    brain = make_brain(tmp_path, lattice_mode="supervised")
+    untold = dataset.filtered_sorted()
+    untold.data = {
+        name: {**item, "entry": {**item["entry"], "intervals": None}}
+        for name, item in dataset.data.items()
+    }
+    brain.evaluate(untold, test_loader_kwargs={"batch_size": 8})
+    assert "EDER" in brain.stats.summarize()
 
 
 def test_fastemit_changes_the_gradient_of_the_words_but_no_loss(tmp_path, dataset):

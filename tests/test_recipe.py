@@ -4,14 +4,18 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
+from hyperpyyaml import resolve_references
+from speechbrain.core import RunOptions
 
 from ent_brain.errors import InputError
-from ent_brain.frontend import SSLFrontend
+from ent_brain.frontend import FbankFrontend, SSLFrontend
 from ent_brain.model import ENT, FENT
-from ent_brain.recipe import load_recipe, make_tokens, report
+from ent_brain.recipe import KEYS_READ_BY_CODE, load_recipe, make_tokens, report
 
 ROOT = Path(__file__).resolve().parents[1]
 YAMLS = sorted(ROOT.glob("recipes/*/hparams/*.yaml"))
+SMALL_MIX = ("RAVDESS", "hparams", "ent_mix.yaml")
 PLACES = {"data_folder": "corpus", "zed_folder": "zed"}
 
 
@@ -56,10 +60,14 @@ def recipe(request, tmp_path_factory, tiny_ssl):
 def test_every_yaml_loads_and_its_parts_fit(recipe):
     path, hparams = recipe
     frontend, model = hparams["modules"]["frontend"], hparams["modules"]["model"]
-    assert type(model) is {"ent": ENT, "fent": FENT}[path.stem.partition("_")[0]]
+    assert type(model) is (FENT if path.stem.startswith("fent") else ENT)
     features, frame_lens = frontend(torch.randn(1, 8000), torch.ones(1))
     output = model(features, frame_lens, torch.tensor([[5]]), torch.tensor([1]))
-    assert output.head_logits.shape == (1, 4)
+    if hparams["head_weight"]:
+        assert output.head_logits.shape == (1, 4)
+    if hparams["rnnt_weight"]:
+        outputs = sum(lattice.bias.numel() for lattice in output.token_lattices)
+        assert outputs == hparams["vocab_size"]
     kept = hparams["checkpointer"].recoverables
     assert kept["model"] is model
     assert kept["frontend"] is frontend
@@ -70,7 +78,7 @@ def test_what_changes_the_data_or_the_model_is_in_the_output_path(recipe):
     path, _ = recipe
     [line] = [ln for ln in path.read_text().splitlines() if ln.startswith("output_folder:")]
     telling = ("tokens", "vocab_size", "seed", "frontend", "test_session", "valid_share")
-    telling += ("max_train_seconds", "calm_as_neutral")
+    telling += ("max_train_seconds", "calm_as_neutral", "keep_neutral")
     assert all(f"<{key}>" in line for key in telling if f"\n{key}:" in path.read_text())
     assert f"results/{path.stem}/" in line
 
@@ -79,7 +87,8 @@ def test_the_paper_s_recipes_have_the_paper_s_settings(recipe):
     """SPEC.md sections 3, 4 and 7: the frozen protocol."""
     path, hparams = recipe
     if path.stem not in ("ent", "fent"):
-        assert not isinstance(hparams["modules"]["frontend"], SSLFrontend)
+        small = path.stem.endswith(("_demo", "_fbank")) or path.parts[-3:] == SMALL_MIX
+        assert isinstance(hparams["modules"]["frontend"], SSLFrontend) != small
         return
     settings = {
         "seed": 42,
@@ -114,15 +123,142 @@ def test_the_paper_s_recipes_have_the_paper_s_settings(recipe):
     assert hparams["modules"]["frontend"].frozen
 
 
-@pytest.mark.parametrize("recipe_name", ["IEMOCAP", "ZED"])
-def test_the_two_models_recipes_differ_in_the_model_alone(recipe_name):
-    folder = ROOT / "recipes" / recipe_name / "hparams"
-    for ent, fent in (("ent", "fent"), ("ent_demo", "fent_demo")):
-        words = (folder / f"{fent}.yaml").read_text().replace("FENT", "ENT")
-        words = words.replace("Factorised Emotion", "Emotion").replace(
-            "results/fent", "results/ent"
-        )
-        assert words == (folder / f"{ent}.yaml").read_text()
+def test_the_finetune_recipes_have_the_finetune_protocol_s_settings(recipe):
+    """SPEC.md sections 3 and 7."""
+    path, hparams = recipe
+    if "_finetune" not in path.stem:
+        return
+    settings = {
+        "number_of_epochs": 100,
+        "warmup_epochs": 20,
+        "decay_epochs": 50,
+        "batch_size": 1,
+        "head_weight": 1.0,
+        "lattice_mode": "one",
+    }
+    assert {key: hparams[key] for key in settings} == settings
+    optimizer = hparams["opt_class"]([torch.nn.Parameter(torch.zeros(2, 2))])
+    assert type(optimizer) is torch.optim.Adam
+    assert optimizer.param_groups[0]["lr"] == 5e-6
+    steps = 7
+    schedule = hparams["lr_schedule"](
+        optimizer, num_warmup_steps=20 * steps, num_training_steps=100 * steps
+    )
+    rates = [schedule.lr_lambdas[0](step) for step in range(100 * steps)]
+    expected = [epoch / 20 for epoch in range(1, 21)] + [1.0] * 30
+    expected += [epoch / 50 for epoch in range(50, 0, -1)]
+    assert rates == pytest.approx([rate for rate in expected for _ in range(steps)])
+
+    frontend = hparams["modules"]["frontend"]
+    config = frontend.ssl.model.config
+    assert (config.mask_time_prob, config.mask_time_length) == (0.08, 15)
+    assert (config.mask_feature_prob, config.mask_feature_length) == (0.05, 64)
+    trained = {name for name, p in frontend.ssl.model.named_parameters() if p.requires_grad}
+    assert trained
+    assert not {name for name in trained if name.startswith("feature_extractor.")}
+    assert frontend.feature_layers == 1
+    assert not hparams["modules"]["model"].mixes
+
+
+FINETUNED = {"frontend", "ssl", "finetune", "adamw", "modules", "model", "checkpointer"}
+FINETUNED |= {"opt_class", "lr_schedule", "number_of_epochs", "warmup_epochs", "decay_epochs"}
+FINETUNED |= {"batch_size", "lr", "weight_decay", "remove_vector_weight_decay", "head_weight"}
+FINETUNED |= {f"mask_{axis}_{what}" for axis in ("time", "feature") for what in ("prob", "length")}
+MIXED = {"mixed", "keep_neutral", "mixed_folder", "lattice_mode"}
+VARIANTS = {
+    "IEMOCAP/fent": ("IEMOCAP/ent", {"model"}),
+    "IEMOCAP/fent_demo": ("IEMOCAP/ent_demo", {"model"}),
+    "IEMOCAP/ent_bpe": ("IEMOCAP/ent", {"tokens", "vocab_size"}),
+    "IEMOCAP/ent_asr": ("IEMOCAP/ent", {"rnnt_weight", "head_weight", "lattice_weight"}),
+    "IEMOCAP/ser": ("IEMOCAP/ent", {"rnnt_weight", "head_weight", "lattice_weight"}),
+    "IEMOCAP/ent_finetune": ("IEMOCAP/ent", FINETUNED),
+    "IEMOCAP/ent_mix": ("IEMOCAP/ent", MIXED),
+    "IEMOCAP/fent_bpe": ("IEMOCAP/ent_bpe", {"model"}),
+    "IEMOCAP/fent_asr": ("IEMOCAP/ent_asr", {"model"}),
+    "IEMOCAP/fent_finetune": ("IEMOCAP/ent_finetune", {"model"}),
+    "IEMOCAP/fent_mix": ("IEMOCAP/ent_mix", {"model"}),
+    "ZED/ent": ("IEMOCAP/ent", {"zed_folder", "test_session"}),
+    "ZED/fent": ("ZED/ent", {"model"}),
+    "ZED/ent_demo": ("IEMOCAP/ent_demo", {"zed_folder"}),
+    "ZED/fent_demo": ("ZED/ent_demo", {"model"}),
+    "ZED/ent_finetune": ("ZED/ent", FINETUNED),
+    "ZED/fent_finetune": ("ZED/ent_finetune", {"model"}),
+    "ZED/ent_mix": ("ZED/ent", MIXED),
+    "ZED/fent_mix": ("ZED/ent_mix", {"model"}),
+    "RAVDESS/ent": (
+        "IEMOCAP/ent",
+        {"test_session", "valid_share", "max_train_seconds"}
+        | {"test_actors", "valid_actors", "calm_as_neutral"},
+    ),
+    "RAVDESS/fent_fbank": ("RAVDESS/ent_fbank", {"model"}),
+    "RAVDESS/ent_mix": ("RAVDESS/ent_fbank", MIXED),
+}
+"""Of a YAML its model, and the keys in which it differs, beside ``output_folder``."""
+
+
+def written(name):
+    """What a YAML says of each key, tags included."""
+    recipe, stem = name.split("/")
+    text = (ROOT / "recipes" / recipe / "hparams" / f"{stem}.yaml").read_text()
+    return {key.value: yaml.serialize(value) for key, value in yaml.compose(text).value}
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_a_variant_differs_from_its_model_where_it_says_so_alone(name):
+    base, allowed = VARIANTS[name]
+    own, others = written(name), written(base)
+    differing = {key for key in own.keys() | others.keys() if own.get(key) != others.get(key)}
+    assert "output_folder" in differing or base.split("/")[1] == name.split("/")[1]
+    assert differing - {"output_folder"} <= allowed
+
+
+def test_every_yaml_is_a_variant_or_a_model():
+    names = {f"{path.parts[-3]}/{path.stem}" for path in YAMLS}
+    assert names - set(VARIANTS) == {"IEMOCAP/ent", "IEMOCAP/ent_demo", "RAVDESS/ent_fbank"}
+
+
+def numbers_other_than(node):
+    """Another value of the kind that a YAML's scalar has; None where there is none to try."""
+    if node.tag.endswith(":int"):
+        return int(node.value) + 1
+    if node.tag.endswith(":float") or node.tag == "tag:yaml.org,2002:str":
+        return 0.123
+    return None
+
+
+@pytest.mark.parametrize("path", YAMLS, ids=lambda path: f"{path.parts[-3]}-{path.stem}")
+def test_the_command_line_reaches_every_tunable(path):
+    given = {key: "x" for key in PLACES if f"\n{key}: !PLACEHOLDER" in path.read_text()}
+
+    def resolved(**overrides):
+        with path.open() as file:
+            return yaml.compose(resolve_references(file, given | overrides).getvalue()).value
+
+    def said(nodes):
+        return {key.value: yaml.serialize(value) for key, value in nodes}
+
+    as_it_is = said(resolved())
+    by_code = KEYS_READ_BY_CODE | set(RunOptions().as_dict())
+    for key, node in resolved():
+        value = numbers_other_than(node)
+        if key.value in by_code or not isinstance(node, yaml.ScalarNode) or value is None:
+            continue
+        changed = said(resolved(**{key.value: value}))
+        elsewhere = {name for name in changed if changed[name] != as_it_is[name]} - {key.value}
+        assert elsewhere, f"{key.value} reaches nothing"
+
+
+@pytest.mark.parametrize("path", YAMLS, ids=lambda path: f"{path.parts[-3]}-{path.stem}")
+def test_what_is_set_is_explained(path):
+    """A key has a comment, or stands in a section that has one."""
+    section = None
+    for line in path.read_text().splitlines():
+        if not line:
+            section = None
+        elif line.startswith("# "):
+            section = line
+        elif line[0].isalpha() and ": !" not in line and not line.endswith(":"):
+            assert "  # " in line or " # " in line or section or line.startswith("seed:"), line
 
 
 # --- what is refused
@@ -225,7 +361,11 @@ def test_a_corpus_must_be_named(own_yaml, tmp_path):
         ("head_weight", ".inf", "give a number from 0"),
         ("aligned_top", 1.2, "give a number above 0 to 1"),
         ("paper_protocol", 1, "give True or False"),
-        ("lattice_mode", "two", "choose one, full_t, full_u, mil, aligned"),
+        (
+            "lattice_mode",
+            "two",
+            "choose one, full_t, full_u, mil, aligned, supervised, supervised_aligned",
+        ),
     ],
 )
 def test_a_value_of_another_kind_or_out_of_range_is_refused(own_yaml, tmp_path, key, value, remedy):
@@ -306,10 +446,22 @@ def test_some_loss_must_have_a_weight(own_yaml, tmp_path):
     assert load_recipe(own_yaml, overrides(tmp_path, data_folder="x", **none | {"head_weight": 1}))
 
 
-@pytest.mark.parametrize("given", [{"lattice_mode": "aligned"}, {"lm_weight": 0.3}])
+@pytest.mark.parametrize(
+    "given", [{"lattice_mode": "aligned"}, {"lattice_mode": "supervised"}, {"lm_weight": 0.3}]
+)
 def test_what_needs_words_is_refused_without_them(own_yaml, tmp_path, given):
     given = {"data_folder": "x", "rnnt_weight": 0, "lattice_mode": "mil", **given}
     assert refused(own_yaml, tmp_path, **given).startswith("rnnt_weight: 0: nothing is transcribed")
+
+
+def test_log_mel_energies_take_an_ssl_model_s_place(tmp_path):
+    path = ROOT / "recipes" / "IEMOCAP" / "hparams" / "fent.yaml"
+    hparams = load_recipe(path, overrides(tmp_path, data_folder="x", frontend="fbank"))
+    frontend, model = hparams["modules"]["frontend"], hparams["modules"]["model"]
+    assert type(frontend) is FbankFrontend
+    assert frontend.frame_duration == 0.02
+    assert (model.settings["feature_dim"], model.settings["feature_layers"]) == (160, 1)
+    assert hparams["checkpointer"].recoverables["frontend"] is frontend
 
 
 def test_an_unknown_front_end_is_refused(tmp_path, tiny_ssl):

@@ -11,7 +11,7 @@ from ravdess_prepare import prepare_ravdess
 from speechbrain.utils.distributed import ddp_init_group, run_on_main
 
 from ent_brain.errors import exit_on_input_error
-from ent_brain.recipe import load_recipe, train_and_test
+from ent_brain.recipe import load_recipe, mixed_sets, train_and_test
 
 
 @exit_on_input_error
@@ -32,13 +32,13 @@ def main():
             "calm_as_neutral": hparams["calm_as_neutral"],
         },
     )
-    train_and_test(
+    train, valid, tests = mixed_sets(
         hparams,
-        run_opts,
         train=(f"{manifests}/train.json", corpus),
         valid=(f"{manifests}/valid.json", corpus),
         tests={"test actors": (f"{manifests}/test.json", corpus)},
     )
+    train_and_test(hparams, run_opts, train, valid, tests)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from speechbrain.utils.distributed import ddp_init_group, run_on_main
 from zed_prepare import prepare_zed
 
 from ent_brain.errors import exit_on_input_error
-from ent_brain.recipe import load_recipe, train_and_test
+from ent_brain.recipe import load_recipe, mixed_sets, train_and_test
 
 
 @exit_on_input_error
@@ -36,17 +36,17 @@ def main():
     )
     run_on_main(prepare_zed, kwargs={"zed_folder": zed, "save_folder": manifests})
 
-    tests = {"ZED": (f"{manifests}/zed.json", zed)}
+    tests = {}
     if hparams["test_session"]:
-        name = f"IEMOCAP session {hparams['test_session']}"
-        tests = {name: (f"{manifests}/test.json", iemocap), **tests}
-    train_and_test(
+        tests[f"IEMOCAP session {hparams['test_session']}"] = (f"{manifests}/test.json", iemocap)
+    train, valid, tests = mixed_sets(
         hparams,
-        run_opts,
         train=(f"{manifests}/train.json", iemocap),
         valid=(f"{manifests}/valid.json", iemocap),
         tests=tests,
     )
+    tests["ZED"] = (f"{manifests}/zed.json", zed)
+    train_and_test(hparams, run_opts, train, valid, tests)
 
 
 if __name__ == "__main__":
