@@ -256,6 +256,54 @@ def test_a_cache_must_be_there_to_be_filled(run, iemocap, tiny_ssl):
     assert last == "error: only_fill_cache: there is no cache: name a folder in feature_cache"
 
 
+# --- what a fold may know
+
+
+def test_nothing_of_the_test_session_reaches_training_tokens_or_selection(run, iemocap, tmp_path):
+    """Another test session, with other words, voices and labels, gives the same model."""
+    other = shutil.copytree(iemocap, tmp_path / "other" / iemocap.name)
+    session = other / "Session5"
+    for path in (session / "dialog" / "transcriptions").glob("Ses*.txt"):
+        path.write_text(
+            re.sub(r"\]: .*", "]: Quizzical zebras vex jinxed wizards", path.read_text())
+        )
+    for path in (session / "dialog" / "EmoEvaluation").glob("Ses*.txt"):
+        path.write_text(re.sub(r"\t(neu|ang|sad|hap)\t", "\tsad\t", path.read_text()))
+    wavs = sorted(session.glob("sentences/wav/*/*.wav"))
+    contents = [wav.read_bytes() for wav in wavs]
+    longest = max(contents, key=len)
+    for wav in wavs:
+        wav.write_bytes(longest)
+
+    traces = []
+    options = {**SMALL, "number_of_epochs": 2, "tokens": "bpe", "vocab_size": 80}
+    for corpus in (iemocap, other):
+        outcome = run("IEMOCAP", "ent_demo.yaml", **options, data_folder=corpus)
+        assert outcome.status == 0, outcome.stderr
+        checkpointer = WholeCheckpointer(outcome.folder / "save")
+        best = checkpointer.find_checkpoint(min_key="error")
+        [pieces] = (outcome.folder / "save").glob("*.model")
+        traces.append(
+            {
+                "train": outcome.read("save/train.json"),
+                "valid": outcome.read("save/valid.json"),
+                "pieces": (pieces.name, pieces.read_bytes()),
+                "history": outcome.read("history.json"),
+                "chosen": best.meta["epoch"],
+                "weights": torch.load(best.paramfiles["model"]),
+                "test": outcome.read("save/test.json"),
+            }
+        )
+        shutil.rmtree(outcome.folder)
+    one, two = traces
+    weights, others = one.pop("weights"), two.pop("weights")
+    assert all(torch.equal(weights[name], others[name]) for name in weights)
+    tested, changed = one.pop("test"), two.pop("test")
+    assert tested != changed
+    assert not tested.keys() & (one["train"].keys() | one["valid"].keys())
+    assert one == two
+
+
 # --- started again
 
 
