@@ -53,7 +53,9 @@ def recipe(request, tmp_path_factory, tiny_ssl):
     text = request.param.read_text()
     given = {key: value for key, value in PLACES.items() if f"\n{key}: !PLACEHOLDER" in text}
     if "\nssl_hub:" in text:
-        given |= {"ssl_hub": tiny_ssl("wav2vec2"), "feature_cache": folder / "features"}
+        given["ssl_hub"] = tiny_ssl("wav2vec2")
+    if "\nfeature_cache:" in text:
+        given["feature_cache"] = folder / "features"
     return request.param, load_recipe(request.param, overrides(folder, **given))
 
 
@@ -163,6 +165,7 @@ def test_the_finetune_recipes_have_the_finetune_protocol_s_settings(recipe):
 FINETUNED = {"frontend", "ssl", "finetune", "adamw", "modules", "model", "checkpointer"}
 FINETUNED |= {"opt_class", "lr_schedule", "number_of_epochs", "warmup_epochs", "decay_epochs"}
 FINETUNED |= {"batch_size", "lr", "weight_decay", "remove_vector_weight_decay", "head_weight"}
+FINETUNED |= {"ssl_layers", "feature_cache", "feature_precision", "only_fill_cache"}
 FINETUNED |= {f"mask_{axis}_{what}" for axis in ("time", "feature") for what in ("prob", "length")}
 MIXED = {"mixed", "keep_neutral", "mixed_folder", "lattice_mode"}
 VARIANTS = {
