@@ -114,7 +114,7 @@ def _random(options):
         joint.output.weight.mul_(6)
         joint.encoder_side.weight.mul_(3)
         joint.predictor_side.weight.mul_(3)
-    count = 32 if options.quick else 128
+    count = 32 if options.quick else 64
     frame_lens = ((1 + 7 * torch.rand(count)).sort().values / FRAME_DURATION).long()
     features = torch.randn(count, int(frame_lens.max()), 1, model.settings["feature_dim"])
     _set_blank(model, features[-8:], frame_lens[-8:])
