@@ -350,6 +350,24 @@ def supervised_aligned_loss(
     return _reduce(surprise.sum(1) / frame_lens, reduction)
 
 
+def arc_log_probs(lattices, tokens, frame_lens, token_lens, blank=0):
+    """What the transducer reads of each node: log p(blank) and log p(the next token).
+
+    Arguments
+    ---------
+    lattices, tokens, frame_lens, token_lens, blank
+        As for ``transducer_alignment``, which says what is refused, too.
+
+    Returns
+    -------
+    Tensor
+        [2, B, T, U+1], T and U the largest lengths; -inf at nodes that are not valid. The token arc
+        of position ``token_len``, which has no next token, tells nothing.
+    """
+    _check(lattices, tokens, frame_lens, token_lens, blank)
+    return _arc_log_probs(lattices, tokens, frame_lens, token_lens, blank)[0]
+
+
 def next_token_loss(logits, tokens, token_lens):
     """Cross-entropy of the language-model head.
 
@@ -380,18 +398,7 @@ class _Transducer(torch.autograd.Function):
     @staticmethod
     def forward(ctx, tokens, frame_lens, token_lens, blank, fastemit, *tensors):
         lattices = _lattices(tensors)
-        frames, positions = int(frame_lens.max()), int(token_lens.max()) + 1
-        # Position u's next token; the last position has none, and any valid index serves there.
-        ended = torch.arange(positions, device=tokens.device) >= token_lens[:, None]
-        padded = torch.nn.functional.pad(tokens[:, : positions - 1], (0, 1))
-        following = padded.long().masked_fill(ended, blank)
-        first = tensors[0]
-        size = 2, len(first), frames, positions
-        arcs = first.new_full(size, -torch.inf, dtype=sum_type(first))  # of blank, of the token
-        for tile in tiles(lattices, frame_lens, token_lens):
-            log_probs = tile_logits(lattices, tile).log_softmax(-1)
-            arcs[0][tile] = log_probs[..., blank]
-            arcs[1][tile] = _gather(log_probs, following, tile)
+        arcs, following = _arc_log_probs(lattices, tokens, frame_lens, token_lens, blank)
         nll = _sum_alignments(arcs, frame_lens, token_lens)
         # Every alignment leaves a frame once: float32 sums of a thousand steps need telling.
         arcs /= arcs[0].sum(2, keepdim=True).clamp(min=PROBABILITY_FLOOR)
@@ -532,6 +539,22 @@ def _extreme_nodes(lattice, classes, frame_lens, token_lens):
         best[:, tile.rows] = torch.where(better, value, best[:, tile.rows])
     nodes = nodes.T
     return nodes // columns, nodes % columns
+
+
+def _arc_log_probs(lattices, tokens, frame_lens, token_lens, blank):
+    """``arc_log_probs``, and the next token of each position [B, U+1]."""
+    frames, positions = int(frame_lens.max()), int(token_lens.max()) + 1
+    # Position u's next token; the last position has none, and any valid index serves there.
+    ended = torch.arange(positions, device=tokens.device) >= token_lens[:, None]
+    padded = torch.nn.functional.pad(tokens[:, : positions - 1], (0, 1))
+    following = padded.long().masked_fill(ended, blank)
+    first = lattices[0].enc
+    arcs = first.new_full((2, len(first), frames, positions), -torch.inf, dtype=sum_type(first))
+    for tile in tiles(lattices, frame_lens, token_lens):
+        log_probs = tile_logits(lattices, tile).log_softmax(-1)
+        arcs[0][tile] = log_probs[..., blank]
+        arcs[1][tile] = _gather(log_probs, following, tile)
+    return arcs, following
 
 
 def _sum_alignments(arcs, frame_lens, token_lens):
