@@ -39,8 +39,11 @@ setup(
         "dev": [
             "espeakng-loader>=0.2.4",
             "hypothesis>=6",
+            "praatio>=6",
+            "pyannote.database>=6",
             "pytest>=8",
             "ruff>=0.12",
+            "webvtt-py>=0.5",
         ],
     },
 )

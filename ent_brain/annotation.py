@@ -1,0 +1,244 @@
+"""What a model says of one recording, and the file formats in which others read it."""
+
+import json
+from dataclasses import dataclass
+from html import escape
+from itertools import pairwise
+from pathlib import Path
+from typing import NamedTuple
+
+from ent_brain.errors import InputError
+from ent_brain.files import whole_or_nothing
+from ent_brain.segments import Segment
+
+CAPTION_LETTERS, CAPTION_SECONDS, CAPTION_PAUSE = 74, 6.0, 0.6
+"""A caption holds two lines of 37 letters (EBU), stands 6 s at most, and ends at a pause."""
+
+
+class Word(NamedTuple):
+    """A word: times in seconds, the emotion that it is said with, and how probable that is."""
+
+    text: str
+    start: float
+    end: float
+    emotion: str | None
+    probability: float | None
+
+
+@dataclass(frozen=True)
+class Annotation:
+    """Words, emotions and their times in one recording.
+
+    Times are in seconds, probabilities in the order of ``EMOTIONS``. A model without words leaves
+    the words empty; one without emotions leaves those None or empty.
+
+    Example
+    -------
+    >>> annotation = Annotation(
+    ...     name="greeting",
+    ...     duration=1.0,
+    ...     text="GOOD MORNING",
+    ...     emotion="happy",
+    ...     probabilities=(0.8, 0.0, 0.0, 0.2),
+    ...     words=(Word("GOOD", 0.1, 0.3, "neutral", 0.9), Word("MORNING", 0.3, 0.9, "happy", 0.8)),
+    ...     segments=(Segment(0.0, 0.3, "neutral"), Segment(0.3, 1.0, "happy")),
+    ...     frame_duration=0.5,
+    ...     frame_probabilities=((0.1, 0.0, 0.0, 0.9), (0.8, 0.0, 0.0, 0.2)),
+    ... )
+    >>> Annotation.from_json(annotation.to_json()) == annotation
+    True
+    >>> print(annotation.to_webvtt(), end="")
+    WEBVTT
+    <BLANKLINE>
+    00:00:00.100 --> 00:00:00.300
+    <c.neutral>[neutral]</c> GOOD
+    <BLANKLINE>
+    00:00:00.300 --> 00:00:00.900
+    <c.happy>[happy]</c> MORNING
+    """
+
+    name: str
+    """Of the recording: its file's name without the ending."""
+    duration: float
+    text: str
+    emotion: str | None
+    """Of the whole recording."""
+    probabilities: tuple[float, ...]
+    """[E] of the whole recording."""
+    words: tuple[Word, ...]
+    segments: tuple[Segment, ...]
+    """Without gaps, from 0 to the duration."""
+    frame_duration: float
+    frame_probabilities: tuple[tuple[float, ...], ...]
+    """[T][E]"""
+
+    def to_json(self):
+        """Everything, as JSON (str); ``from_json`` gives it back."""
+        return json.dumps(
+            {
+                **vars(self),
+                "words": [word._asdict() for word in self.words],
+                "segments": [segment._asdict() for segment in self.segments],
+            },
+            ensure_ascii=False,
+        )
+
+    @classmethod
+    def from_json(cls, text):
+        """Read what ``to_json`` wrote."""
+        fields = json.loads(text)
+        fields["words"] = tuple(Word(**word) for word in fields["words"])
+        fields["segments"] = tuple(Segment(**segment) for segment in fields["segments"])
+        fields["probabilities"] = tuple(fields["probabilities"])
+        fields["frame_probabilities"] = tuple(map(tuple, fields["frame_probabilities"]))
+        return cls(**fields)
+
+    def to_rttm(self):
+        """Segments in NIST's RTTM (str): a line each, the emotion in the speaker's place."""
+        name = "_".join(self.name.split()) or "_"  # the format's columns are parted by spaces
+        return "".join(
+            f"SPEAKER {name} 1 {start:.4f} {end - start:.4f} <NA> <NA> {emotion} <NA> <NA>\n"
+            for start, end, emotion in self.segments
+        )
+
+    def to_textgrid(self):
+        """Tiers of words, of their emotions and of segments, as a Praat TextGrid (str)."""
+        tiers = {
+            "words": [(word.start, word.end, word.text) for word in self.words],
+            "word emotions": [(w.start, w.end, w.emotion) for w in self.words if w.emotion],
+            "emotions": self.segments,
+        }
+        lines = [
+            'File type = "ooTextFile"',
+            'Object class = "TextGrid"',
+            "",
+            "xmin = 0",
+            f"xmax = {self.duration}",
+            "tiers? <exists>",
+            f"size = {len(tiers)}",
+            "item []:",
+        ]
+        for number, (name, intervals) in enumerate(tiers.items(), 1):
+            cover = _without_gaps(intervals, self.duration)
+            lines += [
+                f"    item [{number}]:",
+                '        class = "IntervalTier"',
+                f'        name = "{name}"',
+                "        xmin = 0",
+                f"        xmax = {self.duration}",
+                f"        intervals: size = {len(cover)}",
+            ]
+            for index, (start, end, text) in enumerate(cover, 1):
+                quoted = text.replace('"', '""')
+                lines += [
+                    f"        intervals [{index}]:",
+                    f"            xmin = {start}",
+                    f"            xmax = {end}",
+                    f'            text = "{quoted}"',
+                ]
+        return "\n".join(lines) + "\n"
+
+    def to_webvtt(self):
+        """Captions (str), W3C's WebVTT: a new one wherever the emotion changes, which it names."""
+        cues = [
+            f"{_clock(words[0].start)} --> {_clock(words[-1].end)}\n"
+            + (f"<c.{words[0].emotion}>[{words[0].emotion}]</c> " if words[0].emotion else "")
+            + escape(" ".join(word.text for word in words), quote=False)
+            for words in self._captions()
+        ]
+        return "\n\n".join(["WEBVTT", *cues]) + "\n"
+
+    def _captions(self):
+        """Words in runs that are shown together."""
+        captions = [[self.words[0]]] if self.words else []
+        for before, word in pairwise(self.words):
+            shown = captions[-1]
+            letters = sum(len(other.text) + 1 for other in shown) + len(word.text)
+            if (
+                word.emotion == before.emotion
+                and letters <= CAPTION_LETTERS
+                and word.end - shown[0].start <= CAPTION_SECONDS
+                and word.start - before.end <= CAPTION_PAUSE
+            ):
+                shown.append(word)
+            else:
+                captions.append([word])
+        return captions
+
+    def to_audacity(self):
+        """Segments and words as an Audacity label track (str)."""
+        labels = [(s.start, s.end, s.emotion) for s in self.segments]
+        labels += [(word.start, word.end, word.text) for word in self.words]
+        labels.sort(key=lambda label: (label[0], -label[1]))
+        return "".join(f"{start:.6f}\t{end:.6f}\t{text}\n" for start, end, text in labels)
+
+    def write(self, folder, formats=("json",), name=None):
+        """Write to ``<folder>/<name>.<ending>`` in each of the formats, each whole or not at all.
+
+        Arguments
+        ---------
+        folder : str or Path
+            Created where it is missing.
+        formats : sequence of str
+            Of ``FORMATS``.
+        name : str, optional
+            The recording's own where it is not given.
+
+        Returns
+        -------
+        list[Path]
+
+        Raises
+        ------
+        InputError
+            If a format is unknown.
+        """
+        check_formats(formats)
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        paths = []
+        for key in formats:
+            ending, serialize = FORMATS[key]
+            paths.append(Path(folder) / f"{name or self.name}.{ending}")
+            with whole_or_nothing(paths[-1]) as partial:
+                partial.write_text(serialize(self), encoding="utf-8")
+        return paths
+
+
+FORMATS = {
+    "json": ("json", Annotation.to_json),
+    "rttm": ("rttm", Annotation.to_rttm),
+    "textgrid": ("TextGrid", Annotation.to_textgrid),
+    "webvtt": ("vtt", Annotation.to_webvtt),
+    "audacity": ("labels.txt", Annotation.to_audacity),
+}
+"""Ending and writer of each format."""
+
+
+def check_formats(formats):
+    """Refuse what is no format.
+
+    Raises
+    ------
+    InputError
+    """
+    if unknown := [name for name in formats if name not in FORMATS]:
+        raise InputError(f"format {', '.join(unknown)}: choose among {', '.join(FORMATS)}")
+
+
+def _without_gaps(intervals, duration):
+    """Intervals (start, end, text), with empty ones wherever there is none."""
+    cover, covered = [], 0.0
+    for start, end, text in intervals:
+        if start > covered:
+            cover.append((covered, start, ""))
+        cover.append((start, end, text))
+        covered = end
+    if covered < duration:
+        cover.append((covered, duration, ""))
+    return cover
+
+
+def _clock(seconds):
+    milliseconds = round(1000 * seconds)
+    minutes, rest = divmod(milliseconds, 60_000)
+    return f"{minutes // 60:02d}:{minutes % 60:02d}:{rest // 1000:02d}.{rest % 1000:03d}"
