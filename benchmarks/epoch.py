@@ -247,7 +247,7 @@ class PaddedPairs(torch.nn.Module):
 class PublishedBrain(TimedBrain):
     """The losses on lattices of T x U copies of both sides."""
 
-    def _loss_terms(self, predictions, batch):
+    def _loss_terms(self, predictions, batch, intervals):
         output, tokens = predictions.output, batch.tokens.data
         logits = torch.cat([_copied(lattice) for lattice in output.token_lattices], -1)
         lens = predictions.frame_lens.int(), predictions.token_lens.int()
