@@ -159,7 +159,7 @@ def _beam(model, features, frame_lens):
 def _symbol_by_symbol(model, features, frame_lens):
     """The published way: one utterance, one output after another, each looked at."""
     encoded = model.encode(features, frame_lens)
-    predicted, states = model.predict_next(torch.zeros(1, 1, dtype=torch.long), [None])
+    predicted, state = _predict(model, torch.zeros(1, 1, dtype=torch.long), None)
     tokens, frames, emotions, score = [], [], [], 0.0
     here = torch.zeros(1, dtype=torch.long)
     for t in range(int(frame_lens)):
@@ -172,9 +172,16 @@ def _symbol_by_symbol(model, features, frame_lens):
                 break
             tokens.append(best.indices.item())
             frames.append(t)
-            predicted, states = model.predict_next(best.indices[None], states)
+            predicted, state = _predict(model, best.indices[None], state)
         emotions.append(model.emotion_lattice(now, predicted).at(here, here, here).log_softmax(-1))
     return [Hypothesis(tokens, frames, torch.cat(emotions), None, score)]
+
+
+def _predict(model, tokens, state):
+    """Both streams of ENT's one predictor, and its state."""
+    [predictor] = model.predictors
+    predicted, state = predictor(tokens, state)
+    return Streams(predicted, predicted), state
 
 
 def _same(some, others):

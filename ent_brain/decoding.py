@@ -1,15 +1,16 @@
 """Search: the words of an utterance, the frame of each token, and the emotion of every frame."""
 
-from itertools import islice
+from itertools import chain, islice
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from ent_brain.lattice import Lattice
 from ent_brain.model import Streams
 from ent_brain.tokens import BLANK
 
-LOOK_AHEAD = 8
+LOOK_AHEAD = 6
 """Frames whose token distributions are computed at once: until a token is emitted the predictor
 stands still, so frames of a run of blanks need not wait for one another."""
 
@@ -138,16 +139,63 @@ class _Path(NamedTuple):
     score: float
 
 
+class _Reader:
+    """Reads token after token for the token joints.
+
+    The predictor's projection and the joint's side of it, two linear maps in a row, become one.
+
+    Arguments
+    ---------
+    model : ENT or FENT
+    """
+
+    def __init__(self, model):
+        self.model = model
+        self.sides = [  # each token joint has a predictor of its own
+            (
+                joint.predictor_side.weight @ predictor.projection.weight,
+                joint.predictor_side(predictor.projection.bias),
+            )
+            for joint, predictor in zip(model.token_joints, model.predictors, strict=True)
+        ]
+
+    def __call__(self, tokens, states=None):
+        """Predictor sides [N, 1, J] of each token joint after tokens [N, 1], and the states."""
+        states = [None] * len(self.model.predictors) if states is None else states
+        read = [
+            predictor.read(tokens, state)
+            for predictor, state in zip(self.model.predictors, states, strict=True)
+        ]
+        sides = [
+            torch.nn.functional.linear(hidden, *side)
+            for (hidden, _), side in zip(read, self.sides, strict=True)
+        ]
+        return sides, [state for _, state in read]
+
+    def lattices(self, encoded, sides):
+        """Lattices of encoder streams and predictor sides [B, N, J]."""
+        return [
+            Lattice(
+                joint.encoder_side(getattr(encoded, stream)),
+                side,
+                joint.output.weight,
+                joint.output.bias,
+            )
+            for joint, stream, side in zip(
+                self.model.token_joints, self.model.token_streams, sides, strict=True
+            )
+        ]
+
+
 def _greedy_paths(model, encoded, frame_lens, max_symbols):
     """The greedy path of each utterance, [[_Path]]."""
     device = frame_lens.device
     rows = torch.arange(len(frame_lens), device=device)[:, None]
     ahead = torch.arange(LOOK_AHEAD, device=device)
     last = (frame_lens - 1)[:, None]
-    predicted, states = model.predict_next(
-        torch.full_like(last, BLANK), [None] * len(model.predictors)
-    )
-    lattices = model.token_lattices(encoded, predicted)
+    read = _Reader(model)
+    sides, states = read(torch.full_like(last, BLANK))
+    lattices = read.lattices(encoded, sides)
     time = torch.zeros_like(frame_lens)
     symbols = torch.zeros_like(frame_lens)
     score = torch.zeros(len(frame_lens), device=device)
@@ -173,13 +221,11 @@ def _greedy_paths(model, encoded, frame_lens, max_symbols):
         full = symbols >= max_symbols
         time = time + full
         symbols = symbols.masked_fill(full, 0)
-        following, stepped = model.predict_next(token[:, None], states)
-        lattices = tuple(
-            new._replace(pred=torch.where(emitting[:, None, None], new.pred, old.pred))
-            for new, old in zip(
-                model.next_token_lattices(lattices, following), lattices, strict=True
-            )
-        )
+        sides, stepped = read(token[:, None], states)
+        lattices = [
+            old._replace(pred=torch.where(emitting[:, None, None], side, old.pred))
+            for side, old in zip(sides, lattices, strict=True)
+        ]
         states = [
             tuple(torch.where(emitting[None, :, None], n, o) for n, o in zip(new, old, strict=True))
             for new, old in zip(stepped, states, strict=True)
@@ -202,10 +248,9 @@ def _beam_paths(model, encoded, frame_lens, beam_size, n_best, max_symbols):
     rows = torch.arange(len(frame_lens), device=device)[:, None]
     slots = torch.arange(beam_size, device=device).expand(len(rows), -1)
     last = (frame_lens - 1)[:, None]
-    predicted, states = model.predict_next(
-        torch.full((slots.numel(), 1), BLANK, device=device), [None] * len(model.predictors)
-    )
-    lattices = _by_slot(model.token_lattices(encoded, predicted), slots)
+    read = _Reader(model)
+    sides, states = read(torch.full((slots.numel(), 1), BLANK, device=device))
+    lattices = read.lattices(encoded, [side.view(*slots.shape, -1) for side in sides])
     # One hypothesis begins; slot 0 holds the greedy one all along.
     score = torch.zeros(slots.shape, device=device).masked_fill_(slots > 0, -torch.inf)
     passed = torch.zeros_like(slots, dtype=torch.bool)
@@ -261,23 +306,17 @@ def _beam_paths(model, encoded, frame_lens, beam_size, n_best, max_symbols):
 
         origin = (rows * beam_size + parent).flatten()
         states = [tuple(part[:, origin] for part in state) for state in states]
-        following, stepped = model.predict_next(token.view(-1, 1), states)
-        emits = token != BLANK
-        stepped_lattices = _by_slot(model.next_token_lattices(lattices, following), slots)
+        sides, stepped = read(token.view(-1, 1), states)
+        emits = (token != BLANK)[..., None]
         lattices = [
-            new._replace(pred=torch.where(emits[..., None], new.pred, old.pred[rows, parent]))
-            for new, old in zip(stepped_lattices, lattices, strict=True)
+            old._replace(pred=torch.where(emits, side.view_as(old.pred), old.pred[rows, parent]))
+            for side, old in zip(sides, lattices, strict=True)
         ]
         states = [
             tuple(torch.where(emits.view(1, -1, 1), n, o) for n, o in zip(new, old, strict=True))
             for new, old in zip(stepped, states, strict=True)
         ]
     return _trace(torch.stack(history).cpu(), *(best.cpu() for best in score.topk(n_best)))
-
-
-def _by_slot(lattices, slots):
-    """Lattices of utterances, whose predictor side is one vector a slot: pred becomes [B, K, J]."""
-    return [lattice._replace(pred=lattice.pred.reshape(*slots.shape, -1)) for lattice in lattices]
 
 
 def _trace(history, scores, slot):
@@ -306,16 +345,15 @@ def _annotate(model, encoded, frame_lens, paths):
     """Hypotheses of paths: the emotions of all frames at once, after the words."""
     device = frame_lens.device
     token_lens = torch.tensor([len(path.tokens) for path in paths], device=device)
-    padded = torch.zeros(len(paths), int(token_lens.max()), dtype=torch.long, device=device)
-    emitted_at = torch.zeros_like(padded)
-    for row, (tokens, frames, _) in enumerate(paths):
-        padded[row, : len(tokens)] = torch.tensor(tokens, device=device)
-        emitted_at[row, : len(frames)] = torch.tensor(frames, device=device)
+    real = torch.arange(int(token_lens.max()), device=device) < token_lens[:, None]
+    padded = torch.zeros_like(real, dtype=torch.long)
+    padded[real] = _flat([path.tokens for path in paths], device)
+    emitted_at = torch.full_like(padded, encoded.emotion.size(1))
+    emitted_at[real] = _flat([path.frames for path in paths], device)
     predicted = model.predict(padded, token_lens)
     # The predictor's state as frame t advances has seen the tokens emitted up to frame t.
     steps = torch.arange(encoded.emotion.size(1), device=device)
-    real = torch.arange(padded.size(1), device=device) < token_lens[:, None]
-    positions = ((emitted_at[:, None] <= steps[:, None]) & real[:, None]).sum(2)
+    positions = torch.searchsorted(emitted_at, steps.repeat(len(paths), 1), right=True)
     rows = torch.arange(len(paths), device=device)[:, None]
 
     of_frames = None
@@ -325,15 +363,25 @@ def _annotate(model, encoded, frame_lens, paths):
         of_frames = model.pooled_head(encoded.emotion, predicted.emotion[rows, positions])
     of_utterance = model.classify(encoded, frame_lens, predicted, token_lens)
 
-    hypotheses = []
-    for row, (path, length) in enumerate(zip(paths, frame_lens.tolist(), strict=True)):
-        frame_log_probs = utterance_log_probs = None
-        if of_frames is not None:
-            frame_log_probs = of_frames[row, :length].float().log_softmax(-1).cpu()
-            utterance_log_probs = frame_log_probs.exp().mean(0).log()
-        if of_utterance is not None:
-            utterance_log_probs = of_utterance[row].float().log_softmax(-1).cpu()
-        hypotheses.append(
-            Hypothesis(path.tokens, path.frames, frame_log_probs, utterance_log_probs, path.score)
+    if of_frames is not None:
+        of_frames = of_frames.float().log_softmax(-1)
+    if of_utterance is not None:
+        of_utterance = of_utterance.float().log_softmax(-1)
+    elif of_frames is not None:
+        within = (steps < frame_lens[:, None])[..., None]
+        of_utterance = ((of_frames.exp() * within).sum(1) / frame_lens[:, None]).log()
+    # One copy to the CPU for all; None where there is nothing.
+    of_frames, of_utterance = (
+        [None] * len(paths) if values is None else values.cpu()
+        for values in (of_frames, of_utterance)
+    )
+    return [
+        Hypothesis(tokens, frames, each if each is None else each[:length], of_one, score)
+        for (tokens, frames, score), each, of_one, length in zip(
+            paths, of_frames, of_utterance, frame_lens.tolist(), strict=True
         )
-    return hypotheses
+    ]
+
+
+def _flat(lists, device):
+    return torch.tensor(list(chain.from_iterable(lists)), dtype=torch.long, device=device)

@@ -109,16 +109,18 @@ class Predictor(nn.Module):
         (Tensor, tuple)
             [B, N, output_dim] and the LSTM's state, two tensors [1, B, predictor_dim].
         """
+        hidden, state = self.read(tokens, state)
+        return self.projection(hidden), state
+
+    def read(self, tokens, state=None):
+        """As ``forward``, before the projection: [B, N, predictor_dim] and the LSTM's state."""
         embedded = self.dropout(self.embedding(tokens))
         if state is None or tokens.size(1) > 1:
-            hidden, state = self.rnn(embedded, state)
-        else:  # a search asks for one token after another; a whole layer costs a CPU much more
-            cell = torch.lstm_cell(
-                embedded[:, 0], [part[0] for part in state], *self.rnn.parameters()
-            )
-            state = tuple(part[None] for part in cell)
-            hidden = state[0].transpose(0, 1)
-        return self.projection(hidden), state
+            return self.rnn(embedded, state)
+        # A search asks for one token after another; a whole layer costs a CPU much more.
+        cell = torch.lstm_cell(embedded[:, 0], [part[0] for part in state], *self.rnn.parameters())
+        state = tuple(part[None] for part in cell)
+        return state[0].transpose(0, 1), state
 
 
 class Joint(nn.Module):
@@ -306,33 +308,14 @@ class TransducerModel(nn.Module):
         """Predictor streams [B, U+1, D] of token ids [B, U] with [B] lengths."""
         valid = torch.arange(tokens.size(1), device=tokens.device) < token_lens[:, None]
         history = nn.functional.pad(tokens.masked_fill(~valid, BLANK), (1, 0), value=BLANK)
-        return self.predict_next(history, [None] * len(self.predictors))[0]
-
-    def predict_next(self, tokens, states):
-        """Predictor streams [B, N, D] of further tokens [B, N], and the states after them.
-
-        ``states`` holds one state a predictor; None starts a sequence, whose first token is blank.
-        """
-        steps = [
-            predictor(tokens, state)
-            for predictor, state in zip(self.predictors, states, strict=True)
-        ]
-        return Streams(steps[0][0], steps[-1][0]), [state for _, state in steps]
+        predicted = [predictor(history)[0] for predictor in self.predictors]
+        return Streams(predicted[0], predicted[-1])
 
     def token_lattices(self, encoded, predicted):
         """Lattices of the token joints; none where the model has no token joint."""
         return tuple(
             joint.lattice(getattr(encoded, stream), getattr(predicted, stream))
             for joint, stream in zip(self.token_joints, self.token_streams, strict=False)
-        )
-
-    def next_token_lattices(self, lattices, predicted):
-        """The lattices of the same frames for other predictor streams [B, N, D]."""
-        return tuple(
-            lattice._replace(pred=joint.predictor_side(getattr(predicted, stream)))
-            for lattice, joint, stream in zip(
-                lattices, self.token_joints, self.token_streams, strict=True
-            )
         )
 
     def emotion_lattice(self, encoded, predicted):
