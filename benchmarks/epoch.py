@@ -51,6 +51,8 @@ class Form:
     bucketed: bool = False
     epochs: int = 1
     """The fastest one counts."""
+    precision: str = "fp32"
+    """``fp32``, or ``bf16`` for SpeechBrain's mixed precision."""
 
 
 FORMS = {  # in this order: the third fills the cache for those after it
@@ -60,6 +62,12 @@ FORMS = {  # in this order: the third fills the cache for those after it
     "cached": Form("later epochs", cached=True),
     "bucketed 16": Form("later epochs", cached=True, epochs=2, utterances=16, bucketed=True),
     "bucketed 48": Form("later epochs", cached=True, epochs=2, utterances=48, bucketed=True),
+    "bucketed 48, bfloat16": Form(
+        "later epochs", cached=True, epochs=2, utterances=48, bucketed=True, precision="bf16"
+    ),
+    "published, bfloat16": Form(
+        "encoded in every epoch, lattice copied to T x U", published=True, precision="bf16"
+    ),
 }
 
 
@@ -183,7 +191,12 @@ def measure(form, folder, sizes, threads):
             "number_of_epochs": form.epochs,
             "lr_schedule": lambda optimizer, **_: transformers.get_constant_schedule(optimizer),
         },
-        run_opts={"noprogressbar": True, "max_grad_norm": 5.0, "device": "cpu"},
+        run_opts={
+            "noprogressbar": True,
+            "max_grad_norm": 5.0,
+            "device": "cpu",
+            "precision": form.precision,
+        },
     )
     loader = {"batch_size": form.utterances, "shuffle": True}
     if form.bucketed:
@@ -251,7 +264,7 @@ class PublishedBrain(TimedBrain):
         output, tokens = predictions.output, batch.tokens.data
         logits = torch.cat([_copied(lattice) for lattice in output.token_lattices], -1)
         lens = predictions.frame_lens.int(), predictions.token_lens.int()
-        nll = rnnt_loss(logits, tokens.int(), *lens, blank=0, reduction="mean")
+        nll = rnnt_loss(logits.float(), tokens.int(), *lens, blank=0, reduction="mean")
         probabilities = _copied(output.emotion_lattice).softmax(-1).clamp(min=1e-8)
         pooled = [
             -p[:t, : u + 1, emotion].max().log() - p[:t, : u + 1, NEUTRAL].min().log()

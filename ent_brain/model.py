@@ -52,8 +52,12 @@ class ScalarMix(nn.Module):
 
     def forward(self, features):
         """Mix [B, T, layers, D] to [B, T, D]."""
-        mix = self.gamma * self.weights.softmax(0)
-        return torch.einsum("btkd,k->btd", features, mix.to(features.dtype))
+        batch, frames, layers, size = features.shape
+        mix = (self.gamma * self.weights.softmax(0)).to(features.dtype)
+        # One product a frame, of the features as they are: einsum or autocast would copy them.
+        with torch.autocast(features.device.type, enabled=False):
+            mixed = mix.expand(batch * frames, 1, layers) @ features.reshape(-1, layers, size)
+        return mixed.view(batch, frames, size)
 
 
 class Encoder(nn.Module):
