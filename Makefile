@@ -13,7 +13,7 @@ demo: .venv/demo $(DEMO)/iemocap $(DEMO)/zed
 		--data_folder $(DEMO)/iemocap --zed_folder $(DEMO)/zed --output_folder $(DEMO)/ent
 
 test: .venv/dev
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses auto --dist loadfile
 
 lint: .venv/dev
 	$(BIN)/ruff check .

@@ -42,6 +42,7 @@ setup(
             "praatio>=6",
             "pyannote.database>=6",
             "pytest>=8",
+            "pytest-xdist>=3.5",
             "ruff>=0.12",
             "webvtt-py>=0.5",
         ],

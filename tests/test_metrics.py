@@ -24,7 +24,9 @@ def written(stats):
 
 
 @pytest.mark.parametrize(
-    "stats", [EmotionStats(), WordErrorStats(), EmotionDiarizationStats(FRAME)], ids=repr
+    "stats",
+    [EmotionStats(), WordErrorStats(), EmotionDiarizationStats(FRAME)],
+    ids=lambda stats: type(stats).__name__,
 )
 def test_nothing_appended_is_an_error_that_says_so(stats):
     for ask in (stats.summarize, lambda: written(stats)):
