@@ -3,6 +3,9 @@
 from itertools import groupby
 from typing import NamedTuple
 
+import numpy as np
+from scipy.ndimage import median_filter
+
 from ent_brain.emotions import EMOTIONS, NEUTRAL
 from ent_brain.errors import InputError
 
@@ -18,6 +21,111 @@ class Segment(NamedTuple):
 
     def __str__(self):
         return f"{self.start:.2f}-{self.end:.2f} {self.emotion}"
+
+
+def decode_frames(log_probs, frame_duration, decoding="argmax", seconds=0.3):
+    """Choose the emotion of every frame.
+
+    Arguments
+    ---------
+    log_probs : Tensor
+        [T, E] of each frame, on the CPU.
+    frame_duration : float
+        Seconds from one frame to the next.
+    decoding : str
+        ``argmax``: the most probable emotion of each frame by itself. ``median``: of probabilities
+        whose median over ``seconds`` is taken first. ``min_duration``: the most probable sequence
+        in which every emotion lasts at least ``seconds``, or all of a shorter recording.
+        ``single_event``: the most probable sequence of neutral, one emotion, and neutral again,
+        any of which may be empty; for corpora with at most one emotional event an utterance.
+    seconds : float
+        Of the median's window, or the shortest duration.
+
+    Returns
+    -------
+    list[int]
+        Class index of each frame.
+
+    Raises
+    ------
+    ValueError
+        If there is no such decoding.
+
+    Example
+    -------
+    >>> import torch
+    >>> happy = torch.tensor([0.1, 0.6, 0.2, 0.6, 0.6, 0.1])
+    >>> other = torch.full_like(happy, 0.01)
+    >>> log_probs = torch.stack((happy, other, other, 0.98 - happy), 1).log()
+    >>> decode_frames(log_probs, 0.1), decode_frames(log_probs, 0.1, "single_event")
+    ([3, 0, 3, 0, 0, 3], [3, 3, 3, 0, 0, 3])
+    """
+    if decoding not in SEGMENT_DECODINGS:
+        raise ValueError(
+            f"segment_decoding {decoding!r}: use one of {', '.join(SEGMENT_DECODINGS)}"
+        )
+    if not len(log_probs):
+        return []
+    frames = max(1, round(seconds / frame_duration))
+    return SEGMENT_DECODINGS[decoding](log_probs.double().numpy(), frames).tolist()
+
+
+def _most_probable(log_probs, _):
+    return log_probs.argmax(1)
+
+
+def _most_probable_median(log_probs, frames):
+    return median_filter(np.exp(log_probs), size=(frames, 1), mode="nearest").argmax(1)
+
+
+def _lasting(log_probs, shortest):
+    """The most probable labels of which every run has at least ``shortest`` frames, or all."""
+    count = len(log_probs)
+    if count < 2 * shortest:
+        return np.full(count, log_probs.sum(0).argmax())
+    # sums[t]: of the first t frames. best[t]: the most probable labels of those, by the last one;
+    # begun[t]: whether the last run has just reached its shortest length there.
+    sums = np.concatenate((np.zeros((1, log_probs.shape[1])), log_probs.cumsum(0)))
+    best = np.full_like(sums, -np.inf)
+    begun = np.zeros(sums.shape, dtype=bool)
+    best[shortest], begun[shortest] = sums[shortest], True
+    for t in range(shortest + 1, count + 1):
+        longer = best[t - 1] + log_probs[t - 1]
+        changed = best[t - shortest].max() + sums[t] - sums[t - shortest]
+        begun[t] = changed > longer
+        best[t] = np.maximum(longer, changed)
+    labels = np.empty(count, dtype=int)
+    t, label = count, best[count].argmax()
+    while t:
+        first = t - shortest if begun[t, label] else t - 1
+        labels[first:t] = label
+        if begun[t, label]:
+            label = best[first].argmax()
+        t = first
+    return labels
+
+
+def _single_event(log_probs, _):
+    """The most probable labels of the form neutral, one emotion, neutral."""
+    gains = log_probs - log_probs[:, [NEUTRAL]]
+    sums = np.concatenate((np.zeros((1, gains.shape[1])), gains.cumsum(0)))
+    # For each end the start before it where least was gained; the best pair, an emotion each.
+    lows = np.minimum.accumulate(sums)
+    ends = (sums - lows).argmax(0)
+    emotion = (sums - lows).max(0).argmax()
+    end = ends[emotion]
+    labels = np.full(len(log_probs), NEUTRAL)
+    labels[sums[: end + 1, emotion].argmin() : end] = emotion
+    return labels
+
+
+SEGMENT_DECODINGS = {
+    "argmax": _most_probable,
+    "median": _most_probable_median,
+    "min_duration": _lasting,
+    "single_event": _single_event,
+}
+"""Ways from the emotion probabilities of frames to their emotions, by name."""
 
 
 def segments_from_frames(labels, frame_duration):

@@ -1,10 +1,20 @@
+from itertools import groupby, product
+
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from ent_brain.emotions import EMOTIONS
 from ent_brain.errors import InputError
-from ent_brain.segments import ROUNDING, Segment, fill_neutral, segments_from_frames
+from ent_brain.segments import (
+    ROUNDING,
+    SEGMENT_DECODINGS,
+    Segment,
+    decode_frames,
+    fill_neutral,
+    segments_from_frames,
+)
 
 labels = st.lists(st.integers(0, 3), min_size=1, max_size=200)
 frame_durations = st.sampled_from([0.02, 0.01, 0.1, 1 / 3])
@@ -85,3 +95,56 @@ def test_segments_that_cannot_be_are_refused(segments):
 def test_a_recording_has_a_duration(duration):
     with pytest.raises(InputError, match="duration"):
         fill_neutral([], duration)
+
+
+def random_log_probs(frames, seed):
+    torch.manual_seed(seed)
+    return (2 * torch.randn(frames, 4)).log_softmax(-1)
+
+
+def lasting(frames, shortest):
+    """All labels of which every run has at least ``shortest`` frames, or is the only one."""
+    for labels in product(range(4), repeat=frames):
+        runs = [len(list(run)) for _, run in groupby(labels)]
+        if len(runs) == 1 or min(runs) >= shortest:
+            yield labels
+
+
+def one_event(frames):
+    """All labels of the form neutral, one emotion, neutral."""
+    for emotion, start, end in product(range(4), range(frames + 1), range(frames + 1)):
+        if start <= end:
+            yield (*[3] * start, *[emotion] * (end - start), *[3] * (frames - end))
+
+
+@pytest.mark.parametrize("frames", range(1, 7))
+@pytest.mark.parametrize("seed", range(3))
+def test_sequences_of_labels_are_the_most_probable_of_all(frames, seed):
+    log_probs = random_log_probs(frames, seed)
+
+    def most_probable(sequences):
+        return list(max(sequences, key=lambda labels: log_probs[range(frames), labels].sum()))
+
+    assert decode_frames(log_probs, 0.1) == most_probable(product(range(4), repeat=frames))
+    for shortest in (1, 2, 3):
+        found = decode_frames(log_probs, 0.1, "min_duration", shortest * 0.1)
+        assert found == most_probable(lasting(frames, shortest))
+    assert decode_frames(log_probs, 0.1, "single_event") == most_probable(one_event(frames))
+
+
+def test_the_median_forgets_short_runs_and_keeps_borders():
+    happy = torch.full((20,), 0.1)
+    happy[3], happy[10:] = 0.9, 0.9
+    other = torch.full_like(happy, 1e-3)
+    log_probs = torch.stack((happy, other, other, 1 - happy), 1).log()
+    assert decode_frames(log_probs, 0.1, "median", 0.5) == [3] * 10 + [0] * 10
+
+
+@pytest.mark.parametrize("decoding", SEGMENT_DECODINGS)
+def test_no_frames_have_no_emotions(decoding):
+    assert decode_frames(torch.zeros(0, 4), 0.02, decoding) == []
+
+
+def test_an_unknown_segment_decoding_is_refused():
+    with pytest.raises(ValueError, match="'mode': use one of argmax, median, min_duration"):
+        decode_frames(torch.zeros(2, 4), 0.02, "mode")
