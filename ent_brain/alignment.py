@@ -83,6 +83,43 @@ def best_path(lattices, tokens, frame_lens, token_lens, blank=BLANK):
     return BestPath(frames.masked_fill(index >= token_lens[:, None], 0), final)
 
 
+@torch.no_grad()
+def align(model, encoded, frame_lens, hypotheses):
+    """Move each token of what was searched to its frame on the best path.
+
+    A search emits a token once it is sure of it, which may be late, or before its sound.
+
+    Arguments
+    ---------
+    model : ENT or FENT
+        In eval mode.
+    encoded : Streams
+        [B, T, D] each, what the hypotheses were searched in.
+    frame_lens : Tensor
+        [B] int
+    hypotheses : list[Hypothesis]
+
+    Returns
+    -------
+    list[Hypothesis]
+        The same but for their ``frames``.
+    """
+    counts = [len(hypothesis.tokens) for hypothesis in hypotheses]
+    if not any(counts):
+        return hypotheses
+    tokens = torch.nn.utils.rnn.pad_sequence(
+        [torch.tensor(hypothesis.tokens, dtype=torch.long) for hypothesis in hypotheses],
+        batch_first=True,
+    ).to(frame_lens.device)
+    token_lens = torch.tensor(counts, device=frame_lens.device)
+    lattices = model.token_lattices(encoded, model.predict(tokens, token_lens))
+    frames = best_path(lattices, tokens, frame_lens, token_lens).frames.cpu()
+    return [
+        hypothesis._replace(frames=row[:count].tolist())
+        for hypothesis, row, count in zip(hypotheses, frames, counts, strict=True)
+    ]
+
+
 def word_times(words, frames, frame_duration, duration):
     """Times of words whose tokens are aligned.
 

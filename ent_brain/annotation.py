@@ -7,9 +7,10 @@ from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
+from ent_brain.emotions import EMOTIONS
 from ent_brain.errors import InputError
 from ent_brain.files import whole_or_nothing
-from ent_brain.segments import Segment
+from ent_brain.segments import Segment, end_at, segments_from_frames
 
 CAPTION_LETTERS, CAPTION_SECONDS, CAPTION_PAUSE = 74, 6.0, 0.6
 """A caption holds two lines of 37 letters (EBU), stands 6 s at most, and ends at a pause."""
@@ -202,6 +203,65 @@ class Annotation:
             with whole_or_nothing(paths[-1]) as partial:
                 partial.write_text(serialize(self), encoding="utf-8")
         return paths
+
+
+def annotate(name, seconds, words, frame_log_probs, utterance_log_probs, frame_duration):
+    """Say what a model makes of a recording.
+
+    Arguments
+    ---------
+    name : str
+    seconds : float
+        That the recording lasts.
+    words : sequence of tuple
+        Text, start and end in seconds, as ``alignment.word_times`` gives them.
+    frame_log_probs, utterance_log_probs : Tensor or None
+        [T, E] and [E]; both None where the model tells no emotion.
+    frame_duration : float
+        Seconds from one frame to the next.
+
+    Returns
+    -------
+    Annotation
+        A word's emotion is the one that is most probable over its frames, on average.
+    """
+    if utterance_log_probs is None:
+        segments, emotion, of_utterance, of_frames = [], None, [], None
+        emotions = [(None, None)] * len(words)
+    else:
+        of_frames, of_utterance = frame_log_probs.exp(), utterance_log_probs.exp()
+        emotion = EMOTIONS[int(of_utterance.argmax())]
+        runs = segments_from_frames(of_frames.argmax(-1).tolist(), frame_duration)
+        segments = end_at(runs, seconds)
+        of_utterance = of_utterance.tolist()
+        emotions = [_word_emotion(*word[1:], of_frames, frame_duration) for word in words]
+        of_frames = of_frames.tolist()
+    return Annotation(
+        name=name,
+        duration=_rounded(seconds),
+        text=" ".join(text for text, _, _ in words),
+        emotion=emotion,
+        probabilities=tuple(map(_rounded, of_utterance)),
+        words=tuple(
+            Word(text, _rounded(start), _rounded(end), *felt)
+            for (text, start, end), felt in zip(words, emotions, strict=True)
+        ),
+        segments=tuple(Segment(_rounded(s.start), _rounded(s.end), s.emotion) for s in segments),
+        frame_duration=frame_duration,
+        frame_probabilities=tuple(tuple(map(_rounded, row)) for row in of_frames or ()),
+    )
+
+
+def _word_emotion(start, end, of_frames, frame_duration):
+    first = min(int(start / frame_duration), len(of_frames) - 1)
+    last = max(first + 1, round(end / frame_duration))
+    mean = of_frames[first:last].mean(0)
+    return EMOTIONS[int(mean.argmax())], _rounded(float(mean.max()))
+
+
+def _rounded(value):
+    """Seconds and probabilities as people and files want them: four decimals."""
+    return round(value, 4)
 
 
 FORMATS = {

@@ -164,6 +164,10 @@ class WordErrorStats(_Stats):
             "CER": 100 * jiwer.process_characters(references, hypotheses).cer,
         }
 
+    def by_utterance(self):
+        """Return (id, WER) of each utterance, in percent."""
+        return [(row[0], 100 * jiwer.process_words(row[2], row[1]).wer) for row in self._rows]
+
     def write_stats(self, filestream):
         """Write the rates and each utterance's alignment, the worst first."""
         rates = ", ".join(f"{name} {rate:.2f} %" for name, rate in self.summarize().items())
@@ -247,6 +251,10 @@ class EmotionDiarizationStats(_Stats):
     def _summary(self):
         return {"EDER": float(np.mean([row[1] for row in self._rows]))}
 
+    def by_utterance(self):
+        """Return (id, EDER) of each utterance, in percent."""
+        return [row[:2] for row in self._rows]
+
     def write_stats(self, filestream):
         """Write the rate and each utterance's segments, the worst first."""
         filestream.write(f"EDER {self.summarize('EDER'):.2f} %, utterances: {len(self._rows)}\n")
@@ -327,6 +335,14 @@ class TransducerStats:
         """Return the EDER of each baseline by its name (dict); empty without known intervals."""
         _, *baselines = self.diarization.items()
         return {name: stats.summarize("EDER") for name, stats in baselines if stats}
+
+    def by_utterance(self):
+        """Return WER and EDER of each utterance that can be told, percent (dict of dicts)."""
+        rates = {name: {} for name in self.hypotheses}
+        for metric, stats in (("WER", self.words), ("EDER", self.diarization["model"])):
+            for name, rate in stats.by_utterance():
+                rates[name][metric] = rate
+        return rates
 
     def write(self, folder, name):
         """Write each statistic with its utterances to ``<folder>/<statistic>_<name>.txt``."""

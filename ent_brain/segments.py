@@ -160,6 +160,29 @@ def segments_from_frames(labels, frame_duration):
     return segments
 
 
+def end_at(segments, duration):
+    """Let segments of frames end where the recording ends, which frames do not do exactly.
+
+    Arguments
+    ---------
+    segments : list[Segment]
+        Without gaps from 0, at least one.
+    duration : float
+        Seconds; the last segment that starts before is cut or prolonged to it.
+
+    Returns
+    -------
+    list[Segment]
+
+    Example
+    -------
+    >>> [str(segment) for segment in end_at([Segment(0.0, 0.5, "sad")], 0.4)]
+    ['0.00-0.40 sad']
+    """
+    begun = [segment for segment in segments if segment.start < duration]
+    return [*begun[:-1], begun[-1]._replace(end=duration)]
+
+
 def fill_neutral(segments, duration):
     """Cover a recording without gaps: neutral wherever no segment says otherwise.
 

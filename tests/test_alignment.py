@@ -7,9 +7,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from oracles import PLANS, SIZES, alignments, dense_logits, plan, random_batch, random_lattices
 
-from ent_brain.alignment import best_path, word_times
+from ent_brain.alignment import align, best_path, word_times
+from ent_brain.decoding import Hypothesis
 from ent_brain.lattice import Lattice
 from ent_brain.losses import transducer_alignment
+from ent_brain.model import ENT, FENT
 
 
 def by_walking_every_alignment(log_probs, tokens, blank):
@@ -87,6 +89,25 @@ def test_a_batch_gives_what_each_utterance_gives_alone():
 def test_frames_never_fall():
     frames = best_path(random_lattices([(40, 25)], [6]), *random_batch([(40, 25)], 6)).frames[0]
     assert all(a <= b for a, b in itertools.pairwise(frames.tolist()))
+
+
+@pytest.mark.parametrize("make_model", [ENT, FENT])
+def test_hypotheses_of_any_length_move_to_their_best_paths(make_model):
+    torch.manual_seed(0)
+    model = make_model(9, feature_dim=8, feature_layers=1, encoder_dim=8, joint_dim=8).eval()
+    features, frame_lens = torch.randn(3, 12, 1, 8), torch.tensor([12, 9, 5])
+    texts = [[3, 1, 4, 1, 5], [], [2, 6]]
+    hypotheses = [Hypothesis(tokens, [0] * len(tokens), None, None, 0.0) for tokens in texts]
+    aligned = align(model, model.encode(features, frame_lens), frame_lens, hypotheses)
+    assert [hypothesis.tokens for hypothesis in aligned] == texts
+    for row, (tokens, length) in enumerate(zip(texts, frame_lens.tolist(), strict=True)):
+        batch = (
+            torch.tensor([tokens], dtype=torch.long),
+            frame_lens[[row]],
+            torch.tensor([len(tokens)]),
+        )
+        output = model(features[[row], :length], batch[1], batch[0], batch[2])
+        assert aligned[row].frames == best_path(output.token_lattices, *batch).frames[0].tolist()
 
 
 @given(

@@ -2,10 +2,11 @@ import dataclasses
 import json
 
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ent_brain.annotation import FORMATS, Annotation, Word
+from ent_brain.annotation import FORMATS, Annotation, Word, annotate
 from ent_brain.emotions import EMOTIONS
 from ent_brain.errors import InputError
 from ent_brain.segments import Segment
@@ -43,6 +44,33 @@ SILENCE = Annotation("silence", 0.5, "", None, (), (), (), 0.04, ())
 def test_json_gives_everything_back(annotation):
     assert Annotation.from_json(annotation.to_json()) == annotation
     assert json.loads(annotation.to_json())["segments"][0].keys() == {"start", "end", "emotion"}
+
+
+def test_words_and_segments_have_the_emotions_of_their_frames():
+    """Frames of 0.5 s; the recording ends within the last one."""
+    frames = torch.tensor([[0.1, 0.0, 0.2, 0.7], [0.6, 0.1, 0.1, 0.2], [0.8, 0.0, 0.0, 0.2]])
+    utterance = torch.tensor([0.3, 0.1, 0.1, 0.5])
+    words = [("OH", 0.1, 0.5), ("YES", 0.5, 1.4)]
+    annotation = annotate("answer", 1.4, words, frames.log(), utterance.log(), 0.5)
+    assert (annotation.text, annotation.emotion, annotation.duration) == ("OH YES", "neutral", 1.4)
+    assert annotation.words == (
+        Word("OH", 0.1, 0.5, "neutral", 0.7),
+        Word("YES", 0.5, 1.4, "happy", 0.7),
+    )
+    assert annotation.segments == (Segment(0.0, 0.5, "neutral"), Segment(0.5, 1.4, "happy"))
+    assert annotation.frame_probabilities == tuple(
+        tuple(round(p, 4) for p in row) for row in frames.tolist()
+    )
+
+
+def test_without_emotions_words_remain():
+    annotation = annotate("answer", 1.0, [("YES", 0.2, 0.6)], None, None, 0.02)
+    assert annotation.words == (Word("YES", 0.2, 0.6, None, None),)
+    assert (annotation.emotion, annotation.segments, annotation.frame_probabilities) == (
+        None,
+        (),
+        (),
+    )
 
 
 def test_an_annotation_is_not_changed():

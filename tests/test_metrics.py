@@ -8,10 +8,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from speechbrain.utils.EDER import EDER
 
+from ent_brain.decoding import Hypothesis
 from ent_brain.emotions import EMOTIONS
 from ent_brain.errors import InputError
-from ent_brain.metrics import EmotionDiarizationStats, EmotionStats, WordErrorStats
+from ent_brain.metrics import (
+    EmotionDiarizationStats,
+    EmotionStats,
+    TransducerStats,
+    WordErrorStats,
+)
 from ent_brain.segments import Segment
+from ent_brain.tokens import CharTokens
 
 FRAME = 0.02
 pairs = st.lists(st.tuples(st.integers(0, 3), st.integers(0, 3)), min_size=1, max_size=60)
@@ -236,3 +243,20 @@ def test_a_bad_reference_is_refused_by_its_id():
     stats = EmotionDiarizationStats(FRAME)
     with pytest.raises(InputError, match="^Ses01: segment"):
         stats.append(["Ses01"], [[3]], [[Segment(2, 1, "sad")]], [3.0])
+
+
+def test_rates_of_each_utterance_are_those_of_it_alone():
+    log_probs = torch.eye(4)[[3, 3, 2, 2]].log_softmax(-1)
+    tokens = CharTokens()
+    stats = TransducerStats(tokens, frame_duration=0.5)
+    for name, text, segments in (
+        ("late", "TEA TWO", [Segment(0.5, 2.0, "sad")]),
+        ("unknown", "TEA FOR TWO", None),
+    ):
+        entry = {"transcript": "TEA FOR TWO", "emotion": "sad", "duration": 2.0}
+        hypothesis = Hypothesis(tokens.encode(text), [], log_probs, log_probs[2], 0.0)
+        stats.append([name], [hypothesis], [{**entry, "segments": segments}])
+    assert stats.by_utterance() == {
+        "late": {"WER": pytest.approx(100 / 3), "EDER": pytest.approx(25.0)},
+        "unknown": {"WER": 0.0},
+    }

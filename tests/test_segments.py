@@ -12,6 +12,7 @@ from ent_brain.segments import (
     SEGMENT_DECODINGS,
     Segment,
     decode_frames,
+    end_at,
     fill_neutral,
     segments_from_frames,
 )
@@ -95,6 +96,16 @@ def test_segments_that_cannot_be_are_refused(segments):
 def test_a_recording_has_a_duration(duration):
     with pytest.raises(InputError, match="duration"):
         fill_neutral([], duration)
+
+
+@given(labels, frame_durations, st.floats(0.01, 1.5))
+def test_segments_end_where_the_recording_ends(labels, frame_duration, share):
+    duration = max(share * len(labels) * frame_duration, 1e-3)
+    segments = segments_from_frames(labels, frame_duration)
+    ended = end_at(segments, duration)
+    assert ended[-1].end == duration
+    assert all(segment.start < segment.end for segment in ended)
+    assert [s.emotion for s in ended] == [s.emotion for s in segments if s.start < duration]
 
 
 def random_log_probs(frames, seed):
