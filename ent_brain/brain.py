@@ -9,6 +9,7 @@ import speechbrain as sb
 import torch
 from speechbrain.utils.distributed import main_process_only
 
+from ent_brain.alignment import align
 from ent_brain.checkpoints import load_random_state, save_random_state
 from ent_brain.decoding import search
 from ent_brain.errors import InputError
@@ -121,7 +122,7 @@ class EmotionTransducerBrain(sb.Brain):
         -------
         SimpleNamespace
             ``output`` (TransducerOutput), ``frame_lens`` and ``token_lens`` [B], and
-            ``hypotheses``, a list, empty in training.
+            ``hypotheses``, a list, empty in training; in tests their frames are the best path's.
         """
         batch = batch.to(self.device)
         kept = {"kept": batch.kept} if hasattr(batch, "kept") else {}
@@ -141,9 +142,35 @@ class EmotionTransducerBrain(sb.Brain):
                 max_symbols=self.hparams.max_symbols,
             )
             hypotheses = [best for (best,) in found]
+        if stage == sb.Stage.TEST:
+            hypotheses = align(self.raw_modules.model, output.encoded, frame_lens, hypotheses)
         return SimpleNamespace(
             output=output, frame_lens=frame_lens, token_lens=token_lens, hypotheses=hypotheses
         )
+
+    @torch.no_grad()
+    def emotion_lattice(self, wav, tokens):
+        """Emotion probabilities at each node of an utterance's lattice.
+
+        Arguments
+        ---------
+        wav : Tensor
+            [S] at the front end's rate.
+        tokens : list[int]
+
+        Returns
+        -------
+        Tensor
+            [T, U+1, E] on the CPU.
+        """
+        frontend, model = self.raw_modules.frontend, self.raw_modules.model
+        features, frame_lens = frontend(
+            wav[None].to(self.device), torch.ones(1, device=self.device)
+        )
+        tokens = torch.tensor([tokens], dtype=torch.long, device=self.device)
+        predicted = model.predict(tokens, torch.tensor([tokens.size(1)], device=self.device))
+        lattice = model.emotion_lattice(model.encode(features, frame_lens), predicted)
+        return lattice.dense()[0].softmax(-1).cpu()
 
     def _intervals(self, batch, stage):
         """Known intervals of each utterance where they are to be learnt from; None elsewhere."""

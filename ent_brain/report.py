@@ -1,4 +1,4 @@
-"""What people look at: learning curves, confusion matrices, timelines and tables of results.
+"""What people look at: learning curves, confusion matrices, timelines, lattices and tables.
 
 Figures are built without pyplot, so nothing global changes and no display is needed. Colours are
 those of Okabe and Ito (2008); hatching, line styles and text say the same without colour. Every
@@ -11,6 +11,7 @@ import numpy as np
 from matplotlib import mlab
 from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties
+from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.textpath import text_to_path
 from matplotlib.ticker import MaxNLocator
@@ -19,9 +20,11 @@ from ent_brain.emotions import EMOTIONS, emotion_index, emotion_letter
 from ent_brain.segments import fill_neutral, segments_from_frames
 
 _FILLS = (("#E69F00", "..."), ("#D55E00", "xxx"), ("#0072B2", "///"), ("#DDDDDD", ""))
+PALETTE = dict(zip(EMOTIONS, _FILLS, strict=True))
+"""Colour and hatching (Matplotlib's) of each emotion, here and on the page."""
 EMOTION_STYLES = {
     emotion: {"facecolor": color, "hatch": hatch, "edgecolor": (1, 1, 1, 0.6), "linewidth": 0.5}
-    for emotion, (color, hatch) in zip(EMOTIONS, _FILLS, strict=True)
+    for emotion, (color, hatch) in PALETTE.items()
 }
 STAGE_LINES = {"train": "-", "valid": "--", "test": ":"}
 LINES = (("#000000", "o"), ("#D55E00", "s"), ("#0072B2", "^"), ("#009E73", "v"), ("#CC79A7", "D"))
@@ -31,6 +34,7 @@ RATE_LABELS = {
 }
 FONT = FontProperties(size=9)
 TEXT = {"fontproperties": FONT, "ha": "center", "va": "center"}
+LINE = 0.18  # inches that a line of text needs
 DYNAMIC_RANGE = 70  # dB under the loudest point of a spectrogram; what is softer is white
 SILENCE = -90  # dB of full scale; a recording that is softer throughout stays white
 
@@ -192,6 +196,83 @@ def plot_timeline(
     return _save(figure, path)
 
 
+def plot_lattice(path, probabilities, frames, words, frame_duration, title):
+    """Draw the emotion lattice of one utterance, and its best path through it.
+
+    A panel an emotion, in greys: how probable the emotion is at each node (frame, position after
+    some of the tokens). The path passes upwards where a token is emitted; the emotions along it are
+    those that a search reads off.
+
+    Arguments
+    ---------
+    path : str or Path
+    probabilities : float array [T, U+1, E]
+        Emotion probabilities of each node.
+    frames : sequence of int
+        [U] frame at which each token is emitted.
+    words : list[tuple[str, int, int]]
+        Text, first token and end, as ``tokens.words`` gives them.
+    frame_duration : float
+        Seconds from one frame to the next.
+    title : str
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+
+    Example
+    -------
+    >>> figure = plot_lattice(
+    ...     getfixture("tmp_path") / "lattice.png", np.full([50, 4, 4], 0.25), frames=[5, 9, 30],
+    ...     words=[("OH", 0, 2), ("I", 2, 3)], frame_duration=0.02, title="an answer",
+    ... )
+    """
+    steps, positions, _ = probabilities.shape
+    duration = steps * frame_duration
+    middles = [(first + end) / 2 for _, first, end in words]
+    nearest = min(np.diff(middles), default=np.inf)
+    height = min(max(1.4, 0.05 * positions, LINE * positions / nearest), 7.0)  # inches of a panel
+    labels = []  # where words stand too close for all of them, those that have room
+    for middle, (word, _, _) in zip(middles, words, strict=True):
+        if not labels or middle - labels[-1][0] >= LINE * positions / height - 1e-6:
+            labels.append((middle, word))
+    figure = Figure(figsize=(11, 2 * height + 1.6), layout="constrained")
+    panels = figure.subplots(2, 2, sharex=True, sharey=True)
+    # At position u the path waits from the frame of token u to that of the next.
+    times = [0.0, *(frame_duration * (np.asarray(frames) + 0.5)), duration]
+    for index, (axes, emotion) in enumerate(zip(panels.flat, EMOTIONS, strict=True)):
+        image = axes.imshow(
+            probabilities[..., index].T,
+            cmap="gray_r",
+            vmin=0,
+            vmax=1,
+            origin="lower",
+            aspect="auto",
+            interpolation="nearest",
+            extent=(0, duration, -0.5, positions - 0.5),
+        )
+        heights = [*range(positions), positions - 1]
+        # White beneath, so that the line shows on any grey; vermilion is a middle grey in print.
+        for color, width in (("white", 3.5), (LINES[1][0], 1.8)):
+            axes.step(times, heights, where="post", color=color, linewidth=width)
+        axes.set_title(emotion, loc="left", fontproperties=FONT)
+        axes.set_yticks([first + 0.5 for _, first, _ in words], minor=True)
+        axes.grid(axis="y", which="minor", color="black", alpha=0.25, linewidth=0.5)
+        axes.tick_params(which="minor", left=False)
+        axes.set_yticks(
+            [middle for middle, _ in labels], [word for _, word in labels], fontproperties=FONT
+        )
+        for label in axes.get_yticklabels():
+            label.set_parse_math(False)
+    for axes in panels[1]:
+        axes.set_xlabel("seconds")
+    figure.suptitle(title, x=0.01, ha="left", parse_math=False)
+    line = Line2D([], [], color=LINES[1][0], linewidth=1.8, label="best path of the words")
+    figure.legend(handles=[line], loc="outside lower left", frameon=False)
+    figure.colorbar(image, ax=panels, label="probability", pad=0.01, aspect=30)
+    return _save(figure, path)
+
+
 def _text_width(text):
     """Width of a text in points, with a little air."""
     return text_to_path.get_text_width_height_descent(text, FONT, ismath=False)[0] + 6
@@ -288,7 +369,7 @@ def results_table(rows):
     lines = [""] * (len(rows) + 2)
     for column in dict.fromkeys(column for row in rows for column in row):
         values = [row.get(column) for row in rows]
-        cells = [_cell(value) for value in values]
+        cells = [cell_text(value) for value in values]
         width = max(3, len(column), *map(len, cells))
         align = str.ljust if any(isinstance(value, str) for value in values) else str.rjust
         cells = [column, align(":", width, "-"), *cells]
@@ -296,7 +377,8 @@ def results_table(rows):
     return "\n".join(f"{line}|" for line in lines)
 
 
-def _cell(value):
+def cell_text(value):
+    """Text (str) of a value in a table of results."""
     if value is None:
         return "-"
     return f"{value:.1f}" if isinstance(value, float | np.floating) else str(value)

@@ -186,6 +186,19 @@ def test_a_small_set_is_learnt_by_heart(tmp_path, dataset, model):
     assert (summary["WA"], summary["UA"]) == (100, 100)
 
 
+@pytest.mark.parametrize("model", [ENT, FENT])
+def test_the_search_reads_its_emotions_off_the_lattice(tmp_path, dataset, model):
+    brain = make_brain(tmp_path, model)
+    brain.modules.eval()
+    batch = a_batch(dataset, 1)
+    [hypothesis] = brain.compute_forward(batch, sb.Stage.VALID).hypotheses
+    assert hypothesis.tokens
+    lattice = brain.emotion_lattice(batch.sig.data[0], hypothesis.tokens)
+    frames = torch.arange(len(lattice))
+    emitted = (torch.tensor(hypothesis.frames) <= frames[:, None]).sum(1)
+    torch.testing.assert_close(lattice[frames, emitted], hypothesis.emotion_log_probs.exp())
+
+
 # --- loss terms
 
 

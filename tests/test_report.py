@@ -7,7 +7,13 @@ from PIL import Image
 
 from ent_brain.emotions import EMOTIONS
 from ent_brain.errors import InputError
-from ent_brain.report import plot_confusion, plot_learning_curves, plot_timeline, results_table
+from ent_brain.report import (
+    plot_confusion,
+    plot_lattice,
+    plot_learning_curves,
+    plot_timeline,
+    results_table,
+)
 from ent_brain.segments import Segment
 
 pytestmark = pytest.mark.filterwarnings("error")
@@ -180,6 +186,36 @@ def test_pictures_leave_pyplot_alone(tmp_path):
     draw(tmp_path / "t.png")
     pyplot = sys.modules.get("matplotlib.pyplot")
     assert pyplot is None or not pyplot.get_fignums()
+
+
+# --- lattice
+
+
+@pytest.mark.parametrize(
+    "words", [[("OH", 0, 2), ("$I$", 3, 4)], [], [("WORD", i, i + 1) for i in range(60)]]
+)
+def test_lattice_shows_each_emotion_and_the_path(tmp_path, words):
+    tokens = words[-1][2] if words else 0
+    probabilities = np.random.default_rng(0).dirichlet([0.3] * 4, size=(80, tokens + 1))
+    frames = sorted(np.random.default_rng(1).integers(80, size=tokens).tolist())
+    figure = plot_lattice(tmp_path / "l.png", probabilities, frames, words, 0.02, "a $title$")
+    check_picture(tmp_path / "l.png", figure)
+    panels = figure.axes[:4]
+    assert [axes.get_title(loc="left") for axes in panels] == list(EMOTIONS)
+    for index, axes in enumerate(panels):
+        assert np.array_equal(axes.images[0].get_array(), probabilities[..., index].T)
+        for line in axes.lines:
+            times, positions = line.get_data()
+            # The position changes at a token's frame, and the path covers the utterance.
+            assert np.allclose(times[1:-1], (np.array(frames) + 0.5) * 0.02)
+            assert (times[0], times[-1], positions[0], positions[-1]) == (0, 1.6, 0, tokens)
+    labels = [label for label in panels[0].get_yticklabels() if label.get_text()]
+    if len(words) < 60:
+        assert [label.get_text() for label in labels] == [word for word, _, _ in words]
+    else:  # there is no room for all
+        assert 20 < len(labels) < 60
+    boxes = [label.get_window_extent() for label in labels]
+    assert not any(a.y0 < b.y1 and b.y0 < a.y1 for a, b in itertools.combinations(boxes, 2))
 
 
 # --- tables
