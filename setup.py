@@ -13,6 +13,7 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     packages=find_packages(include=["ent_brain", "ent_brain.*"]),
+    package_data={"ent_brain": ["assets/*.*", "assets/wavesurfer/*"]},
     python_requires=">=3.10",
     install_requires=[
         # torchaudio 2.11 is the last release and imports only beside the torch it was built for;
@@ -29,6 +30,7 @@ setup(
         # SpeechBrain needs these too; our own code imports them.
         "numpy",
         "pyyaml",
+        "rapidfuzz",
         "ruamel.yaml",
         "safetensors",
         "scipy",
@@ -44,6 +46,7 @@ setup(
             "pytest>=8",
             "pytest-xdist>=3.5",
             "ruff>=0.12",
+            "selenium>=4.20",
             "webvtt-py>=0.5",
         ],
     },

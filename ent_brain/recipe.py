@@ -7,6 +7,7 @@ import math
 import os
 import re
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import ruamel.yaml
@@ -18,6 +19,8 @@ from speechbrain.core import RunOptions
 from speechbrain.utils.distributed import main_process_only, run_on_main
 from speechbrain.utils.logger import get_logger
 
+from ent_brain.alignment import word_times
+from ent_brain.annotation import annotate
 from ent_brain.brain import HISTORY_FILE, EmotionTransducerBrain
 from ent_brain.cache import disk_use, fill
 from ent_brain.dataio import make_batch_sampler, make_dataset, read_audio
@@ -28,7 +31,21 @@ from ent_brain.files import read_json, whole_or_nothing, write_json
 from ent_brain.losses import POOLING_MODES, SUPERVISED_MODES
 from ent_brain.manifest import read_manifest
 from ent_brain.mixing import mix
-from ent_brain.report import plot_confusion, plot_learning_curves, plot_timeline, results_table
+from ent_brain.page import (
+    RESULTS_FILE,
+    UTTERANCES_FILE,
+    Utterance,
+    write_report,
+    write_utterances,
+)
+from ent_brain.report import (
+    plot_confusion,
+    plot_lattice,
+    plot_learning_curves,
+    plot_timeline,
+    results_table,
+)
+from ent_brain.segments import fill_neutral
 from ent_brain.tokens import CharTokens, load_sentencepiece, train_sentencepiece
 
 # At its import SpeechBrain's training log says on the console that it cannot draw; nobody asked it.
@@ -389,7 +406,8 @@ def report(brain, test_sets, hparams):
 
     ``<output_folder>`` receives ``results.json``, ``results.md``, the learning curves, the model in
     ``pretrained``, and for each test set its statistics by utterance, the confusion matrix and,
-    where emotional intervals are known, a timeline of one utterance of each emotion.
+    where emotional intervals are known, the timeline and lattice of one utterance of each emotion;
+    ``utterances.jsonl`` and, to look at and listen to, ``report.html``.
 
     Arguments
     ---------
@@ -403,14 +421,15 @@ def report(brain, test_sets, hparams):
         raise InputError(f"{folder}: nothing was trained in it: train for an epoch at least")
     history = read_json(folder / HISTORY_FILE)
     plot_learning_curves(history, folder / "learning_curves.png")
-    rows = []
+    rows, utterances = [], []
     brain.on_evaluate_start(min_key="error")  # once for all test sets
     for name, dataset in test_sets.items():
         brain.evaluate(dataset, test_loader_kwargs=dict(hparams["test_dataloader_opts"]))
         rows += _rows(name, brain.stats, history)
+        utterances += _utterances(brain, name, dataset)
         _describe(brain, name, dataset, folder)
     export(brain, folder / "pretrained")
-    _publish(rows, folder)
+    _publish(rows, utterances, folder, progressbar=not brain.noprogressbar)
 
 
 def _rows(name, stats, history):
@@ -446,26 +465,73 @@ def _describe(brain, name, dataset, folder):
         ids = [i for i in scored if dataset.data[i]["entry"]["emotion"] == emotion]
         for utterance in ids[:1]:
             item, hypothesis = dataset.data[utterance], brain.stats.hypotheses[utterance]
-            seconds = [frame * frontend.frame_duration for frame in hypothesis.frames]
+            wav = read_audio(item["wav"], frontend.sample_rate)
             plot_timeline(
                 folder / f"timeline_{label}_{emotion}.png",
-                read_audio(item["wav"], frontend.sample_rate).numpy(),
+                wav.numpy(),
                 frontend.sample_rate,
-                [
-                    (word, seconds[first], seconds[end - 1] + frontend.frame_duration)
-                    for word, first, end in brain.tokens.words(hypothesis.tokens)
-                ],
+                _timed_words(brain, hypothesis, len(wav) / frontend.sample_rate),
                 item["entry"]["segments"],
                 hypothesis.emotion_log_probs.exp().numpy(),
                 frontend.frame_duration,
                 utterance,
             )
+            if brain.raw_modules.model.emotion_joint is not None:
+                plot_lattice(
+                    folder / f"lattice_{label}_{emotion}.png",
+                    brain.emotion_lattice(wav, hypothesis.tokens).numpy(),
+                    hypothesis.frames,
+                    brain.tokens.words(hypothesis.tokens),
+                    frontend.frame_duration,
+                    utterance,
+                )
+
+
+def _utterances(brain, name, dataset):
+    """What the brain has heard in the test set that it has just scored, beside what is known."""
+    frame_duration = brain.raw_modules.frontend.frame_duration
+    rates = brain.stats.by_utterance()
+    utterances = []
+    for utterance, hypothesis in brain.stats.hypotheses.items():
+        item = dataset.data[utterance]
+        entry = item["entry"]
+        seconds, segments = entry["duration"], entry["segments"]
+        annotation = annotate(
+            utterance,
+            seconds,
+            _timed_words(brain, hypothesis, seconds),
+            hypothesis.emotion_log_probs,
+            hypothesis.utterance_log_probs,
+            frame_duration,
+        )
+        reference = replace(
+            annotation,
+            text=entry["transcript"] if brain.stats.words else "",
+            emotion=entry["emotion"],
+            probabilities=(),
+            words=(),
+            segments=() if segments is None else tuple(fill_neutral(segments, seconds)),
+            frame_probabilities=(),
+        )
+        utterances.append(Utterance(annotation, item["wav"], reference, name, rates[utterance]))
+    return utterances
+
+
+def _timed_words(brain, hypothesis, seconds):
+    frame_duration = brain.raw_modules.frontend.frame_duration
+    words = brain.tokens.words(hypothesis.tokens)
+    return word_times(words, hypothesis.frames, frame_duration, seconds)
 
 
 @main_process_only
-def _publish(rows, folder):
+def _publish(rows, utterances, folder, progressbar):
     table = results_table(rows)
-    write_json(rows, folder / "results.json")
+    write_json(rows, folder / RESULTS_FILE)
     with whole_or_nothing(folder / "results.md") as partial:
         partial.write_text(table + "\n", encoding="utf-8")
-    print(f"\n{table}\n\nAll in percent. Pictures, results by utterance and the model: {folder}")
+    write_utterances(utterances, folder / UTTERANCES_FILE)
+    page = write_report(folder, progressbar)
+    print(
+        f"\n{table}\n\nAll in percent. Pictures, results by utterance and the model: {folder}\n"
+        f"To look at and listen to, in a browser: {page}"
+    )

@@ -21,6 +21,7 @@ from speechbrain.utils.checkpoints import Checkpointer
 
 from ent_brain.checkpoints import WholeCheckpointer
 from ent_brain.files import read_json
+from ent_brain.page import read_utterances
 from ent_brain.synth import write_iemocap
 from ent_brain.tokens import load_sentencepiece, train_sentencepiece
 
@@ -120,6 +121,10 @@ def assert_trained(outcome, test_sets, terms):
     by_utterance = [f"{kind}_{label}.txt" for kind in ("words", "emotions") for label in labels]
     assert all((outcome.folder / name).stat().st_size for name in by_utterance)
     assert (outcome.folder / "pretrained" / "hyperparams.yaml").is_file()
+    assert str(outcome.folder / "report.html") in outcome.stdout
+    heard = read_utterances(outcome.folder / "utterances.jsonl")
+    assert {utterance.test_set for utterance in heard} == set(test_sets)
+    assert (outcome.folder / "report.html").stat().st_size
 
 
 def test_iemocap_ent_demo_with_pieces_and_a_language_model(run, iemocap, tmp_path):

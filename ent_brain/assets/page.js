@@ -1,0 +1,472 @@
+// The page of an evaluation. All that is shown comes from the JSON in the page, and every text of it
+// becomes text, never markup.
+"use strict";
+(() => {
+  const data = JSON.parse(document.getElementById("data").textContent);
+  const byId = (id) => document.getElementById(id);
+  const STEP = 0.5; // seconds that an arrow key moves
+
+  function make(tag, properties = {}, ...children) {
+    const element = document.createElement(tag);
+    for (const [key, value] of Object.entries(properties)) {
+      if (key === "class") element.className = value;
+      else element.setAttribute(key, value);
+    }
+    element.append(...children);
+    return element;
+  }
+
+  function paint(element, emotion) {
+    const { color, hatch } = data.emotions[emotion];
+    element.classList.add("emotion");
+    element.dataset.hatch = hatch;
+    element.style.setProperty("--color", color);
+    return element;
+  }
+  const nameOf = (emotion) => data.emotions[emotion].name;
+  const letterOf = (emotion) => nameOf(emotion)[0];
+  const swatch = (emotion) => paint(make("i", { class: "swatch", "aria-hidden": "true" }), emotion);
+  const decimal = (value, digits = 1) => (value === null ? "–" : value.toFixed(digits));
+  const percent = (share) => `${Math.round(100 * share)} %`;
+  const bytes = (base64) => Uint8Array.from(atob(base64), (character) => character.charCodeAt(0));
+
+  // --- results and legend
+
+  data.emotions.forEach(({ name, letter }, index) => {
+    byId("legend").append(make("li", {}, swatch(index), `${name} (${letter})`));
+  });
+  const { columns, rows } = data.results;
+  if (rows.length) {
+    const isNumber = (index) => rows.every((row) => /^(-|[\d.]+)$/.test(row[index]));
+    const look = (index) => (isNumber(index) ? { class: "number" } : {});
+    const cells = (texts, tag, more) =>
+      make("tr", {}, ...texts.map((text, index) => make(tag, { ...look(index), ...more }, text)));
+    const table = byId("results").querySelector("table");
+    table.append(make("thead", {}, cells(columns, "th", { scope: "col" })));
+    table.append(make("tbody", {}, ...rows.map((row) => cells(row, "td"))));
+    byId("results").hidden = false;
+  }
+
+  // --- the list
+
+  const utterances = data.utterances;
+  utterances.forEach((utterance) => {
+    utterance.address = `#${encodeURIComponent(utterance.set)}/${encodeURIComponent(utterance.id)}`;
+    utterance.wrong =
+      utterance.target !== null && utterance.emotion !== null && utterance.target !== utterance.emotion;
+    const words = utterance.words.map(([text]) => text);
+    utterance.sought = `${utterance.id} ${words.join(" ")} ${utterance.reference ?? ""}`.toLowerCase();
+  });
+  const known = (key) => utterances.some((utterance) => utterance[key] !== null);
+  const emotionOf = ({ target, emotion }) => (target === null ? emotion : target);
+  const collator = new Intl.Collator("en", { numeric: true });
+  const byName = (a, b) => collator.compare(a.id, b.id) || collator.compare(a.set, b.set);
+  const COLUMNS = [
+    { key: "id", title: "id", order: byName },
+    {
+      key: "emotion",
+      title: "emotion",
+      look: "emotion-column",
+      order: (a, b) => emotionOf(a) - emotionOf(b) || a.wrong - b.wrong || a.emotion - b.emotion,
+    },
+    { key: "wer", title: "WER", look: "number-column" },
+    { key: "eder", title: "EDER", look: "number-column" },
+    { key: "seconds", title: "s", look: "number-column short" },
+  ].filter(({ key }) => known(key));
+  let sorting = { key: "id", direction: 1 };
+  let shown = [];
+  let chosen = null;
+
+  function emotionCell({ target, emotion, wrong }) {
+    if (target === null && emotion === null) return make("td", {}, "–");
+    const first = target === null ? emotion : target;
+    const cell = make("td", {}, swatch(first), nameOf(first));
+    if (wrong) cell.append(make("small", {}, "≠ ", swatch(emotion), nameOf(emotion)));
+    return cell;
+  }
+
+  // An id may break after its underscores and the like.
+  function breakable(text) {
+    return text.split(/(?<=[^A-Za-z0-9])/).flatMap((part) => [part, make("wbr")]);
+  }
+
+  function makeRow(utterance) {
+    const row = make("tr");
+    for (const { key, look } of COLUMNS) {
+      if (key === "id") row.append(make("td", {}, make("a", { href: utterance.address }, ...breakable(utterance.id))));
+      else if (key === "emotion") row.append(emotionCell(utterance));
+      else row.append(make("td", { class: look ? "number" : "" }, decimal(utterance[key])));
+    }
+    row.addEventListener("click", (event) => {
+      if (event.ctrlKey || event.metaKey || event.shiftKey) return;
+      event.preventDefault();
+      show(utterance, { scroll: true });
+    });
+    return row;
+  }
+
+  const list = byId("list");
+  const body = list.querySelector("tbody");
+  function makeList() {
+    const columns = COLUMNS.map(({ look = "" }) => make("col", { class: look }));
+    list.querySelector("table").prepend(make("colgroup", {}, ...columns));
+    const headers = COLUMNS.map(({ key, title, look }) => {
+      const button = make("button", { type: "button" }, title);
+      button.addEventListener("click", () => sortBy(key));
+      return make("th", { scope: "col", "data-key": key, class: look && key !== "emotion" ? "number" : "" }, button);
+    });
+    list.querySelector("thead").append(make("tr", {}, ...headers));
+    const option = (value, text) => make("option", { value }, text);
+    const emotions = data.emotions.map(({ name }, index) => option(index, name));
+    byId("by-emotion").append(option("", "any"), ...emotions);
+    if (utterances.some(({ wrong }) => wrong)) byId("by-emotion").append(option("wrong", "told wrongly"));
+    byId("by-emotion").parentElement.hidden = !COLUMNS.some(({ key }) => key === "emotion");
+    const sets = [...new Set(utterances.map(({ set }) => set))];
+    byId("by-set").append(option("", "all"), ...sets.map((set, index) => option(index, set)));
+    byId("set-label").hidden = sets.length < 2;
+    for (const utterance of utterances) utterance.row = makeRow(utterance);
+    const filter = () => fill(sets);
+    for (const event of ["input", "change"]) list.querySelector("form").addEventListener(event, filter);
+    list.querySelector("form").addEventListener("submit", (event) => event.preventDefault());
+    filter();
+    list.hidden = false;
+  }
+
+  function sortBy(key) {
+    const numbers = key !== "id" && key !== "emotion"; // of these the largest are looked for
+    const first = numbers ? -1 : 1;
+    sorting = { key, direction: sorting.key === key ? -sorting.direction : first };
+    fill([...new Set(utterances.map(({ set }) => set))]);
+  }
+
+  function fill(sets) {
+    const { key, direction } = sorting;
+    const { order } = COLUMNS.find((column) => column.key === key);
+    const compare = order ?? ((a, b) => (a[key] ?? -1) - (b[key] ?? -1));
+    const sought = byId("find").value.trim().toLowerCase();
+    const emotion = byId("by-emotion").value;
+    const set = byId("by-set").value;
+    shown = utterances
+      .filter(
+        (utterance) =>
+          utterance.sought.includes(sought) &&
+          (emotion === "" || (emotion === "wrong" ? utterance.wrong : emotionOf(utterance) === Number(emotion))) &&
+          (set === "" || utterance.set === sets[set]),
+      )
+      .sort((a, b) => direction * compare(a, b) || byName(a, b));
+    body.replaceChildren(...shown.map(({ row }) => row));
+    byId("count").value = `${shown.length} of ${utterances.length}`;
+    for (const header of list.querySelectorAll("th")) {
+      const active = header.dataset.key === key;
+      if (active) header.setAttribute("aria-sort", direction > 0 ? "ascending" : "descending");
+      else header.removeAttribute("aria-sort");
+    }
+  }
+
+  // --- the player
+
+  const audio = new Audio();
+  audio.preload = "auto";
+  audio.id = "audio";
+  document.body.append(audio);
+  const stage = byId("stage");
+  let waveform = null;
+  let buttons = []; // of the words, with their times
+
+  const colors = () => {
+    const wave = getComputedStyle(document.documentElement).getPropertyValue("--wave").trim();
+    return { waveColor: wave, progressColor: wave };
+  };
+
+  function place(element, start, end, seconds) {
+    element.style.left = `${(100 * start) / seconds}%`;
+    element.style.width = `${(100 * (end - start)) / seconds}%`;
+    return element;
+  }
+
+  function makeTrack(name, segments, seconds) {
+    const track = make("div", { class: "track", "data-name": name });
+    const told = segments.map(([start, end, emotion]) => `${start.toFixed(2)} to ${end.toFixed(2)} s ${nameOf(emotion)}`);
+    track.setAttribute("role", "img");
+    track.setAttribute("aria-label", `${name} emotions: ${told.join(", ")}`);
+    for (const [start, end, emotion] of segments) {
+      const label = make("span", { class: "name" }, nameOf(emotion));
+      track.append(paint(place(make("div", {}, label), start, end, seconds), emotion));
+    }
+    return track;
+  }
+
+  // A name that has no room is a letter, and one without room for that is left out.
+  function fitNames() {
+    for (const label of stage.querySelectorAll(".track .name")) {
+      const band = label.parentElement;
+      const name = (label.dataset.name ??= label.textContent);
+      for (const text of [name, name[0], ""]) {
+        label.textContent = text;
+        label.hidden = !text;
+        if (label.offsetWidth <= band.clientWidth) break;
+      }
+    }
+  }
+
+  function makeProbabilities({ frames, frame, seconds }) {
+    const track = make("div", { class: "track", "data-name": "probability of each emotion" });
+    const tall = make("div", { class: "track tall", "aria-hidden": "true" });
+    tall.style.margin = "0";
+    const count = data.emotions.length;
+    const values = bytes(frames);
+    const steps = values.length / count;
+    const bottoms = new Float64Array(steps);
+    for (let emotion = 0; emotion < count; emotion++) {
+      const upper = [];
+      const lower = [];
+      for (let t = 0; t < steps; t++) {
+        const from = Math.min(100, (100 * t * frame) / seconds).toFixed(3);
+        const to = Math.min(100, (100 * (t + 1) * frame) / seconds).toFixed(3);
+        const total = values.subarray(t * count, (t + 1) * count).reduce((a, b) => a + b, 0);
+        const low = (100 - 100 * bottoms[t]).toFixed(2);
+        bottoms[t] += values[t * count + emotion] / total;
+        const high = (100 - 100 * bottoms[t]).toFixed(2);
+        upper.push(`${from}% ${high}%`, `${to}% ${high}%`);
+        lower.push(`${from}% ${low}%`, `${to}% ${low}%`);
+      }
+      const band = paint(make("div"), emotion);
+      band.style.clipPath = `polygon(${[...upper, ...lower.reverse()].join(", ")})`;
+      tall.append(band);
+    }
+    track.style.height = "auto";
+    track.append(tall);
+    return track;
+  }
+
+  function makeAxis(seconds) {
+    const step = [0.1, 0.2, 0.5, 1, 2, 5, 10, 30, 60, 300, 600].find((size) => seconds / size <= 8) ?? 1800;
+    const ticks = [];
+    for (let tick = 0; tick < 0.96 * seconds; tick += step) {
+      const label = make("span", {}, `${Number(tick.toFixed(1))}${tick ? "" : " s"}`);
+      label.style.left = `${(100 * tick) / seconds}%`;
+      ticks.push(label);
+    }
+    byId("axis").replaceChildren(...ticks);
+  }
+
+  function makeWord([text, start, end, emotion, probability]) {
+    const button = make("button", { type: "button", class: "word" }, text);
+    let felt = "";
+    if (emotion !== null) {
+      felt = `, ${nameOf(emotion)} ${percent(probability)}`;
+      if (emotion !== data.neutral) button.append(make("sup", { "aria-hidden": "true" }, letterOf(emotion)));
+      button.append(paint(make("i"), emotion));
+    }
+    const told = `${start.toFixed(2)} to ${end.toFixed(2)} s${felt}`;
+    button.title = told;
+    button.setAttribute("aria-label", `${text}, ${told}`);
+    button.addEventListener("click", () => seek(start));
+    buttons.push({ button, start, end });
+    return button;
+  }
+
+  // Each column of the comparison is a word of the target, one of the prediction, or both.
+  function makeWords({ words, pairs }) {
+    buttons = [];
+    const marks = { S: "substituted", I: "inserted", D: "deleted" };
+    const columns = (pairs ?? words.map((_, index) => [null, index])).map(([target, index]) => {
+      const predicted = index === null ? make("span", { class: "absent" }) : makeWord(words[index]);
+      const pair = make("span", { class: "pair" });
+      if (pairs === null) {
+        pair.append(predicted);
+        return pair;
+      }
+      const same = index !== null && target === words[index][0];
+      const mark = same ? "" : index === null ? "D" : target === null ? "I" : "S";
+      const above = make(mark && target !== null ? "del" : "span", { class: "target" }, target ?? "");
+      pair.append(above, predicted);
+      if (mark) {
+        if (index !== null) predicted.firstChild.replaceWith(make("ins", {}, words[index][0]));
+        pair.append(make("abbr", { title: marks[mark] }, mark));
+      }
+      return pair;
+    });
+    byId("words").classList.toggle("alone", pairs === null);
+    byId("words").replaceChildren(...(columns.length ? columns : ["No words."]));
+    byId("marks").hidden = !columns.some((column) => column.querySelector("abbr"));
+  }
+
+  function tell({ target, emotion, probabilities, wrong, wer, eder, seconds, set }) {
+    const parts = [];
+    if (target !== null) parts.push(["target ", swatch(target), nameOf(target)]);
+    if (emotion !== null) {
+      const verdict = target === null ? "" : wrong ? " ✗" : " ✓";
+      parts.push(["predicted ", swatch(emotion), `${nameOf(emotion)} ${percent(probabilities[emotion])}${verdict}`]);
+    }
+    if (wer !== null) parts.push([`WER ${decimal(wer)} %`]);
+    if (eder !== null) parts.push([`EDER ${decimal(eder)} %`]);
+    parts.push([`${seconds.toFixed(2)} s`]);
+    if (set) parts.push([set]);
+    byId("told").replaceChildren(...parts.flatMap((part) => [make("span", {}, ...part), " "]));
+  }
+
+  let address = null;
+  function setSource({ audio: embedded, link }) {
+    audio.pause();
+    if (address) URL.revokeObjectURL(address);
+    address = embedded ? URL.createObjectURL(new Blob([bytes(embedded)], { type: "audio/mpeg" })) : null;
+    const source = address ?? link;
+    if (source) audio.src = source;
+    else audio.removeAttribute("src");
+    audio.playbackRate = Number(byId("speed").value);
+    byId("play").disabled = !source;
+    byId("controls").hidden = !source;
+    byId("no-audio").hidden = Boolean(source);
+    byId("no-audio").textContent = "Its sound could not be read when this page was made.";
+  }
+
+  // In the list's own frame; the page stays where it is.
+  function reveal(row) {
+    const frame = byId("rows").getBoundingClientRect();
+    const box = row.getBoundingClientRect();
+    const head = list.querySelector("thead").offsetHeight;
+    if (box.top < frame.top + head) byId("rows").scrollTop -= frame.top + head - box.top;
+    else if (box.bottom > frame.bottom) byId("rows").scrollTop += box.bottom - frame.bottom;
+  }
+
+  function show(utterance, { scroll = false } = {}) {
+    if (chosen) chosen.row.removeAttribute("aria-current");
+    chosen = utterance;
+    utterance.row.setAttribute("aria-current", "true");
+    history.replaceState(null, "", utterance.address);
+    byId("utterance-title").textContent = utterance.id;
+    byId("utterance").hidden = false;
+    tell(utterance);
+    waveform?.destroy();
+    waveform = null;
+    setSource(utterance);
+    const { seconds, segments, targets } = utterance;
+    const bands = segments.map(([start, end, emotion]) => paint(place(make("div"), start, end, seconds), emotion));
+    const drawing = make("div", { class: "drawing" });
+    byId("waveform").replaceChildren(...bands, drawing);
+    const tracks = [];
+    if (targets) tracks.push(makeTrack("target", targets, seconds));
+    if (segments.length) tracks.push(makeTrack("predicted", segments, seconds));
+    if (utterance.frames) tracks.push(makeProbabilities(utterance));
+    byId("tracks").replaceChildren(...tracks);
+    stage.setAttribute("aria-valuemax", seconds.toFixed(2));
+    makeAxis(seconds);
+    makeWords(utterance);
+    byId("waveform").hidden = !utterance.peaks;
+    if (utterance.peaks) {
+      waveform = WaveSurfer.create({
+        container: drawing,
+        media: audio,
+        peaks: [Float32Array.from(bytes(utterance.peaks), (peak) => peak / 255)],
+        duration: seconds,
+        height: "auto",
+        cursorWidth: 0,
+        interact: false,
+        normalize: true,
+        ...colors(),
+      });
+    }
+    fitNames();
+    tick();
+    reveal(utterance.row);
+    if (scroll) {
+      const box = byId("utterance").getBoundingClientRect();
+      if (box.top < 0 || box.top > innerHeight / 2) byId("utterance").scrollIntoView({ block: "start" });
+    }
+  }
+
+  function seek(seconds) {
+    if (!chosen) return;
+    audio.currentTime = Math.min(Math.max(0, seconds), chosen.seconds);
+    tick();
+  }
+
+  function tick() {
+    const now = audio.currentTime;
+    const { seconds } = chosen;
+    byId("playhead").style.left = `${Math.min(100, (100 * now) / seconds)}%`;
+    byId("clock").value = `${now.toFixed(2)} / ${seconds.toFixed(2)} s`;
+    stage.setAttribute("aria-valuenow", now.toFixed(2));
+    stage.setAttribute("aria-valuetext", `${now.toFixed(2)} of ${seconds.toFixed(2)} seconds`);
+    for (const { button, start, end } of buttons) {
+      const current = start <= now && now < end && (now > 0 || !audio.paused);
+      if (current) button.setAttribute("aria-current", "true");
+      else button.removeAttribute("aria-current");
+    }
+    if (!audio.paused) requestAnimationFrame(tick);
+  }
+
+  function toggle() {
+    if (audio.paused) audio.play().catch(failed);
+    else audio.pause();
+  }
+
+  function failed() {
+    if (!audio.error) return; // it was only interrupted
+    if (audio.error.code !== MediaError.MEDIA_ERR_SRC_NOT_SUPPORTED) return audio.load(); // a place it cannot go to
+    byId("no-audio").hidden = false;
+    byId("no-audio").textContent = `The sound file cannot be played: ${chosen.link ?? chosen.id}`;
+  }
+
+  function lookPlaying() {
+    if (!chosen) return;
+    byId("play").classList.toggle("playing", !audio.paused);
+    byId("play").setAttribute("aria-label", audio.paused ? "Play" : "Pause");
+    tick();
+  }
+
+  for (const event of ["play", "pause", "ended", "emptied"]) audio.addEventListener(event, lookPlaying);
+  audio.addEventListener("seeked", () => tick());
+  audio.addEventListener("error", () => audio.hasAttribute("src") && failed());
+  byId("play").addEventListener("click", toggle);
+  byId("speed").addEventListener("change", () => {
+    audio.playbackRate = Number(byId("speed").value);
+  });
+  addEventListener("resize", () => chosen && fitNames());
+  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => waveform?.setOptions(colors()));
+
+  function seekTo(event) {
+    const box = stage.getBoundingClientRect();
+    seek((chosen.seconds * (event.clientX - box.left)) / box.width);
+  }
+  stage.addEventListener("pointerdown", (event) => {
+    stage.setPointerCapture(event.pointerId);
+    seekTo(event);
+  });
+  stage.addEventListener("pointermove", (event) => event.buttons && seekTo(event));
+
+  function step(by) {
+    const index = shown.indexOf(chosen);
+    const next = shown[index < 0 ? 0 : index + by];
+    if (!next) return;
+    show(next);
+    if (body.contains(document.activeElement)) next.row.querySelector("a").focus();
+  }
+
+  const KEYS = {
+    " ": toggle,
+    ArrowLeft: () => seek(audio.currentTime - STEP),
+    ArrowRight: () => seek(audio.currentTime + STEP),
+    ArrowUp: () => step(-1),
+    ArrowDown: () => step(1),
+    Home: () => seek(0),
+    End: () => seek(chosen.seconds),
+  };
+  addEventListener("keydown", (event) => {
+    const act = KEYS[event.key];
+    const edited = event.target.closest("input, select");
+    const presses = event.key === " " && event.target.closest("button:not(.word), summary");
+    const scrolls = event.target.closest("#results, footer") || (/Home|End/.test(event.key) && event.target !== stage);
+    if (!act || !chosen || edited || presses || scrolls || event.ctrlKey || event.metaKey || event.altKey) return;
+    event.preventDefault();
+    act();
+  });
+
+  const addressed = () => utterances.find(({ address }) => address === location.hash);
+  if (utterances.length) {
+    makeList();
+    show(addressed() ?? shown[0]);
+    addEventListener("hashchange", () => addressed() && show(addressed()));
+  }
+})();

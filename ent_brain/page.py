@@ -1,0 +1,288 @@
+"""The page of an evaluation: one HTML file to look at, to listen to, and to pass on.
+
+An evaluation leaves its ``results.json`` and, of every utterance, what was heard and what was to be
+heard (``write_utterances``); ``write_report`` makes the page of the two. The page fetches nothing.
+"""
+
+import base64
+import hashlib
+import io
+import json
+import os
+import re
+from collections import Counter
+from dataclasses import dataclass, field
+from html import escape
+from pathlib import Path
+from urllib.parse import quote
+
+import numpy as np
+import soundfile
+from rapidfuzz.distance import Levenshtein
+from tqdm import tqdm
+
+from ent_brain.annotation import Annotation
+from ent_brain.dataio import read_audio
+from ent_brain.emotions import NEUTRAL, emotion_index, emotion_letter
+from ent_brain.errors import InputError
+from ent_brain.files import read_json, whole_or_nothing
+from ent_brain.manifest import SAMPLE_RATE
+from ent_brain.report import PALETTE, cell_text
+
+RESULTS_FILE, UTTERANCES_FILE, PAGE_FILE = "results.json", "utterances.jsonl", "report.html"
+"""In the folder of an evaluation: the rows of the table, its utterances, and the page of both."""
+
+EMBEDDED_BYTES = 16 * 2**20
+"""Of MP3, some 50 minutes of speech: more is linked, so that the page opens at once. Every browser
+plays MP3 and goes to any place in it, which Chromium does not in a short FLAC."""
+
+PEAKS = 600
+"""Points of a waveform's outline."""
+
+ASSETS = Path(__file__).with_name("assets")
+
+
+@dataclass(frozen=True)
+class Utterance:
+    """What a model makes of one recording, and what is known of it."""
+
+    annotation: Annotation
+    audio: str
+    """Path of the sound file."""
+    reference: Annotation | None = None
+    """Text, emotion and segments as they should be, each empty or None where it is not known."""
+    test_set: str = ""
+    rates: dict = field(default_factory=dict)
+    """WER and EDER in percent, those that were measured."""
+
+
+def write_utterances(utterances, path):
+    """Write utterances to a file, a line of JSON each, whole or not at all."""
+    with whole_or_nothing(path) as partial, partial.open("w", encoding="utf-8") as file:
+        for utterance in utterances:
+            reference = utterance.reference
+            fields = {
+                "test_set": utterance.test_set,
+                "audio": str(utterance.audio),
+                "rates": utterance.rates,
+                "reference": None if reference is None else json.loads(reference.to_json()),
+                "annotation": json.loads(utterance.annotation.to_json()),
+            }
+            file.write(json.dumps(fields, ensure_ascii=False) + "\n")
+
+
+def read_utterances(path):
+    """Read what ``write_utterances`` wrote (list[Utterance])."""
+    utterances = []
+    with Path(path).open(encoding="utf-8") as file:
+        for line in file:
+            fields = json.loads(line)
+            for key in ("annotation", "reference"):
+                if fields[key] is not None:
+                    fields[key] = Annotation.from_json(json.dumps(fields[key]))
+            utterances.append(Utterance(**fields))
+    return utterances
+
+
+def write_report(folder, progressbar=True):
+    """Make the page of a folder that an evaluation has left.
+
+    Arguments
+    ---------
+    folder : str or Path
+        With ``results.json`` and ``utterances.jsonl``; receives ``report.html``.
+    progressbar : bool
+
+    Returns
+    -------
+    Path
+        Of the page.
+
+    Raises
+    ------
+    InputError
+        If no evaluation has left its files in the folder.
+    """
+    folder = Path(folder)
+    for name in (RESULTS_FILE, UTTERANCES_FILE):
+        if not (folder / name).is_file():
+            raise InputError(
+                f"{folder / name}: is not there: name the output folder of a finished evaluation"
+            )
+    utterances = read_utterances(folder / UTTERANCES_FILE)
+    title = f"Evaluation of {folder.resolve().name}"
+    path = folder / PAGE_FILE
+    write_page(path, title, read_json(folder / RESULTS_FILE), utterances, progressbar=progressbar)
+    return path
+
+
+def write_page(path, title, results, utterances, embedded_bytes=EMBEDDED_BYTES, progressbar=False):
+    """Write a page with a table of results and a player of utterances, whole or not at all.
+
+    Audio is part of the page, as MP3 of 16 kHz, until there is ``embedded_bytes`` of it; that of
+    the other utterances is linked by relative path. Where a sound file is not there or cannot be
+    read, its utterance has no player; the page says all of this.
+
+    Arguments
+    ---------
+    path : str or Path
+    title : str
+    results : list[dict]
+        Rows of the table, as for ``report.results_table``; may be empty.
+    utterances : list[Utterance]
+        May be empty. The smallest test set is embedded first, so that it is so as a whole.
+    embedded_bytes : int
+    progressbar : bool
+
+    Example
+    -------
+    >>> path = getfixture("tmp_path") / "page.html"
+    >>> write_page(path, "a table alone", [{"model": "ENT", "WER": 31.26}], [])
+    """
+    path = Path(path)
+    sizes = Counter(utterance.test_set for utterance in utterances)
+    utterances = sorted(
+        utterances, key=lambda u: (sizes[u.test_set], u.test_set, u.annotation.name)
+    )
+    left, described = embedded_bytes, []
+    for utterance in tqdm(utterances, desc=path.name, disable=not progressbar):
+        sound = _sound(Path(utterance.audio), path.parent, left)
+        left = 0 if sound["link"] else left - len(sound["audio"] or b"")
+        described.append({**_describe(utterance), **sound})
+    data = {
+        "emotions": [
+            {"name": emotion, "letter": emotion_letter(index), "color": color, "hatch": hatch}
+            for index, (emotion, (color, hatch)) in enumerate(PALETTE.items())
+        ],
+        "neutral": NEUTRAL,
+        "results": _table(results),
+        "utterances": described,
+    }
+    player = _asset("wavesurfer/wavesurfer.min.js")
+    script = _asset("page.js")
+    parts = {
+        "title": escape(title),
+        "style": _asset("page.css"),
+        "script_hashes": f"{_hash(player)} {_hash(script)}",
+        "audio_note": escape(_audio_note(described, embedded_bytes)),
+        "licence": escape(_asset("wavesurfer/LICENSE")),
+        "data": _json(data),
+        "player": player,
+        "script": script,
+    }
+    page = re.sub(r"{{(\w+)}}", lambda match: parts[match[1]], _asset("page.html"))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with whole_or_nothing(path) as partial:
+        partial.write_text(page, encoding="utf-8")
+
+
+def _asset(name):
+    return (ASSETS / name).read_text(encoding="utf-8")
+
+
+def _hash(script):
+    """What the page's policy names a script by: no other one runs."""
+    digest = hashlib.sha256(script.encode()).digest()
+    return f"'sha256-{base64.b64encode(digest).decode()}'"
+
+
+def _json(value):
+    """JSON that can stand within an HTML script: nothing in it ends the script or begins a tag."""
+    text = json.dumps(value, ensure_ascii=False, separators=(",", ":"), default=_base64)
+    return text.replace("<", r"\u003c").replace(">", r"\u003e").replace("&", r"\u0026")
+
+
+def _base64(value):
+    return base64.b64encode(value).decode()
+
+
+def _describe(utterance):
+    """What the page's script needs to know of an utterance."""
+    annotation, reference = utterance.annotation, utterance.reference
+    probabilities = np.asarray(annotation.frame_probabilities)
+    text = None if reference is None else reference.text
+    targets = [] if reference is None else reference.segments
+    return {
+        "id": annotation.name,
+        "set": utterance.test_set,
+        "seconds": annotation.duration,
+        "target": None if reference is None else _index(reference.emotion),
+        "emotion": _index(annotation.emotion),
+        "probabilities": annotation.probabilities,
+        "wer": utterance.rates.get("WER"),
+        "eder": utterance.rates.get("EDER"),
+        "words": [(*word[:3], _index(word.emotion), word.probability) for word in annotation.words],
+        "reference": text,
+        "pairs": _pairs(text.split(), [w.text for w in annotation.words]) if text else None,
+        "segments": _indexed(annotation.segments),
+        "targets": _indexed(targets) or None,
+        "frames": np.round(255 * probabilities).astype(np.uint8).tobytes() or None,
+        "frame": annotation.frame_duration,
+    }
+
+
+def _table(rows):
+    """Columns and the texts of the cells."""
+    columns = list(dict.fromkeys(column for row in rows for column in row))
+    texts = [[cell_text(row.get(column)) for column in columns] for row in rows]
+    return {"columns": columns, "rows": texts}
+
+
+def _index(emotion):
+    return None if emotion is None else emotion_index(emotion)
+
+
+def _indexed(segments):
+    return [(start, end, emotion_index(emotion)) for start, end, emotion in segments]
+
+
+def _pairs(target, predicted):
+    """Columns of a comparison: (target word or None, index of a predicted word or None)."""
+    pairs = []
+    for _, a, b, c, d in Levenshtein.opcodes(target, predicted):
+        words, indices = target[a:b], range(c, d)
+        pairs += [
+            (words[i] if i < len(words) else None, indices[i] if i < len(indices) else None)
+            for i in range(max(len(words), len(indices)))
+        ]
+    return pairs
+
+
+def _sound(audio, folder, left):
+    """A recording's outline (``peaks``), and either the sound itself or a link to its file."""
+    sound = {"peaks": None, "audio": None, "link": None}
+    try:
+        samples = read_audio(audio, SAMPLE_RATE).numpy()
+    except InputError:
+        return sound
+    edges = np.linspace(0, len(samples), min(PEAKS, len(samples)), endpoint=False).astype(int)
+    outline = np.maximum.reduceat(np.abs(samples), edges)
+    sound["peaks"] = np.round(255 * outline / max(outline.max(), 1e-8)).astype(np.uint8).tobytes()
+    if left > 0 and "MP3" in soundfile.available_formats():  # some builds are without
+        stream = io.BytesIO()
+        soundfile.write(stream, samples, SAMPLE_RATE, format="MP3")
+        if len(stream.getvalue()) <= left:
+            sound["audio"] = stream.getvalue()
+    if sound["audio"] is None:
+        relative = Path(os.path.relpath(audio.resolve(), folder.resolve()))
+        sound["link"] = quote(relative.as_posix())
+    return sound
+
+
+def _audio_note(described, embedded_bytes):
+    """Where the page has its sound from."""
+    kinds = Counter(
+        "embedded" if sound["audio"] else "linked" if sound["link"] else "missing"
+        for sound in described
+    )
+    notes = {
+        "embedded": "in this file",
+        "linked": f"linked, as the page holds {embedded_bytes / 2**20:.0f} MB of sound at most: it "
+        "plays as long as the page and the sound files stay where they are",
+        "missing": "missing, as it could not be read when the page was made",
+    }
+    return " ".join(
+        f"The sound of {kinds[kind]} utterance{'s' * (kinds[kind] > 1)} is {note}."
+        for kind, note in notes.items()
+        if kinds[kind]
+    )
