@@ -325,9 +325,8 @@
   function reveal(row) {
     const frame = byId("rows").getBoundingClientRect();
     const box = row.getBoundingClientRect();
-    const head = list.querySelector("thead").offsetHeight;
-    if (box.top < frame.top + head) byId("rows").scrollTop -= frame.top + head - box.top;
-    else if (box.bottom > frame.bottom) byId("rows").scrollTop += box.bottom - frame.bottom;
+    const hidden = box.top < frame.top + list.querySelector("thead").offsetHeight || box.bottom > frame.bottom;
+    if (hidden) byId("rows").scrollTop += box.top - frame.top - frame.height / 3;
   }
 
   function show(utterance, { scroll = false } = {}) {
