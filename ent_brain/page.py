@@ -8,6 +8,7 @@ import base64
 import hashlib
 import io
 import json
+import math
 import os
 import re
 from collections import Counter
@@ -36,8 +37,8 @@ EMBEDDED_BYTES = 16 * 2**20
 """Of MP3, some 50 minutes of speech: more is linked, so that the page opens at once. Every browser
 plays MP3 and goes to any place in it, which Chromium does not in a short FLAC."""
 
-PEAKS = 600
-"""Points of a waveform's outline."""
+POINTS = 1000
+"""Of a waveform's outline and of the probabilities over time: no screen shows more."""
 
 ASSETS = Path(__file__).with_name("assets")
 
@@ -199,7 +200,7 @@ def _base64(value):
 def _describe(utterance):
     """What the page's script needs to know of an utterance."""
     annotation, reference = utterance.annotation, utterance.reference
-    probabilities = np.asarray(annotation.frame_probabilities)
+    probabilities, together = _overview(annotation.frame_probabilities)
     text = None if reference is None else reference.text
     targets = [] if reference is None else reference.segments
     return {
@@ -217,8 +218,19 @@ def _describe(utterance):
         "segments": _indexed(annotation.segments),
         "targets": _indexed(targets) or None,
         "frames": np.round(255 * probabilities).astype(np.uint8).tobytes() or None,
-        "frame": annotation.frame_duration,
+        "frame": together * annotation.frame_duration,
     }
+
+
+def _overview(frame_probabilities):
+    """Means over so many frames, which are told, too, that there are not more than ``POINTS``."""
+    probabilities = np.asarray(frame_probabilities)
+    together = max(1, math.ceil(len(probabilities) / POINTS))
+    starts = np.arange(0, len(probabilities), together)
+    counts = np.diff(starts, append=len(probabilities))[:, None]
+    return np.add.reduceat(probabilities, starts) / counts if len(
+        starts
+    ) else probabilities, together
 
 
 def _table(rows):
@@ -255,7 +267,7 @@ def _sound(audio, folder, left):
         samples = read_audio(audio, SAMPLE_RATE).numpy()
     except InputError:
         return sound
-    edges = np.linspace(0, len(samples), min(PEAKS, len(samples)), endpoint=False).astype(int)
+    edges = np.linspace(0, len(samples), min(POINTS, len(samples)), endpoint=False).astype(int)
     outline = np.maximum.reduceat(np.abs(samples), edges)
     sound["peaks"] = np.round(255 * outline / max(outline.max(), 1e-8)).astype(np.uint8).tobytes()
     if left > 0 and "MP3" in soundfile.available_formats():  # some builds are without

@@ -158,6 +158,15 @@ def test_sound_is_embedded_linked_or_missed(tmp_path):
     assert "The sound of 1 utterance is missing" in text
 
 
+def test_of_a_long_recording_frames_are_averaged():
+    frames = np.random.default_rng(0).dirichlet([1] * 4, size=2501)
+    probabilities, together = page._overview(tuple(map(tuple, frames)))
+    assert (together, len(probabilities)) == (3, 834)
+    assert np.allclose(probabilities[:-1], [frames[i : i + 3].mean(0) for i in range(0, 2499, 3)])
+    assert np.allclose(probabilities[-1], frames[2499:].mean(0))
+    assert np.array_equal(page._overview(frames[:7])[0], frames[:7])
+
+
 words = st.lists(st.sampled_from(["A", "B", "C"]), max_size=6)
 
 
@@ -301,6 +310,7 @@ def test_it_plays_and_words_light_up(shown):
 def test_a_click_or_a_key_goes_to_a_word(shown):
     from selenium.webdriver import ActionChains
 
+    assert "0.30 to 0.50 neutral" in find(shown, "#intervals").get_property("textContent")
     find(shown, ".pair:nth-child(2) .word").click()
     assert now(shown) == pytest.approx(0.3, abs=0.01)
     shown.execute_script("document.querySelectorAll('.word')[2].focus()")

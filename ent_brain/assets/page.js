@@ -186,11 +186,8 @@
 
   function makeTrack(name, segments, seconds) {
     const track = make("div", { class: "track", "data-name": name });
-    const told = segments.map(([start, end, emotion]) => `${start.toFixed(2)} to ${end.toFixed(2)} s ${nameOf(emotion)}`);
-    track.setAttribute("role", "img");
-    track.setAttribute("aria-label", `${name} emotions: ${told.join(", ")}`);
     for (const [start, end, emotion] of segments) {
-      const label = make("span", { class: "name" }, nameOf(emotion));
+      const label = make("span", { class: "name", "data-emotion": emotion });
       track.append(paint(place(make("div", {}, label), start, end, seconds), emotion));
     }
     return track;
@@ -198,20 +195,28 @@
 
   // A name that has no room is a letter, and one without room for that is left out.
   function fitNames() {
-    for (const label of stage.querySelectorAll(".track .name")) {
-      const band = label.parentElement;
-      const name = (label.dataset.name ??= label.textContent);
-      for (const text of [name, name[0], ""]) {
-        label.textContent = text;
-        label.hidden = !text;
-        if (label.offsetWidth <= band.clientWidth) break;
+    const widths = new Map();
+    const probe = make("span", { class: "name" });
+    const track = make("div", { class: "track" }, probe);
+    stage.append(track);
+    for (const { name, letter } of data.emotions) {
+      for (const text of [name, letter]) {
+        probe.textContent = text;
+        widths.set(text, probe.offsetWidth);
       }
     }
+    track.remove();
+    const labels = [...stage.querySelectorAll(".track .name")];
+    const rooms = labels.map((label) => label.parentElement.clientWidth); // all before any changes
+    labels.forEach((label, index) => {
+      const { name, letter } = data.emotions[label.dataset.emotion];
+      label.textContent = [name, letter].find((text) => widths.get(text) <= rooms[index]) ?? "";
+    });
   }
 
   function makeProbabilities({ frames, frame, seconds }) {
     const track = make("div", { class: "track", "data-name": "probability of each emotion" });
-    const tall = make("div", { class: "track tall", "aria-hidden": "true" });
+    const tall = make("div", { class: "track tall" });
     tall.style.margin = "0";
     const count = data.emotions.length;
     const values = bytes(frames);
@@ -237,6 +242,12 @@
     track.style.height = "auto";
     track.append(tall);
     return track;
+  }
+
+  // What the tracks show, for those who do not see them.
+  function describe(name, segments) {
+    const parts = segments.map(([start, end, emotion]) => `${start.toFixed(2)} to ${end.toFixed(2)} ${nameOf(emotion)}`);
+    return `${name}: ${parts.join(", ")}. `;
   }
 
   function makeAxis(seconds) {
@@ -349,6 +360,8 @@
     if (segments.length) tracks.push(makeTrack("predicted", segments, seconds));
     if (utterance.frames) tracks.push(makeProbabilities(utterance));
     byId("tracks").replaceChildren(...tracks);
+    byId("intervals").textContent =
+      (targets ? describe("target", targets) : "") + (segments.length ? describe("predicted", segments) : "");
     stage.setAttribute("aria-valuemax", seconds.toFixed(2));
     makeAxis(seconds);
     makeWords(utterance);
