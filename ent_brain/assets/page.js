@@ -172,6 +172,7 @@
   const stage = byId("stage");
   let waveform = null;
   let buttons = []; // of the words, with their times
+  let nextTick = 0;
 
   const colors = () => {
     const wave = getComputedStyle(document.documentElement).getPropertyValue("--wave").trim();
@@ -211,6 +212,7 @@
     labels.forEach((label, index) => {
       const { name, letter } = data.emotions[label.dataset.emotion];
       label.textContent = [name, letter].find((text) => widths.get(text) <= rooms[index]) ?? "";
+      label.parentElement.classList.toggle("narrow", rooms[index] < 4);
     });
   }
 
@@ -403,10 +405,20 @@
     stage.setAttribute("aria-valuetext", `${now.toFixed(2)} of ${seconds.toFixed(2)} seconds`);
     for (const { button, start, end } of buttons) {
       const current = start <= now && now < end && (now > 0 || !audio.paused);
+      if (current === button.hasAttribute("aria-current")) continue;
       if (current) button.setAttribute("aria-current", "true");
       else button.removeAttribute("aria-current");
+      if (current && !audio.paused) keepInView(button);
     }
-    if (!audio.paused) requestAnimationFrame(tick);
+    cancelAnimationFrame(nextTick); // of a loop that runs already
+    if (!audio.paused) nextTick = requestAnimationFrame(tick);
+  }
+
+  // The words of a long recording have a frame of their own, too.
+  function keepInView(button) {
+    const frame = byId("words").getBoundingClientRect();
+    const box = button.getBoundingClientRect();
+    if (box.top < frame.top || box.bottom > frame.bottom) byId("words").scrollTop += box.top - frame.top - 40;
   }
 
   function toggle() {
