@@ -10,7 +10,7 @@ from typing import NamedTuple
 from ent_brain.emotions import EMOTIONS
 from ent_brain.errors import InputError
 from ent_brain.files import whole_or_nothing
-from ent_brain.segments import Segment, end_at, segments_from_frames
+from ent_brain.segments import Segment, end_at
 
 CAPTION_LETTERS, CAPTION_SECONDS, CAPTION_PAUSE = 74, 6.0, 0.6
 """A caption holds two lines of 37 letters (EBU), stands 6 s at most, and ends at a pause."""
@@ -205,7 +205,7 @@ class Annotation:
         return paths
 
 
-def annotate(name, seconds, words, frame_log_probs, utterance_log_probs, frame_duration):
+def annotate(name, seconds, words, frame_log_probs, utterance_log_probs, decoder):
     """Say what a model makes of a recording.
 
     Arguments
@@ -217,8 +217,8 @@ def annotate(name, seconds, words, frame_log_probs, utterance_log_probs, frame_d
         Text, start and end in seconds, as ``alignment.word_times`` gives them.
     frame_log_probs, utterance_log_probs : Tensor or None
         [T, E] and [E]; both None where the model tells no emotion.
-    frame_duration : float
-        Seconds from one frame to the next.
+    decoder : SegmentDecoder
+        Tells the emotions of frames from their probabilities.
 
     Returns
     -------
@@ -231,10 +231,9 @@ def annotate(name, seconds, words, frame_log_probs, utterance_log_probs, frame_d
     else:
         of_frames, of_utterance = frame_log_probs.exp(), utterance_log_probs.exp()
         emotion = EMOTIONS[int(of_utterance.argmax())]
-        runs = segments_from_frames(of_frames.argmax(-1).tolist(), frame_duration)
-        segments = end_at(runs, seconds)
+        segments = end_at(decoder.segments(frame_log_probs), seconds)
         of_utterance = of_utterance.tolist()
-        emotions = [_word_emotion(*word[1:], of_frames, frame_duration) for word in words]
+        emotions = [_word_emotion(*word[1:], of_frames, decoder.frame_duration) for word in words]
         of_frames = of_frames.tolist()
     return Annotation(
         name=name,
@@ -247,7 +246,7 @@ def annotate(name, seconds, words, frame_log_probs, utterance_log_probs, frame_d
             for (text, start, end), felt in zip(words, emotions, strict=True)
         ),
         segments=tuple(Segment(_rounded(s.start), _rounded(s.end), s.emotion) for s in segments),
-        frame_duration=frame_duration,
+        frame_duration=decoder.frame_duration,
         frame_probabilities=tuple(tuple(map(_rounded, row)) for row in of_frames or ()),
     )
 

@@ -24,6 +24,7 @@ from ent_brain.losses import (
     transducer_alignment,
 )
 from ent_brain.metrics import TransducerStats
+from ent_brain.segments import SegmentDecoder
 
 HISTORY_FILE = "history.json"
 """In the output folder: one entry an epoch, what was lost and what was measured."""
@@ -172,6 +173,15 @@ class EmotionTransducerBrain(sb.Brain):
         lattice = model.emotion_lattice(model.encode(features, frame_lens), predicted)
         return lattice.dense()[0].softmax(-1).cpu()
 
+    @property
+    def segment_decoder(self):
+        """What tells the emotions of frames from their probabilities (SegmentDecoder)."""
+        return SegmentDecoder(
+            self.raw_modules.frontend.frame_duration,
+            self.hparams.segment_decoding,
+            self.hparams.segment_seconds,
+        )
+
     def _intervals(self, batch, stage):
         """Known intervals of each utterance where they are to be learnt from; None elsewhere."""
         if stage == sb.Stage.TEST or self.hparams.lattice_mode not in SUPERVISED_MODES:
@@ -249,7 +259,7 @@ class EmotionTransducerBrain(sb.Brain):
             self.running.clear()
         self.stats = TransducerStats(
             self.tokens if self.hparams.rnnt_weight else None,
-            self.raw_modules.frontend.frame_duration,
+            self.segment_decoder,
         )
 
     def on_stage_end(self, stage, stage_loss, epoch=None):

@@ -47,6 +47,8 @@ def export(brain, folder):
     lines += [
         f"max_symbols: {brain.hparams.max_symbols}",
         f"beam_size: {brain.hparams.beam_size}",
+        f"segment_decoding: {brain.hparams.segment_decoding}",
+        f"segment_seconds: {brain.hparams.segment_seconds}",
         "",
         "modules:",
         *(f"    {name}: !ref <{name}>" for name in modules),

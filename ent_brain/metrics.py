@@ -273,17 +273,17 @@ class TransducerStats:
     ---------
     tokens : CharTokens, SentencePieceTokens or None
         None where the model transcribes nothing, so that no word error is counted.
-    frame_duration : float
-        Seconds from one frame to the next.
+    decoder : SegmentDecoder
+        Tells the emotions of frames from their probabilities.
     """
 
-    def __init__(self, tokens, frame_duration):
-        self.tokens = tokens
+    def __init__(self, tokens, decoder):
+        self.tokens, self.decoder = tokens, decoder
         self.words = WordErrorStats()
         self.emotions = EmotionStats()
         # The model, and what it must beat: no emotion at all, and the utterance's all over it.
         self.diarization = {
-            name: EmotionDiarizationStats(frame_duration)
+            name: EmotionDiarizationStats(decoder.frame_duration)
             for name in ("model", "all neutral", "utterance emotion everywhere")
         }
         self.hypotheses = {}
@@ -310,7 +310,7 @@ class TransducerStats:
             self.emotions.append([name], [emotion], [EMOTIONS.index(entry["emotion"])])
             if entry["segments"] is None:
                 continue
-            frames = hypothesis.emotion_log_probs.argmax(-1).tolist()
+            frames = self.decoder.labels(hypothesis.emotion_log_probs)
             tracks = (frames, [NEUTRAL] * len(frames), [emotion] * len(frames))
             for stats, track in zip(self.diarization.values(), tracks, strict=True):
                 stats.append([name], [track], [entry["segments"]], [entry["duration"]])

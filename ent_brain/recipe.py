@@ -61,6 +61,7 @@ logger = get_logger(__name__)
 KEYS_READ_BY_CODE = {
     *LOSS_WEIGHTS,
     *("fastemit", "lattice_mode", "aligned_top", "max_symbols", "beam_size"),
+    *("segment_decoding", "segment_seconds"),
     *("seed", "output_folder", "data_folder", "zed_folder", "save_folder", "paper_protocol"),
     *("test_session", "valid_share", "max_train_seconds", "max_tokens_per_frame"),
     *("tokens", "vocab_size", "test_actors", "valid_actors", "calm_as_neutral"),
@@ -76,6 +77,7 @@ ABOVE_0 = {
     *("number_of_epochs", "batch_size", "lr", "max_grad_norm", "vocab_size"),
     *("max_tokens_per_frame", "max_train_seconds", "max_batch_nodes", "aligned_top"),
     *("frame_duration", "encoder_dim", "predictor_dim", "joint_dim", "max_symbols", "beam_size"),
+    "segment_seconds",
     *("mask_time_length", "mask_feature_length"),
 }
 UP_TO_1 = {"valid_share", "aligned_top", "dropout", "mask_time_prob", "mask_feature_prob"}
@@ -426,8 +428,9 @@ def report(brain, test_sets, hparams):
     for name, dataset in test_sets.items():
         brain.evaluate(dataset, test_loader_kwargs=dict(hparams["test_dataloader_opts"]))
         rows += _rows(name, brain.stats, history)
-        utterances += _utterances(brain, name, dataset)
-        _describe(brain, name, dataset, folder)
+        of_set = _utterances(brain, name, dataset)
+        _describe(brain, name, of_set, folder)
+        utterances += of_set
     export(brain, folder / "pretrained")
     _publish(rows, utterances, folder, progressbar=not brain.noprogressbar)
 
@@ -435,13 +438,15 @@ def report(brain, test_sets, hparams):
 def _rows(name, stats, history):
     """Rows of the results table of one test set."""
     measured = {k: v for k, v in stats.summarize().items() if k != "error"}
+    if "EDER" in measured:
+        measured["segments"] = stats.decoder.method
     rows = [{"test set": name, "protocol": "valid", **measured}]
     if f"{name} error" in history[-1]:
         best = {}
-        for metric in measured:
+        for metric in stats.summarize().keys() - {"error"}:
             choose = max if metric in ("WA", "UA") else min
             best[metric] = choose(epoch[f"{name} {metric}"] for epoch in history)
-        rows.append({"test set": name, "protocol": "paper", **best})
+        rows.append({**rows[0], "protocol": "paper", **best})
     columns = rows[0].keys()
     for baseline, rate in stats.baselines().items():
         row = {**dict.fromkeys(columns), "test set": name, "protocol": baseline, "EDER": rate}
@@ -450,7 +455,7 @@ def _rows(name, stats, history):
 
 
 @main_process_only
-def _describe(brain, name, dataset, folder):
+def _describe(brain, name, utterances, folder):
     """Write the statistics and pictures of the test set that the brain has just scored."""
     label = name.replace(" ", "_")
     brain.stats.write(folder, label)
@@ -459,31 +464,24 @@ def _describe(brain, name, dataset, folder):
         plot_confusion(confusion, folder / f"confusion_{label}.png", f"Utterance emotion, {name}")
     if not brain.stats.diarization["model"]:
         return
-    frontend = brain.raw_modules.frontend
+    sample_rate = brain.raw_modules.frontend.sample_rate
     for emotion in EMOTIONS:
-        scored = sorted(brain.stats.hypotheses)  # in debug mode not all of them
-        ids = [i for i in scored if dataset.data[i]["entry"]["emotion"] == emotion]
-        for utterance in ids[:1]:
-            item, hypothesis = dataset.data[utterance], brain.stats.hypotheses[utterance]
-            wav = read_audio(item["wav"], frontend.sample_rate)
-            plot_timeline(
-                folder / f"timeline_{label}_{emotion}.png",
-                wav.numpy(),
-                frontend.sample_rate,
-                _timed_words(brain, hypothesis, len(wav) / frontend.sample_rate),
-                item["entry"]["segments"],
-                hypothesis.emotion_log_probs.exp().numpy(),
-                frontend.frame_duration,
-                utterance,
-            )
+        of_emotion = [each for each in utterances if each.reference.emotion == emotion]
+        for utterance in sorted(of_emotion, key=lambda each: each.annotation.name)[:1]:
+            annotation = utterance.annotation
+            wav = read_audio(utterance.audio, sample_rate)
+            picture = folder / f"timeline_{label}_{emotion}.png"
+            segments = utterance.reference.segments
+            plot_timeline(picture, wav.numpy(), sample_rate, annotation, segments)
             if brain.raw_modules.model.emotion_joint is not None:
+                hypothesis = brain.stats.hypotheses[annotation.name]
                 plot_lattice(
                     folder / f"lattice_{label}_{emotion}.png",
                     brain.emotion_lattice(wav, hypothesis.tokens).numpy(),
                     hypothesis.frames,
                     brain.tokens.words(hypothesis.tokens),
-                    frontend.frame_duration,
-                    utterance,
+                    annotation.frame_duration,
+                    annotation.name,
                 )
 
 
@@ -499,10 +497,12 @@ def _utterances(brain, name, dataset):
         annotation = annotate(
             utterance,
             seconds,
-            _timed_words(brain, hypothesis, seconds),
+            word_times(
+                brain.tokens.words(hypothesis.tokens), hypothesis.frames, frame_duration, seconds
+            ),
             hypothesis.emotion_log_probs,
             hypothesis.utterance_log_probs,
-            frame_duration,
+            brain.segment_decoder,
         )
         reference = replace(
             annotation,
@@ -515,12 +515,6 @@ def _utterances(brain, name, dataset):
         )
         utterances.append(Utterance(annotation, item["wav"], reference, name, rates[utterance]))
     return utterances
-
-
-def _timed_words(brain, hypothesis, seconds):
-    frame_duration = brain.raw_modules.frontend.frame_duration
-    words = brain.tokens.words(hypothesis.tokens)
-    return word_times(words, hypothesis.frames, frame_duration, seconds)
 
 
 @main_process_only

@@ -17,7 +17,7 @@ from matplotlib.textpath import text_to_path
 from matplotlib.ticker import MaxNLocator
 
 from ent_brain.emotions import EMOTIONS, emotion_index, emotion_letter
-from ent_brain.segments import fill_neutral, segments_from_frames
+from ent_brain.segments import fill_neutral
 
 _FILLS = (("#E69F00", "..."), ("#D55E00", "xxx"), ("#0072B2", "///"), ("#DDDDDD", ""))
 PALETTE = dict(zip(EMOTIONS, _FILLS, strict=True))
@@ -126,9 +126,7 @@ def plot_confusion(confusion, path, title):
     return _save(figure, path)
 
 
-def plot_timeline(
-    path, waveform, sample_rate, words, reference, probabilities, frame_duration, title
-):
+def plot_timeline(path, waveform, sample_rate, annotation, reference=None):
     """Draw what was said and felt over the time of one recording.
 
     From the top: spectrogram, words, target and predicted emotions, emotion probabilities.
@@ -139,15 +137,10 @@ def plot_timeline(
     waveform : float array [samples]
     sample_rate : int
         Hz.
-    words : list[tuple[str, float, float]]
-        Word, start and end in seconds; equal times mark a moment.
-    reference : list[Segment] or None
-        Emotional segments, neutral between them; None leaves out the track of targets.
-    probabilities : float array [T, E]
-        Emotion probabilities of each frame; the predicted track shows the largest.
-    frame_duration : float
-        Seconds from one frame to the next.
-    title : str
+    annotation : Annotation
+        What a model makes of the recording; its name is the title.
+    reference : list[Segment], optional
+        Emotional segments, neutral between them; without it there is no track of targets.
 
     Returns
     -------
@@ -160,21 +153,27 @@ def plot_timeline(
 
     Example
     -------
-    >>> from ent_brain.segments import Segment
+    >>> import torch
+    >>> from ent_brain.annotation import annotate
+    >>> from ent_brain.segments import Segment, SegmentDecoder
+    >>> log_probs = torch.full([50, 4], 0.25).log()
+    >>> words = [("HELLO", 0.1, 0.5)]
     >>> figure = plot_timeline(
     ...     getfixture("tmp_path") / "timeline.png",
     ...     waveform=np.random.default_rng(0).normal(size=16000), sample_rate=16000,
-    ...     words=[("HELLO", 0.1, 0.5)],
+    ...     annotation=annotate(
+    ...         "a greeting", 1.0, words, log_probs, log_probs[0], SegmentDecoder(0.02)
+    ...     ),
     ...     reference=[Segment(0.0, 0.6, "happy")],
-    ...     probabilities=np.full([50, 4], 0.25), frame_duration=0.02, title="a greeting",
     ... )
     """
     duration = len(waveform) / sample_rate
-    tracks = {"predicted": segments_from_frames(probabilities.argmax(axis=1), frame_duration)}
+    tracks = {"predicted": annotation.segments}
     if reference is not None:
         tracks = {"target": fill_neutral(reference, duration), **tracks}
     width = min(max(9.0, duration), 24.0)  # inches that the time axis has at least
     seconds_per_point = duration / (72 * width)
+    words = [(word.text, word.start, word.end) for word in annotation.words]
     rows = _rows_of_words(words, duration, seconds_per_point)
     heights = np.array([2.0, 0.1 + 0.26 * len(rows), 0.32 * len(tracks), 1.2])
     figure = Figure(figsize=(width + 1.3, heights.sum() + 1.3), layout="constrained")
@@ -182,12 +181,13 @@ def plot_timeline(
     _draw_spectrogram(panels[0], waveform, sample_rate)
     _draw_words(panels[1], rows)
     _draw_tracks(panels[2], tracks, seconds_per_point)
-    _draw_probabilities(panels[3], probabilities, frame_duration)
+    probabilities = np.array(annotation.frame_probabilities).reshape(-1, len(EMOTIONS))
+    _draw_probabilities(panels[3], probabilities, annotation.frame_duration)
     for axes, label in zip(panels, ("kHz", "words", "", "probability"), strict=True):
         axes.set_ylabel(label)
         axes.tick_params(bottom=axes is panels[3])
     figure.align_ylabels()
-    panels[0].set_title(title, loc="left", parse_math=False)
+    panels[0].set_title(annotation.name, loc="left", parse_math=False)
     panels[3].set(xlim=(0, duration), xlabel="seconds")
     names = [f"{emotion} ({emotion_letter(index)})" for index, emotion in enumerate(EMOTIONS)]
     patches = [Patch(**style) for style in EMOTION_STYLES.values()]

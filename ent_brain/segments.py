@@ -1,5 +1,6 @@
 """Time: intervals of one emotion in seconds, and how frames become intervals."""
 
+from dataclasses import dataclass
 from itertools import groupby
 from typing import NamedTuple
 
@@ -23,33 +24,23 @@ class Segment(NamedTuple):
         return f"{self.start:.2f}-{self.end:.2f} {self.emotion}"
 
 
-def decode_frames(log_probs, frame_duration, decoding="argmax", seconds=0.3):
-    """Choose the emotion of every frame.
+@dataclass(frozen=True)
+class SegmentDecoder:
+    """Chooses the emotion of every frame from the probabilities of all.
 
     Arguments
     ---------
-    log_probs : Tensor
-        [T, E] of each frame, on the CPU.
     frame_duration : float
         Seconds from one frame to the next.
-    decoding : str
+    method : str
         ``argmax``: the most probable emotion of each frame by itself. ``median``: of probabilities
         whose median over ``seconds`` is taken first. ``min_duration``: the most probable sequence
         in which every emotion lasts at least ``seconds``, or all of a shorter recording.
         ``single_event``: the most probable sequence of neutral, one emotion, and neutral again,
         any of which may be empty; for corpora with at most one emotional event an utterance.
+        Another name raises ``ValueError``.
     seconds : float
         Of the median's window, or the shortest duration.
-
-    Returns
-    -------
-    list[int]
-        Class index of each frame.
-
-    Raises
-    ------
-    ValueError
-        If there is no such decoding.
 
     Example
     -------
@@ -57,17 +48,31 @@ def decode_frames(log_probs, frame_duration, decoding="argmax", seconds=0.3):
     >>> happy = torch.tensor([0.1, 0.6, 0.2, 0.6, 0.6, 0.1])
     >>> other = torch.full_like(happy, 0.01)
     >>> log_probs = torch.stack((happy, other, other, 0.98 - happy), 1).log()
-    >>> decode_frames(log_probs, 0.1), decode_frames(log_probs, 0.1, "single_event")
-    ([3, 0, 3, 0, 0, 3], [3, 3, 3, 0, 0, 3])
+    >>> SegmentDecoder(0.1).labels(log_probs)
+    [3, 0, 3, 0, 0, 3]
+    >>> SegmentDecoder(0.1, "single_event").labels(log_probs)
+    [3, 3, 3, 0, 0, 3]
     """
-    if decoding not in SEGMENT_DECODINGS:
-        raise ValueError(
-            f"segment_decoding {decoding!r}: use one of {', '.join(SEGMENT_DECODINGS)}"
-        )
-    if not len(log_probs):
-        return []
-    frames = max(1, round(seconds / frame_duration))
-    return SEGMENT_DECODINGS[decoding](log_probs.double().numpy(), frames).tolist()
+
+    frame_duration: float
+    method: str = "argmax"
+    seconds: float = 0.3
+
+    def __post_init__(self):
+        if self.method not in SEGMENT_DECODINGS:
+            known = ", ".join(SEGMENT_DECODINGS)
+            raise ValueError(f"segment_decoding {self.method!r}: use one of {known}")
+
+    def labels(self, log_probs):
+        """Class index of each frame (list[int]) from log-probabilities [T, E] on the CPU."""
+        if not len(log_probs):
+            return []
+        frames = max(1, round(self.seconds / self.frame_duration))
+        return SEGMENT_DECODINGS[self.method](log_probs.double().numpy(), frames).tolist()
+
+    def segments(self, log_probs):
+        """Runs of equal labels (list[Segment]) from log-probabilities [T, E] on the CPU."""
+        return segments_from_frames(self.labels(log_probs), self.frame_duration)
 
 
 def _most_probable(log_probs, _):
@@ -166,7 +171,7 @@ def end_at(segments, duration):
     Arguments
     ---------
     segments : list[Segment]
-        Without gaps from 0, at least one.
+        Without gaps from 0.
     duration : float
         Seconds; the last segment that starts before is cut or prolonged to it.
 
@@ -180,7 +185,7 @@ def end_at(segments, duration):
     ['0.00-0.40 sad']
     """
     begun = [segment for segment in segments if segment.start < duration]
-    return [*begun[:-1], begun[-1]._replace(end=duration)]
+    return [*begun[:-1], *(last._replace(end=duration) for last in begun[-1:])]
 
 
 def fill_neutral(segments, duration):

@@ -124,6 +124,8 @@ def make_brain(
         "aligned_top": 0.3,
         "max_symbols": 3,
         "beam_size": 1,
+        "segment_decoding": "argmax",
+        "segment_seconds": 0.3,
         "lr_schedule": constant,
         "warmup_epochs": 0,
         "number_of_epochs": epochs,

@@ -17,7 +17,7 @@ from ent_brain.metrics import (
     TransducerStats,
     WordErrorStats,
 )
-from ent_brain.segments import Segment
+from ent_brain.segments import Segment, SegmentDecoder
 from ent_brain.tokens import CharTokens
 
 FRAME = 0.02
@@ -248,7 +248,7 @@ def test_a_bad_reference_is_refused_by_its_id():
 def test_rates_of_each_utterance_are_those_of_it_alone():
     log_probs = torch.eye(4)[[3, 3, 2, 2]].log_softmax(-1)
     tokens = CharTokens()
-    stats = TransducerStats(tokens, frame_duration=0.5)
+    stats = TransducerStats(tokens, SegmentDecoder(0.5))
     for name, text, segments in (
         ("late", "TEA TWO", [Segment(0.5, 2.0, "sad")]),
         ("unknown", "TEA FOR TWO", None),

@@ -3,8 +3,10 @@ import sys
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
+from ent_brain.annotation import annotate
 from ent_brain.emotions import EMOTIONS
 from ent_brain.errors import InputError
 from ent_brain.report import (
@@ -14,7 +16,7 @@ from ent_brain.report import (
     plot_timeline,
     results_table,
 )
-from ent_brain.segments import Segment
+from ent_brain.segments import Segment, SegmentDecoder
 
 pytestmark = pytest.mark.filterwarnings("error")
 
@@ -97,9 +99,12 @@ def draw(path, duration=4.0, words=(), reference=(), classes=None, waveform=None
     if waveform is None:
         waveform = 0.1 * np.random.default_rng(0).normal(size=int(duration * rate))
     frames = int(duration * 50) - 1 if classes is None else len(classes)
-    probabilities = np.full([frames, 4], 0.1)
-    probabilities[np.arange(frames), 0 if classes is None else classes] = 0.7
-    return plot_timeline(path, waveform, rate, words, reference, probabilities, 0.02, "a $title$")
+    probabilities = torch.full([frames, 4], 0.1)
+    probabilities[torch.arange(frames), 0 if classes is None else classes] = 0.7
+    annotation = annotate(
+        "a $title$", duration, words, probabilities.log(), torch.ones(4), SegmentDecoder(0.02)
+    )
+    return plot_timeline(path, waveform, rate, annotation, reference)
 
 
 @pytest.mark.parametrize("duration", [1.0, 4.0, 15.0])
@@ -118,7 +123,7 @@ def test_every_word_is_there_and_none_hides_another(tmp_path, duration, length):
         assert frame.y0 <= box.y0 and box.y1 <= frame.y1
     assert not any(a.overlaps(b) for a, b in itertools.combinations(boxes, 2))
     intervals = {tuple(line.get_xdata()) for line in panel.lines}
-    assert intervals == {(start, end) for _, start, end in words}
+    assert intervals == {(round(start, 4), round(end, 4)) for _, start, end in words}
 
 
 def test_tracks_show_target_and_prediction_and_name_what_has_room(tmp_path):

@@ -11,7 +11,7 @@ from ent_brain.segments import (
     ROUNDING,
     SEGMENT_DECODINGS,
     Segment,
-    decode_frames,
+    SegmentDecoder,
     end_at,
     fill_neutral,
     segments_from_frames,
@@ -136,11 +136,11 @@ def test_sequences_of_labels_are_the_most_probable_of_all(frames, seed):
     def most_probable(sequences):
         return list(max(sequences, key=lambda labels: log_probs[range(frames), labels].sum()))
 
-    assert decode_frames(log_probs, 0.1) == most_probable(product(range(4), repeat=frames))
+    assert SegmentDecoder(0.1).labels(log_probs) == most_probable(product(range(4), repeat=frames))
     for shortest in (1, 2, 3):
-        found = decode_frames(log_probs, 0.1, "min_duration", shortest * 0.1)
+        found = SegmentDecoder(0.1, "min_duration", shortest * 0.1).labels(log_probs)
         assert found == most_probable(lasting(frames, shortest))
-    assert decode_frames(log_probs, 0.1, "single_event") == most_probable(one_event(frames))
+    assert SegmentDecoder(0.1, "single_event").labels(log_probs) == most_probable(one_event(frames))
 
 
 def test_the_median_forgets_short_runs_and_keeps_borders():
@@ -148,14 +148,14 @@ def test_the_median_forgets_short_runs_and_keeps_borders():
     happy[3], happy[10:] = 0.9, 0.9
     other = torch.full_like(happy, 1e-3)
     log_probs = torch.stack((happy, other, other, 1 - happy), 1).log()
-    assert decode_frames(log_probs, 0.1, "median", 0.5) == [3] * 10 + [0] * 10
+    assert SegmentDecoder(0.1, "median", 0.5).labels(log_probs) == [3] * 10 + [0] * 10
 
 
 @pytest.mark.parametrize("decoding", SEGMENT_DECODINGS)
 def test_no_frames_have_no_emotions(decoding):
-    assert decode_frames(torch.zeros(0, 4), 0.02, decoding) == []
+    assert SegmentDecoder(0.02, decoding).segments(torch.zeros(0, 4)) == []
 
 
 def test_an_unknown_segment_decoding_is_refused():
     with pytest.raises(ValueError, match="'mode': use one of argmax, median, min_duration"):
-        decode_frames(torch.zeros(2, 4), 0.02, "mode")
+        SegmentDecoder(0.02, "mode")
