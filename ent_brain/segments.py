@@ -80,7 +80,8 @@ def _most_probable(log_probs, _):
 
 
 def _most_probable_median(log_probs, frames):
-    return median_filter(np.exp(log_probs), size=(frames, 1), mode="nearest").argmax(1)
+    window = frames + 1 - frames % 2  # odd, so that it has a middle
+    return median_filter(np.exp(log_probs), size=(window, 1), mode="nearest").argmax(1)
 
 
 def _lasting(log_probs, shortest):

@@ -182,7 +182,7 @@ VARIANTS = {
     "IEMOCAP/fent_mix": ("IEMOCAP/ent_mix", {"model"}),
     "ZED/ent": ("IEMOCAP/ent", {"zed_folder", "test_session"}),
     "ZED/fent": ("ZED/ent", {"model"}),
-    "ZED/ent_demo": ("IEMOCAP/ent_demo", {"zed_folder"}),
+    "ZED/ent_demo": ("IEMOCAP/ent_demo", {"zed_folder", "segment_decoding"}),
     "ZED/fent_demo": ("ZED/ent_demo", {"model"}),
     "ZED/ent_finetune": ("ZED/ent", FINETUNED),
     "ZED/fent_finetune": ("ZED/ent_finetune", {"model"}),
@@ -194,7 +194,7 @@ VARIANTS = {
         | {"test_actors", "valid_actors", "calm_as_neutral"},
     ),
     "RAVDESS/fent_fbank": ("RAVDESS/ent_fbank", {"model"}),
-    "RAVDESS/ent_mix": ("RAVDESS/ent_fbank", MIXED),
+    "RAVDESS/ent_mix": ("RAVDESS/ent_fbank", MIXED | {"segment_decoding"}),
 }
 """Of a YAML its model, and the keys in which it differs, beside ``output_folder``."""
 

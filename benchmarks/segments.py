@@ -1,0 +1,75 @@
+#!/usr/bin/env python3
+"""What each way to decode the emotions of frames gives: the EDER on utterances for validation.
+
+A trained model hears a look-alike of ZED that is spoken anew, from a seed of its own, so that the
+choice of a way owes nothing to any test set.
+
+> python benchmarks/segments.py --model demo/ent/pretrained
+"""
+
+import argparse
+import sys
+import tempfile
+from pathlib import Path
+
+import torch
+
+from ent_brain.dataio import read_audio
+from ent_brain.decoding import greedy_search
+from ent_brain.files import read_json, write_json
+from ent_brain.inference import EmotionTransducer
+from ent_brain.metrics import EmotionDiarizationStats
+from ent_brain.segments import SEGMENT_DECODINGS, Segment, SegmentDecoder
+from ent_brain.synth import write_zed
+
+ZED_RECIPE = Path(__file__).resolve().parents[1] / "recipes" / "ZED"
+SECONDS = (0.1, 0.2, 0.3, 0.5, 0.7, 1.0)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--model", metavar="FOLDER", required=True, help="left by training")
+    parser.add_argument("--utterances", type=int, default=180)
+    parser.add_argument("--seed", type=int, default=7, help="of the corpus that is spoken")
+    parser.add_argument("--output", metavar="JSON", type=Path, help="where the figures are kept")
+    options = parser.parse_args()
+    trained = EmotionTransducer.from_hparams(source=options.model).mods
+    heard = list(hear(trained, options.utterances, options.seed))
+    rows = []
+    for method in SEGMENT_DECODINGS:
+        lasting = SECONDS if method in ("median", "min_duration") else (None,)
+        for seconds in lasting:
+            settings = {} if seconds is None else {"seconds": seconds}
+            decoder = SegmentDecoder(trained.frontend.frame_duration, method, **settings)
+            stats = EmotionDiarizationStats(decoder.frame_duration)
+            for name, log_probs, segments, duration in heard:
+                stats.append([name], [decoder.labels(log_probs)], [segments], [duration])
+            rows.append({"method": method, "seconds": seconds, "EDER": stats.summarize("EDER")})
+    print(f"{len(heard)} synthetic utterances, seed {options.seed}\n")
+    print("| segment_decoding | segment_seconds | EDER |\n| :-- | --: | --: |")
+    for row in rows:
+        print(f"| {row['method']} | {row['seconds'] or '-'} | {row['EDER']:.1f} |")
+    if options.output:
+        write_json(rows, options.output)
+
+
+@torch.no_grad()
+def hear(trained, utterances, seed):
+    """Yield id, frame log-probabilities [T, E], known segments and seconds of each utterance."""
+    sys.path.insert(0, str(ZED_RECIPE))
+    from zed_prepare import prepare_zed
+
+    with tempfile.TemporaryDirectory() as folder:
+        folder = Path(folder)
+        write_zed(folder / "zed", utterances, seed=seed)
+        prepare_zed(folder / "zed", folder)
+        for name, entry in read_json(folder / "zed.json").items():
+            path = entry["wav"].format(data_root=folder / "zed")
+            wav = read_audio(path, trained.frontend.sample_rate)
+            [hypothesis] = greedy_search(trained.model, *trained.frontend(wav[None], torch.ones(1)))
+            segments = [Segment(**segment) for segment in entry["segments"]]
+            yield name, hypothesis.emotion_log_probs, segments, entry["duration"]
+
+
+if __name__ == "__main__":
+    main()
