@@ -7,10 +7,12 @@ from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
+from torch import Tensor
+
 from ent_brain.emotions import EMOTIONS
 from ent_brain.errors import InputError
 from ent_brain.files import whole_or_nothing
-from ent_brain.segments import Segment, end_at
+from ent_brain.segments import Segment, end_at, segments_from_frames
 
 CAPTION_LETTERS, CAPTION_SECONDS, CAPTION_PAUSE = 74, 6.0, 0.6
 """A caption holds two lines of 37 letters (EBU), stands 6 s at most, and ends at a pause."""
@@ -205,35 +207,47 @@ class Annotation:
         return paths
 
 
-def annotate(name, seconds, words, frame_log_probs, utterance_log_probs, decoder):
-    """Say what a model makes of a recording.
+class Heard(NamedTuple):
+    """What a model makes of a recording, or of a window of it."""
+
+    seconds: float
+    """That it lasts."""
+    words: list
+    """(text, start, end) in seconds, as ``alignment.word_times`` gives them."""
+    frame_log_probs: Tensor | None
+    """[T, E]; None where the model tells no emotion."""
+    labels: list | None
+    """Emotion of each frame, as ``SegmentDecoder`` tells them: class indices."""
+    utterance_log_probs: Tensor | None
+    """[E]"""
+
+
+def annotate(name, heard, frame_duration):
+    """Say what a model has heard.
 
     Arguments
     ---------
     name : str
-    seconds : float
-        That the recording lasts.
-    words : sequence of tuple
-        Text, start and end in seconds, as ``alignment.word_times`` gives them.
-    frame_log_probs, utterance_log_probs : Tensor or None
-        [T, E] and [E]; both None where the model tells no emotion.
-    decoder : SegmentDecoder
-        Tells the emotions of frames from their probabilities.
+        Of the recording.
+    heard : Heard
+    frame_duration : float
+        Seconds from one frame to the next.
 
     Returns
     -------
     Annotation
         A word's emotion is the one that is most probable over its frames, on average.
     """
-    if utterance_log_probs is None:
+    seconds, words = heard.seconds, heard.words
+    if heard.utterance_log_probs is None:
         segments, emotion, of_utterance, of_frames = [], None, [], None
         emotions = [(None, None)] * len(words)
     else:
-        of_frames, of_utterance = frame_log_probs.exp(), utterance_log_probs.exp()
+        of_frames, of_utterance = heard.frame_log_probs.exp(), heard.utterance_log_probs.exp()
         emotion = EMOTIONS[int(of_utterance.argmax())]
-        segments = end_at(decoder.segments(frame_log_probs), seconds)
+        segments = end_at(segments_from_frames(heard.labels, frame_duration), seconds)
         of_utterance = of_utterance.tolist()
-        emotions = [_word_emotion(*word[1:], of_frames, decoder.frame_duration) for word in words]
+        emotions = [_word_emotion(*word[1:], of_frames, frame_duration) for word in words]
         of_frames = of_frames.tolist()
     return Annotation(
         name=name,
@@ -246,7 +260,7 @@ def annotate(name, seconds, words, frame_log_probs, utterance_log_probs, decoder
             for (text, start, end), felt in zip(words, emotions, strict=True)
         ),
         segments=tuple(Segment(_rounded(s.start), _rounded(s.end), s.emotion) for s in segments),
-        frame_duration=decoder.frame_duration,
+        frame_duration=frame_duration,
         frame_probabilities=tuple(tuple(map(_rounded, row)) for row in of_frames or ()),
     )
 

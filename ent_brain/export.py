@@ -13,7 +13,7 @@ HPARAMS_FILE = "hyperparams.yaml"
 
 
 @main_process_only
-def export(brain, folder):
+def export(brain, folder, longest_window):
     """Write the weights that a Brain holds, its tokens and one flat YAML for inference.
 
     Arguments
@@ -21,6 +21,8 @@ def export(brain, folder):
     brain : EmotionTransducerBrain
     folder : str or Path
         Created where it is missing.
+    longest_window : float
+        Seconds of a recording that the model is to hear at once, at most.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -49,6 +51,7 @@ def export(brain, folder):
         f"beam_size: {brain.hparams.beam_size}",
         f"segment_decoding: {brain.hparams.segment_decoding}",
         f"segment_seconds: {brain.hparams.segment_seconds}",
+        f"longest_window: {longest_window}",
         "",
         "modules:",
         *(f"    {name}: !ref <{name}>" for name in modules),

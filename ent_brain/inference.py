@@ -1,18 +1,38 @@
-"""A trained model in use: from a sound file to its words, its emotion and the emotions in time."""
+"""A trained model in use: from a sound file to its words, its emotions and their times."""
+
+from itertools import islice
+from pathlib import Path
 
 import torch
 from speechbrain.inference.interfaces import Pretrained
+from tqdm import tqdm
 
-from ent_brain.dataio import read_audio
-from ent_brain.decoding import beam_search
-from ent_brain.emotions import EMOTIONS
-from ent_brain.segments import segments_from_frames
+from ent_brain.alignment import align, word_times
+from ent_brain.annotation import Heard, annotate
+from ent_brain.decoding import search
+from ent_brain.emotions import EMOTIONS, NEUTRAL
+from ent_brain.segments import SegmentDecoder
+from ent_brain.windows import count_seconds, join, read_windows
+
+SHORTEST = 0.1
+"""Seconds to which shorter recordings are filled with silence: no front end needs more."""
+
+SILENCE = -60.0
+"""dB of full scale: where no 20 ms are louder, nothing is said and nothing is felt."""
+
+CERTAIN = 1 - 1e-6
+"""Probability of what no model was asked for: that silence is neutral."""
+
+WINDOWS_AT_ONCE = 8
+"""Windows of a long recording that the model hears together."""
 
 
 class EmotionTransducer(Pretrained):
     """A trained emotion transducer; ``from_hparams(source=FOLDER)`` loads what training exported.
 
-    Audio of any rate and number of channels is brought to what the model hears.
+    The ``_file`` methods take sound files of any rate, number of channels and length that soundfile
+    reads: a long one is heard in windows, in memory that does not grow with it. The ``_batch``
+    methods take waveforms [B, S] at the model's rate and SpeechBrain's relative lengths [B].
 
     Example
     -------
@@ -21,14 +41,23 @@ class EmotionTransducer(Pretrained):
     "WHERE'S YOUR TICKET"
     >>> model.classify_file("speech.wav")[1]  # doctest: +SKIP
     'angry'
+    >>> model.annotate_file("speech.wav").words[0]  # doctest: +SKIP
+    Word(text="WHERE'S", start=0.16, end=0.4, emotion='angry', probability=0.91)
     """
 
-    HPARAMS_NEEDED = ["modules", "tokens", "max_symbols", "beam_size"]
+    HPARAMS_NEEDED = [
+        *("modules", "tokens", "max_symbols", "beam_size"),
+        *("segment_decoding", "segment_seconds", "longest_window"),
+    ]
     MODULES_NEEDED = ["frontend", "model"]
 
     def transcribe_file(self, path):
         """Words of a sound file (str), normalised as in training."""
-        return self.hparams.tokens.decode(self.search_file(path).tokens)
+        return _text(self._hear_file(path, progressbar=False))
+
+    def transcribe_batch(self, wavs, wav_lens):
+        """Words of waveforms [B, S] with relative lengths [B], list[str]."""
+        return [_text(heard) for heard in self._hear(wavs, wav_lens)]
 
     def classify_file(self, path):
         """Emotion of a sound file.
@@ -38,25 +67,148 @@ class EmotionTransducer(Pretrained):
         (Tensor, str)
             Probabilities [E] in the order of ``EMOTIONS``, and the name of the largest.
         """
-        probabilities = self.search_file(path).utterance_log_probs.exp()
+        probabilities = self._hear_file(path, progressbar=False).utterance_log_probs.exp()
         return probabilities, EMOTIONS[int(probabilities.argmax())]
 
+    def classify_batch(self, wavs, wav_lens):
+        """Emotions of waveforms [B, S] with relative lengths [B].
+
+        Returns
+        -------
+        (Tensor, list[str])
+            Probabilities [B, E] in the order of ``EMOTIONS``, and the names of the largest.
+        """
+        heard = self._hear(wavs, wav_lens)
+        probabilities = torch.stack([one.utterance_log_probs for one in heard]).exp()
+        return probabilities, [EMOTIONS[index] for index in probabilities.argmax(-1).tolist()]
+
     def diarize_file(self, path):
-        """Emotions of a sound file in time (list[Segment]): the most probable of each frame."""
-        frames = self.search_file(path).emotion_log_probs.argmax(-1).tolist()
-        return segments_from_frames(frames, self.mods.frontend.frame_duration)
+        """Emotions of a sound file in time (list[Segment]), from 0 to its end without gaps."""
+        return list(self.annotate_file(path, progressbar=False).segments)
+
+    def diarize_batch(self, wavs, wav_lens):
+        """Emotions in time of waveforms [B, S] with relative lengths [B], list[list[Segment]]."""
+        return [list(each.segments) for each in self.annotate_batch(wavs, wav_lens)]
+
+    def annotate_file(self, path, progressbar=True):
+        """Everything that the model makes of a sound file.
+
+        Arguments
+        ---------
+        path : str or Path
+        progressbar : bool
+            Whether to show one where the file is long.
+
+        Returns
+        -------
+        Annotation
+
+        Raises
+        ------
+        InputError
+            If the file cannot be read or holds no audio.
+        """
+        heard = self._hear_file(path, progressbar)
+        return annotate(Path(path).stem, heard, self.mods.frontend.frame_duration)
+
+    def annotate_batch(self, wavs, wav_lens, names=None):
+        """Everything that the model makes of waveforms.
+
+        Arguments
+        ---------
+        wavs : Tensor
+            [B, S] at the front end's ``sample_rate``.
+        wav_lens : Tensor
+            [B] relative lengths.
+        names : sequence of str, optional
+            Of the recordings; their numbers from 0 where it is not given.
+
+        Returns
+        -------
+        list[Annotation]
+        """
+        names = map(str, range(len(wavs))) if names is None else names
+        return [
+            annotate(name, heard, self.mods.frontend.frame_duration)
+            for name, heard in zip(names, self._hear(wavs, wav_lens), strict=True)
+        ]
+
+    def _hear_file(self, path, progressbar):
+        """What the model makes of a sound file, ``Heard``."""
+        frontend, longest = self.mods.frontend, self.hparams.longest_window
+        seconds = count_seconds(path)
+        stream = read_windows(path, frontend.sample_rate, longest, frontend.frame_samples)
+        starts, heard = [], []
+        hidden = not progressbar or seconds <= longest
+        with tqdm(total=round(seconds), desc=Path(path).name, unit="s", disable=hidden) as bar:
+            while windows := list(islice(stream, WINDOWS_AT_ONCE)):
+                wavs = [window.wav for window in windows]
+                lens = torch.tensor([len(wav) for wav in wavs])
+                padded = torch.nn.utils.rnn.pad_sequence(wavs, batch_first=True)
+                heard += self._hear(padded, lens / padded.size(1))
+                starts += [window.start / frontend.sample_rate for window in windows]
+                bar.update(round(starts[-1] + heard[-1].seconds) - bar.n)
+        return join(starts, heard, frontend.frame_duration)
 
     @torch.no_grad()
-    def search_file(self, path):
-        """Everything that the model makes of a sound file, a ``decoding.Hypothesis``."""
-        frontend = self.mods.frontend
-        wav = read_audio(path, frontend.sample_rate).to(self.device)
-        features, frame_lens = frontend(wav[None], torch.ones(1, device=self.device))
-        [[best]] = beam_search(
-            self.mods.model,
-            features,
-            frame_lens,
-            self.hparams.beam_size,
-            max_symbols=self.hparams.max_symbols,
-        )
-        return best
+    def _hear(self, wavs, wav_lens):
+        """What the model makes of waveforms, list[Heard]."""
+        frontend, model = self.mods.frontend, self.mods.model
+        wavs = torch.as_tensor(wavs, dtype=torch.float32, device=self.device)
+        samples = frontend.sample_lens(wavs, torch.as_tensor(wav_lens, device=self.device))
+        beyond = torch.arange(wavs.size(1), device=self.device) >= samples[:, None]
+        wavs = wavs.masked_fill(beyond, 0.0)
+        silent = _loudest(wavs, frontend.sample_rate // 50) < SILENCE
+        shortest = int(SHORTEST * frontend.sample_rate)
+        wavs = torch.nn.functional.pad(wavs, (0, max(0, shortest - wavs.size(1))))
+        features, frame_lens = frontend(wavs, samples.clamp(min=shortest) / wavs.size(1))
+        encoded = model.encode(features, frame_lens)
+        hypotheses = [
+            best
+            for (best,) in search(
+                model,
+                encoded,
+                frame_lens,
+                self.hparams.beam_size,
+                max_symbols=self.hparams.max_symbols,
+            )
+        ]
+        hypotheses = align(model, encoded, frame_lens, hypotheses)
+        lengths = (samples / frontend.sample_rate).tolist()
+        return [
+            self._heard(*parts) for parts in zip(hypotheses, lengths, silent.tolist(), strict=True)
+        ]
+
+    def _heard(self, hypothesis, seconds, silent):
+        frame_duration = self.mods.frontend.frame_duration
+        of_frames, of_utterance = hypothesis.emotion_log_probs, hypothesis.utterance_log_probs
+        words, labels = self.hparams.tokens.words(hypothesis.tokens), None
+        if silent:
+            words = []
+            of_frames, of_utterance = (
+                None if log_probs is None else _neutral_like(log_probs)
+                for log_probs in (of_frames, of_utterance)
+            )
+        if of_frames is not None:
+            decoding = self.hparams.segment_decoding, self.hparams.segment_seconds
+            labels = SegmentDecoder(frame_duration, *decoding).labels(of_frames)
+        times = word_times(words, hypothesis.frames, frame_duration, seconds)
+        return Heard(seconds, times, of_frames, labels, of_utterance)
+
+
+def _text(heard):
+    return " ".join(text for text, _, _ in heard.words)
+
+
+def _neutral_like(log_probs):
+    rest = (1 - CERTAIN) / (log_probs.size(-1) - 1)
+    probabilities = torch.full_like(log_probs, rest)
+    probabilities[..., NEUTRAL] = CERTAIN
+    return probabilities.log()
+
+
+def _loudest(wavs, samples):
+    """Level of the loudest run of samples of each waveform, dB of full scale, [B]."""
+    padded = torch.nn.functional.pad(wavs, (0, -wavs.size(1) % samples))
+    power = padded.unflatten(1, (-1, samples)).square().mean(-1).amax(-1)
+    return 10 * power.log10()

@@ -10,6 +10,7 @@ from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import ruamel.yaml
 import speechbrain as sb
 import torch
@@ -20,7 +21,7 @@ from speechbrain.utils.distributed import main_process_only, run_on_main
 from speechbrain.utils.logger import get_logger
 
 from ent_brain.alignment import word_times
-from ent_brain.annotation import annotate
+from ent_brain.annotation import Heard, annotate
 from ent_brain.brain import HISTORY_FILE, EmotionTransducerBrain
 from ent_brain.cache import disk_use, fill
 from ent_brain.dataio import make_batch_sampler, make_dataset, read_audio
@@ -57,6 +58,10 @@ LOSS_WEIGHTS = ("rnnt_weight", "head_weight", "lattice_weight", "lm_weight")
 LATTICE_MODES = (*POOLING_MODES, "aligned", *SUPERVISED_MODES)
 
 logger = get_logger(__name__)
+
+HEARD_SHARE = 0.95
+"""Share of the training utterances that are no longer than what an exported model hears at once:
+what is longer than nearly all that it was trained on, it hears badly."""
 
 KEYS_READ_BY_CODE = {
     *LOSS_WEIGHTS,
@@ -375,7 +380,8 @@ def train_and_test(hparams, run_opts, train, valid, tests):
         train_loader_kwargs=train_opts,
         valid_loader_kwargs=hparams["test_dataloader_opts"],
     )
-    report(brain, test_sets, hparams)
+    durations = [entry["duration"] for entry in train_set.data.values()]
+    report(brain, test_sets, hparams, round(float(np.quantile(durations, HEARD_SHARE)), 2))
 
 
 def _check_intervals(datasets, lattice_mode):
@@ -403,7 +409,7 @@ def _check_data(manifests, save_folder):
     write_json(digests, begun_with)
 
 
-def report(brain, test_sets, hparams):
+def report(brain, test_sets, hparams, longest_window):
     """Score the chosen checkpoint on each test set once; print and write what came out.
 
     ``<output_folder>`` receives ``results.json``, ``results.md``, the learning curves, the model in
@@ -417,6 +423,8 @@ def report(brain, test_sets, hparams):
     test_sets : dict[str, DynamicItemDataset]
         By the name that the table shows.
     hparams : dict
+    longest_window : float
+        Seconds of a recording that the exported model is to hear at once, at most.
     """
     folder = Path(hparams["output_folder"])
     if not (folder / HISTORY_FILE).is_file():
@@ -431,7 +439,7 @@ def report(brain, test_sets, hparams):
         of_set = _utterances(brain, name, dataset)
         _describe(brain, name, of_set, folder)
         utterances += of_set
-    export(brain, folder / "pretrained")
+    export(brain, folder / "pretrained", longest_window)
     _publish(rows, utterances, folder, progressbar=not brain.noprogressbar)
 
 
@@ -494,16 +502,16 @@ def _utterances(brain, name, dataset):
         item = dataset.data[utterance]
         entry = item["entry"]
         seconds, segments = entry["duration"], entry["segments"]
-        annotation = annotate(
-            utterance,
+        words = brain.tokens.words(hypothesis.tokens)
+        log_probs = hypothesis.emotion_log_probs
+        heard = Heard(
             seconds,
-            word_times(
-                brain.tokens.words(hypothesis.tokens), hypothesis.frames, frame_duration, seconds
-            ),
-            hypothesis.emotion_log_probs,
+            word_times(words, hypothesis.frames, frame_duration, seconds),
+            log_probs,
+            None if log_probs is None else brain.segment_decoder.labels(log_probs),
             hypothesis.utterance_log_probs,
-            brain.segment_decoder,
         )
+        annotation = annotate(utterance, heard, frame_duration)
         reference = replace(
             annotation,
             text=entry["transcript"] if brain.stats.words else "",

@@ -154,16 +154,14 @@ def plot_timeline(path, waveform, sample_rate, annotation, reference=None):
     Example
     -------
     >>> import torch
-    >>> from ent_brain.annotation import annotate
-    >>> from ent_brain.segments import Segment, SegmentDecoder
+    >>> from ent_brain.annotation import Heard, annotate
+    >>> from ent_brain.segments import Segment
     >>> log_probs = torch.full([50, 4], 0.25).log()
-    >>> words = [("HELLO", 0.1, 0.5)]
+    >>> heard = Heard(1.0, [("HELLO", 0.1, 0.5)], log_probs, [0] * 50, log_probs[0])
     >>> figure = plot_timeline(
     ...     getfixture("tmp_path") / "timeline.png",
     ...     waveform=np.random.default_rng(0).normal(size=16000), sample_rate=16000,
-    ...     annotation=annotate(
-    ...         "a greeting", 1.0, words, log_probs, log_probs[0], SegmentDecoder(0.02)
-    ...     ),
+    ...     annotation=annotate("a greeting", heard, frame_duration=0.02),
     ...     reference=[Segment(0.0, 0.6, "happy")],
     ... )
     """

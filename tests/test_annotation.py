@@ -6,10 +6,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ent_brain.annotation import FORMATS, Annotation, Word, annotate
+from ent_brain.annotation import FORMATS, Annotation, Heard, Word, annotate
 from ent_brain.emotions import EMOTIONS
 from ent_brain.errors import InputError
-from ent_brain.segments import Segment, SegmentDecoder
+from ent_brain.segments import Segment
 
 emotions = st.sampled_from(EMOTIONS)
 texts = st.text("ABC'<>&\"É", min_size=1, max_size=12)
@@ -51,7 +51,9 @@ def test_words_and_segments_have_the_emotions_of_their_frames():
     frames = torch.tensor([[0.1, 0.0, 0.2, 0.7], [0.6, 0.1, 0.1, 0.2], [0.8, 0.0, 0.0, 0.2]])
     utterance = torch.tensor([0.3, 0.1, 0.1, 0.5])
     words = [("OH", 0.1, 0.5), ("YES", 0.5, 1.4)]
-    annotation = annotate("answer", 1.4, words, frames.log(), utterance.log(), SegmentDecoder(0.5))
+    annotation = annotate(
+        "answer", Heard(1.4, words, frames.log(), [3, 0, 0], utterance.log()), 0.5
+    )
     assert (annotation.text, annotation.emotion, annotation.duration) == ("OH YES", "neutral", 1.4)
     assert annotation.words == (
         Word("OH", 0.1, 0.5, "neutral", 0.7),
@@ -64,7 +66,7 @@ def test_words_and_segments_have_the_emotions_of_their_frames():
 
 
 def test_without_emotions_words_remain():
-    annotation = annotate("answer", 1.0, [("YES", 0.2, 0.6)], None, None, SegmentDecoder(0.02))
+    annotation = annotate("answer", Heard(1.0, [("YES", 0.2, 0.6)], None, None, None), 0.02)
     assert annotation.words == (Word("YES", 0.2, 0.6, None, None),)
     assert (annotation.emotion, annotation.segments, annotation.frame_probabilities) == (
         None,

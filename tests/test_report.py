@@ -6,7 +6,7 @@ import pytest
 import torch
 from PIL import Image
 
-from ent_brain.annotation import annotate
+from ent_brain.annotation import Heard, annotate
 from ent_brain.emotions import EMOTIONS
 from ent_brain.errors import InputError
 from ent_brain.report import (
@@ -16,7 +16,7 @@ from ent_brain.report import (
     plot_timeline,
     results_table,
 )
-from ent_brain.segments import Segment, SegmentDecoder
+from ent_brain.segments import Segment
 
 pytestmark = pytest.mark.filterwarnings("error")
 
@@ -99,11 +99,11 @@ def draw(path, duration=4.0, words=(), reference=(), classes=None, waveform=None
     if waveform is None:
         waveform = 0.1 * np.random.default_rng(0).normal(size=int(duration * rate))
     frames = int(duration * 50) - 1 if classes is None else len(classes)
+    classes = [0] * frames if classes is None else classes
     probabilities = torch.full([frames, 4], 0.1)
-    probabilities[torch.arange(frames), 0 if classes is None else classes] = 0.7
-    annotation = annotate(
-        "a $title$", duration, words, probabilities.log(), torch.ones(4), SegmentDecoder(0.02)
-    )
+    probabilities[torch.arange(frames), classes] = 0.7
+    heard = Heard(duration, words, probabilities.log(), classes, torch.ones(4))
+    annotation = annotate("a $title$", heard, frame_duration=0.02)
     return plot_timeline(path, waveform, rate, annotation, reference)
 
 

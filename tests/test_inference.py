@@ -1,0 +1,208 @@
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+
+from ent_brain.alignment import align
+from ent_brain.annotation import Annotation
+from ent_brain.dataio import read_audio
+from ent_brain.decoding import search
+from ent_brain.emotions import EMOTIONS
+from ent_brain.errors import InputError
+from ent_brain.export import export
+from ent_brain.frontend import FbankFrontend
+from ent_brain.inference import EmotionTransducer
+from ent_brain.model import ENT, FENT
+from ent_brain.tokens import CharTokens
+
+RATE = 16000
+
+
+def noise(seconds, seed=0, rate=RATE):
+    """Bursts that a model with random weights hears differently, and pauses between them."""
+    generator = np.random.default_rng(seed)
+    wav = 0.1 * generator.normal(size=int(seconds * rate))
+    loud = generator.uniform(0.2, 1.0, size=int(seconds) + 1)
+    return (wav * np.repeat(loud, rate)[: len(wav)]).astype(np.float32)
+
+
+def write(path, wav, rate=RATE, **settings):
+    soundfile.write(path, wav, rate, **settings)
+    return path
+
+
+def trained(model_class, **parts):
+    """What a Brain holds after training; a model with random weights that emits tokens."""
+    torch.manual_seed(1)
+    frontend = FbankFrontend(frame_duration=0.04)
+    frontend.eval()
+    sizes = {"encoder_dim": 16, "embedding_dim": 8, "predictor_dim": 12, "joint_dim": 12}
+    model = model_class(31, frontend.feature_dim, frontend.feature_layers, **sizes, **parts).eval()
+    with torch.no_grad():
+        for joint in model.token_joints:
+            joint.output.weight.mul_(4)
+    return SimpleNamespace(
+        raw_modules={"frontend": frontend, "model": model},
+        tokens=CharTokens(),
+        hparams=SimpleNamespace(
+            max_symbols=2, beam_size=2, segment_decoding="median", segment_seconds=0.2
+        ),
+    )
+
+
+@pytest.fixture(scope="module", params=[ENT, FENT], ids=lambda kind: kind.__name__)
+def pair(request, tmp_path_factory):
+    """A Brain, and what is loaded from its export."""
+    folder = tmp_path_factory.mktemp(request.param.__name__) / "pretrained"
+    brain = trained(request.param)
+    export(brain, folder, longest_window=2.0)
+    return brain, EmotionTransducer.from_hparams(source=folder)
+
+
+@pytest.fixture(scope="module")
+def loaded(pair):
+    return pair[1]
+
+
+def test_an_export_gives_the_very_outputs_of_the_training_process(pair, tmp_path):
+    brain, loaded = pair
+    path = write(tmp_path / "a.wav", noise(1.6))
+    frontend, model = brain.raw_modules["frontend"], brain.raw_modules["model"]
+    with torch.no_grad():
+        features, frame_lens = frontend(read_audio(path, RATE)[None], torch.ones(1))
+        encoded = model.encode(features, frame_lens)
+        [[best]] = search(model, encoded, frame_lens, 2, max_symbols=2)
+        [aligned] = align(model, encoded, frame_lens, [best])
+    text = brain.tokens.decode(best.tokens)
+    assert len(text) > 3
+    annotation = loaded.annotate_file(path)
+    assert loaded.transcribe_file(path) == annotation.text == text
+    probabilities, emotion = loaded.classify_file(path)
+    assert torch.equal(probabilities, best.utterance_log_probs.exp())
+    assert emotion == annotation.emotion == EMOTIONS[int(probabilities.argmax())]
+    rounded = [[round(p, 4) for p in row] for row in best.emotion_log_probs.exp().tolist()]
+    assert [list(row) for row in annotation.frame_probabilities] == rounded
+    first = brain.tokens.words(aligned.tokens)[0][1]
+    assert annotation.words[0].start == pytest.approx(0.04 * aligned.frames[first], abs=1e-4)
+    assert loaded.diarize_file(path) == list(annotation.segments)
+
+
+def test_a_batch_gives_what_its_recordings_give_alone(loaded, tmp_path):
+    wavs = [noise(seconds, seed) for seed, seconds in enumerate((1.9, 0.7, 1.2))]
+    files = [write(tmp_path / f"{i}.wav", wav, subtype="FLOAT") for i, wav in enumerate(wavs)]
+    lens = torch.tensor([len(wav) for wav in wavs])
+    batch = torch.full((3, int(lens.max())), 0.5)  # padding is not heard, whatever is in it
+    for row, wav in zip(batch, wavs, strict=True):
+        row[: len(wav)] = torch.from_numpy(wav)
+    found = loaded.annotate_batch(batch, lens / lens.max(), names="012")
+    probabilities, emotions = loaded.classify_batch(batch, lens / lens.max())
+    for row, (path, annotation) in enumerate(zip(files, found, strict=True)):
+        alone = loaded.annotate_file(path)
+        assert (annotation.name, annotation.text) == (alone.name, alone.text)
+        assert annotation.segments == alone.segments
+        assert annotation.duration == pytest.approx(alone.duration, abs=1e-4)
+        torch.testing.assert_close(
+            torch.tensor(annotation.frame_probabilities),
+            torch.tensor(alone.frame_probabilities),
+            rtol=0,
+            atol=2e-4,
+        )
+        torch.testing.assert_close(probabilities[row], loaded.classify_file(path)[0])
+        assert emotions[row] == alone.emotion
+    assert loaded.transcribe_batch(batch, lens / lens.max()) == [each.text for each in found]
+    assert loaded.diarize_batch(batch, lens / lens.max()) == [list(a.segments) for a in found]
+
+
+@pytest.mark.parametrize(
+    ("name", "rate", "channels", "settings"),
+    [
+        ("a.wav", 44100, 2, {}),
+        ("a.wav", 8000, 1, {"subtype": "PCM_U8"}),
+        ("a.flac", 48000, 1, {"subtype": "PCM_24"}),
+        ("a.mp3", 22050, 1, {}),
+        ("a.ogg", 32000, 2, {}),
+        ("a.opus.ogg", 48000, 1, {"format": "OGG", "subtype": "OPUS"}),
+    ],
+)
+def test_files_of_any_kind_are_heard(loaded, tmp_path, name, rate, channels, settings):
+    wav = np.repeat(noise(1.5, rate=rate)[:, None], channels, axis=1)
+    annotation = loaded.annotate_file(write(tmp_path / name, wav, rate, **settings))
+    assert annotation.duration == pytest.approx(1.5, abs=0.1)  # MP3 adds a little
+    assert annotation.segments[-1].end == annotation.duration
+    assert annotation.name == name.rpartition(".")[0]
+
+
+@pytest.mark.parametrize("seconds", [0.01, 0.05, 0.3])
+def test_a_fraction_of_a_second_is_heard(loaded, tmp_path, seconds):
+    annotation = loaded.annotate_file(write(tmp_path / "a.wav", noise(seconds)))
+    assert annotation.duration == seconds
+    assert (annotation.segments[0].start, annotation.segments[-1].end) == (0, seconds)
+
+
+@pytest.mark.parametrize("seconds", [0.5, 5.0])
+def test_silence_has_no_words_and_is_neutral(loaded, tmp_path, seconds):
+    path = write(tmp_path / "a.wav", np.zeros(int(seconds * RATE), dtype=np.float32))
+    annotation = loaded.annotate_file(path)
+    assert (annotation.text, annotation.words) == ("", ())
+    assert annotation.emotion == "neutral"
+    assert [(s.start, s.end, s.emotion) for s in annotation.segments] == [(0, seconds, "neutral")]
+    assert loaded.classify_file(path)[0][EMOTIONS.index("neutral")] > 0.99
+
+
+def test_a_long_recording_is_what_is_heard_in_its_parts(loaded, tmp_path, capsys):
+    """Bursts of less than a window, parted by pauses: each is heard by itself."""
+    bursts = [noise(1.4, seed) for seed in range(12)]
+    pause = np.zeros(int(0.6 * RATE), dtype=np.float32)
+    long = np.concatenate([part for burst in bursts for part in (burst, pause)])
+    annotation = loaded.annotate_file(write(tmp_path / "long.wav", long, subtype="FLOAT"))
+    assert "long.wav" in capsys.readouterr().err, "no progress bar"
+    assert annotation.duration == 24.0
+    frames = len(annotation.frame_probabilities)
+    assert frames == pytest.approx(24.0 / 0.04, abs=12)
+    starts = [word.start for word in annotation.words]
+    assert starts == sorted(starts)
+    assert loaded.transcribe_file(tmp_path / "long.wav") == annotation.text
+    assert Annotation.from_json(annotation.to_json()) == annotation
+
+
+def test_two_files_of_one_name_are_two(loaded, tmp_path):
+    for folder, seed in (("a", 3), ("b", 4)):
+        (tmp_path / folder).mkdir()
+        write(tmp_path / folder / "x.wav", noise(1.0, seed))
+    first, second = (loaded.annotate_file(tmp_path / f / "x.wav") for f in "ab")
+    assert first.frame_probabilities != second.frame_probabilities
+
+
+def test_a_model_without_words_or_emotions_tells_what_it_can(tmp_path):
+    path = write(tmp_path / "a.wav", noise(1.0))
+    export(trained(ENT, emotion_joint=False, pooled_head=False), tmp_path / "asr", 2.0)
+    annotation = EmotionTransducer.from_hparams(source=tmp_path / "asr").annotate_file(path)
+    assert annotation.text
+    assert (annotation.emotion, annotation.segments) == (None, ())
+    export(trained(ENT, token_joint=False), tmp_path / "ser", 2.0)
+    annotation = EmotionTransducer.from_hparams(source=tmp_path / "ser").annotate_file(path)
+    assert (annotation.text, annotation.words) == ("", ())
+    assert annotation.emotion in EMOTIONS
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (None, "cannot be read as audio"),
+        (b"not a sound", "cannot be read as audio"),
+        (np.zeros(0), "holds no audio: replace or remove it"),
+        (np.full(9, np.nan), "holds samples that are no numbers: replace it"),
+    ],
+)
+def test_what_is_no_recording_is_refused_in_one_line(loaded, tmp_path, content, reason):
+    path = tmp_path / "bad.wav"
+    if isinstance(content, bytes):
+        path.write_bytes(content)
+    elif content is not None:
+        write(path, content, subtype="FLOAT")
+    with pytest.raises(InputError, match=reason) as caught:
+        loaded.annotate_file(path)
+    assert str(caught.value).startswith(f"{path}: ")
+    assert "\n" not in str(caught.value)
