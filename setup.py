@@ -28,6 +28,7 @@ setup(
         "matplotlib>=3.8",
         "soundfile>=0.12",
         # SpeechBrain needs these too; our own code imports them.
+        "huggingface_hub",
         "numpy",
         "pyyaml",
         "rapidfuzz",

@@ -245,6 +245,12 @@ class SSLFrontend(Frontend):
             self._ssl[0]._apply(fn)
         return super()._apply(fn, recurse)
 
+    def save_ssl(self, folder):
+        """Save the SSL model as the hub has it, so that ``source`` can name this folder."""
+        ssl = self._ssl[0]
+        ssl.model.save_pretrained(folder)
+        ssl.feature_extractor.save_pretrained(folder)
+
     def count_frames(self, samples):
         """Frames of an utterance: the floor of each convolution in turn."""
         for kernel, stride in zip(self.kernels, self.strides, strict=True):

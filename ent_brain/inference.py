@@ -11,6 +11,7 @@ from ent_brain.alignment import align, word_times
 from ent_brain.annotation import Heard, annotate
 from ent_brain.decoding import search
 from ent_brain.emotions import EMOTIONS, NEUTRAL
+from ent_brain.export import SSL_FOLDER, check_model, find_model
 from ent_brain.segments import SegmentDecoder
 from ent_brain.windows import count_seconds, join, read_windows
 
@@ -50,6 +51,42 @@ class EmotionTransducer(Pretrained):
         *("segment_decoding", "segment_seconds", "longest_window"),
     ]
     MODULES_NEEDED = ["frontend", "model"]
+
+    @classmethod
+    def from_hparams(cls, source, savedir=None, revision=None, trust=False, **kwargs):
+        """Load a model that training exported.
+
+        Arguments
+        ---------
+        source : str or Path
+            Folder, or name on the Hugging Face hub, which is fetched.
+        savedir : str or Path, optional
+            Where a fetched model is put; the hub's cache where it is not given.
+        revision : str, optional
+            Branch, tag or commit of a model on the hub.
+        trust : bool
+            Whether the folder's YAML may construct and call whatever it names. Without, a YAML that
+            asks for more than a model of this package is refused.
+        **kwargs
+            Of SpeechBrain's ``from_hparams``: ``run_opts={"device": "cuda"}``, for one.
+
+        Returns
+        -------
+        EmotionTransducer
+
+        Raises
+        ------
+        InputError
+            If there is no model, or one that is incomplete, damaged or not to be trusted.
+        """
+        folder = find_model(source, savedir, revision)
+        if not trust:
+            check_model(folder)
+        ssl = folder / SSL_FOLDER
+        overrides = {"ssl_source": str(ssl)} if ssl.is_dir() else {}
+        return super().from_hparams(
+            source=str(folder), overrides={**overrides, **kwargs.pop("overrides", {})}, **kwargs
+        )
 
     def transcribe_file(self, path):
         """Words of a sound file (str), normalised as in training."""

@@ -380,8 +380,7 @@ def train_and_test(hparams, run_opts, train, valid, tests):
         train_loader_kwargs=train_opts,
         valid_loader_kwargs=hparams["test_dataloader_opts"],
     )
-    durations = [entry["duration"] for entry in train_set.data.values()]
-    report(brain, test_sets, hparams, round(float(np.quantile(durations, HEARD_SHARE)), 2))
+    report(brain, test_sets, hparams, [item["duration"] for item in train_set.data.values()])
 
 
 def _check_intervals(datasets, lattice_mode):
@@ -409,7 +408,7 @@ def _check_data(manifests, save_folder):
     write_json(digests, begun_with)
 
 
-def report(brain, test_sets, hparams, longest_window):
+def report(brain, test_sets, hparams, trained_on):
     """Score the chosen checkpoint on each test set once; print and write what came out.
 
     ``<output_folder>`` receives ``results.json``, ``results.md``, the learning curves, the model in
@@ -423,8 +422,8 @@ def report(brain, test_sets, hparams, longest_window):
     test_sets : dict[str, DynamicItemDataset]
         By the name that the table shows.
     hparams : dict
-    longest_window : float
-        Seconds of a recording that the exported model is to hear at once, at most.
+    trained_on : list[float]
+        Seconds of each training utterance.
     """
     folder = Path(hparams["output_folder"])
     if not (folder / HISTORY_FILE).is_file():
@@ -439,7 +438,14 @@ def report(brain, test_sets, hparams, longest_window):
         of_set = _utterances(brain, name, dataset)
         _describe(brain, name, of_set, folder)
         utterances += of_set
-    export(brain, folder / "pretrained", longest_window)
+    export(
+        brain,
+        folder / "pretrained",
+        longest_window=round(float(np.quantile(trained_on, HEARD_SHARE)), 2),
+        results=results_table(rows),
+        utterances=len(trained_on),
+        hours=sum(trained_on) / 3600,
+    )
     _publish(rows, utterances, folder, progressbar=not brain.noprogressbar)
 
 

@@ -47,7 +47,11 @@ def trained(model_class, **parts):
         raw_modules={"frontend": frontend, "model": model},
         tokens=CharTokens(),
         hparams=SimpleNamespace(
-            max_symbols=2, beam_size=2, segment_decoding="median", segment_seconds=0.2
+            max_symbols=2,
+            beam_size=2,
+            segment_decoding="median",
+            segment_seconds=0.2,
+            lattice_mode="aligned",
         ),
     )
 

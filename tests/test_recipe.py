@@ -489,7 +489,7 @@ def test_a_frame_duration_that_does_not_go_is_refused(own_yaml, tmp_path):
 
 def test_without_an_epoch_there_is_nothing_to_report(tmp_path):
     with pytest.raises(InputError) as error:
-        report(None, {}, {"output_folder": str(tmp_path)})
+        report(None, {}, {"output_folder": str(tmp_path)}, [])
     assert str(error.value) == f"{tmp_path}: nothing was trained in it: train for an epoch at least"
 
 

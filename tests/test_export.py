@@ -1,0 +1,228 @@
+"""What an export holds, and what a folder from a stranger cannot do."""
+
+import pickle
+import shutil
+from types import SimpleNamespace
+
+import pytest
+import torch
+import yaml
+from speechbrain.inference.interfaces import foreign_class
+
+from ent_brain import export as export_room
+from ent_brain.emotions import EMOTIONS
+from ent_brain.errors import InputError
+from ent_brain.export import HPARAMS_FILE, export
+from ent_brain.frontend import FbankFrontend, SSLFrontend
+from ent_brain.inference import EmotionTransducer
+from ent_brain.model import ENT
+from ent_brain.tokens import CharTokens
+
+SIZES = {"encoder_dim": 8, "embedding_dim": 4, "predictor_dim": 6, "joint_dim": 6}
+WAVS, LENS = 0.1 * torch.randn(2, 8000), torch.tensor([1.0, 0.6])
+
+
+def trained(frontend):
+    torch.manual_seed(1)
+    model = ENT(31, frontend.feature_dim, frontend.feature_layers, **SIZES).eval()
+    return SimpleNamespace(
+        raw_modules={"frontend": frontend.eval(), "model": model},
+        tokens=CharTokens(),
+        hparams=SimpleNamespace(
+            max_symbols=2,
+            beam_size=1,
+            segment_decoding="argmax",
+            segment_seconds=0.3,
+            lattice_mode="aligned",
+        ),
+    )
+
+
+@pytest.fixture
+def folder(tmp_path):
+    path = tmp_path / "pretrained"
+    table = "| test set | WER |\n| :-- | --: |\n| ZED | 12.3 |"
+    export(trained(FbankFrontend()), path, 2.5, table, utterances=7200, hours=3.21)
+    return path
+
+
+def edit(folder, old, new):
+    text = (folder / HPARAMS_FILE).read_text()
+    assert old in text
+    (folder / HPARAMS_FILE).write_text(text.replace(old, new))
+
+
+def refusal(folder, **settings):
+    with pytest.raises(InputError) as caught:
+        EmotionTransducer.from_hparams(source=folder, **settings)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_an_export_is_complete_and_says_what_it_is(folder):
+    assert {path.name for path in folder.iterdir()} == {
+        *("hyperparams.yaml", "interface.py", "README.md", "frontend.ckpt", "model.ckpt")
+    }
+    _, front_matter, card = (folder / "README.md").read_text().split("---\n", 2)
+    assert yaml.safe_load(front_matter)["library_name"] == "speechbrain"
+    for said in (
+        "| ZED | 12.3 |",
+        "7200 utterances (3.2 hours)",
+        "ENT on FbankFrontend",
+        "aligned",
+    ):
+        assert said in card
+    assert all(emotion in card for emotion in EMOTIONS)
+
+
+def test_it_loads_from_wherever_it_is_moved(folder, tmp_path):
+    expected = EmotionTransducer.from_hparams(source=folder).annotate_batch(WAVS, LENS)
+    moved = tmp_path / "else where" / "model"
+    moved.parent.mkdir()
+    folder.rename(moved)
+    assert EmotionTransducer.from_hparams(source=str(moved)).annotate_batch(WAVS, LENS) == expected
+
+
+def test_speechbrain_s_own_loader_takes_the_same_folder(folder):
+    loaded = foreign_class(
+        source=str(folder), pymodule_file="interface.py", classname="EmotionTransducer"
+    )
+    expected = EmotionTransducer.from_hparams(source=folder)
+    assert loaded.annotate_batch(WAVS, LENS) == expected.annotate_batch(WAVS, LENS)
+
+
+def test_an_ssl_model_goes_with_it(tiny_ssl, tmp_path):
+    """Nothing of the folder that it was trained from is needed, nor any network."""
+    source = tmp_path / "source"
+    shutil.copytree(tiny_ssl("hubert"), source)
+    frontend = SSLFrontend("hubert", source, tmp_path / "hub")
+    export(trained(frontend), tmp_path / "pretrained", 2.5)
+    expected = frontend(WAVS, LENS)[0]
+    shutil.rmtree(source)
+    loaded = EmotionTransducer.from_hparams(source=tmp_path / "pretrained")
+    torch.testing.assert_close(loaded.mods.frontend(WAVS, LENS)[0], expected, rtol=0, atol=0)
+    assert str(tmp_path) not in (tmp_path / "pretrained" / HPARAMS_FILE).read_text()
+
+
+@pytest.mark.parametrize(
+    ("line", "reason"),
+    [
+        ("x: !apply:os.system [touch {mark}]", "!apply:os.system is not allowed"),
+        ("x: !new:subprocess.Popen [[touch, {mark}]]", "!new:subprocess.Popen is not allowed"),
+        ("x: !name:os.system", "!name:os.system is not allowed"),
+        ("x: !module:os", "!module:os is not allowed"),
+        ("x: !include:other.yaml", "!include:other.yaml is not allowed"),
+        ("x: !new:torch.load [x.pkl]", "!new:torch.load is not allowed"),
+        (
+            "x: !apply:speechbrain.utils.superpowers.run_shell ['touch {mark}']",
+            "!apply:speechbrain.utils.superpowers.run_shell is not allowed",
+        ),
+        (
+            "x: !!python/object/apply:os.system ['touch {mark}']",
+            "tag:yaml.org,2002:python/object/apply:os.system is not allowed",
+        ),
+        ("x: [a, {{b: !copy <model>}}]", "!copy is not allowed"),
+        ("? !apply:os.getcwd []\n: 1", "!apply:os.getcwd is not allowed"),
+        ("x: ../secret", "'../secret' leads out of the folder"),
+        ("x: a/../../b", "'a/../../b' leads out of the folder"),
+        ("x: /etc/passwd", "'/etc/passwd' leads out of the folder"),
+        ("x: ~/secret", "'~/secret' leads out of the folder"),
+        ("x: 'https://host/model'", "'https://host/model' leads out of the folder"),
+        ("x: {{paths: {{model: a}}}}", "paths are not allowed"),
+    ],
+)
+def test_a_yaml_that_would_do_more_is_refused_before_it_is_loaded(
+    folder, tmp_path, monkeypatch, line, reason
+):
+    monkeypatch.chdir(tmp_path)
+    path = folder / HPARAMS_FILE
+    number = path.read_text().count("\n") + 1
+    with path.open("a") as file:
+        file.write(line.format(mark="mark") + "\n")
+    assert refusal(folder) == (
+        f"{path}: line {number}: {reason}: a model from a stranger can run code: look at it, and "
+        "give trust=True to load it as it is"
+    )
+    assert not (tmp_path / "mark").exists()
+
+
+def test_who_trusts_a_folder_gets_what_its_yaml_says(folder):
+    with (folder / HPARAMS_FILE).open("a") as file:
+        file.write("answer: !apply:builtins.max [1, 42]\n")
+    refusal(folder)
+    loaded = EmotionTransducer.from_hparams(source=folder, trust=True)
+    assert loaded.hparams.answer == 42
+
+
+class Touch:
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return (open, (self.path, "w"))
+
+
+@pytest.mark.parametrize(
+    "save", [torch.save, lambda value, path: path.write_bytes(pickle.dumps(value))]
+)
+@pytest.mark.parametrize("trust", [False, True])
+def test_a_pickle_in_place_of_weights_is_not_run(folder, tmp_path, save, trust):
+    mark, path = tmp_path / "mark", folder / "model.ckpt"
+    save({"x": Touch(str(mark))}, path)
+    message = refusal(folder, trust=trust)
+    assert message.startswith(f"{path}: not the weights of this ENT (Weights only load failed")
+    assert message.endswith("): export again")
+    assert not mark.exists()
+
+
+def test_what_is_damaged_or_of_another_model_is_named(folder):
+    content = (folder / "model.ckpt").read_bytes()
+    (folder / "model.ckpt").write_bytes(content[: len(content) // 2])
+    assert refusal(folder).startswith(f"{folder / 'model.ckpt'}: not the weights of this ENT (")
+    (folder / "model.ckpt").write_bytes(content)
+    edit(folder, "joint_dim: 6", "joint_dim: 7")
+    assert "size mismatch for token_joints" in refusal(folder)
+
+
+def test_what_is_missing_is_named(folder, tmp_path):
+    (folder / "model.ckpt").unlink()
+    assert refusal(folder) == f"{folder}/model.ckpt: missing: export or fetch again"
+    (folder / HPARAMS_FILE).unlink()
+    assert refusal(folder) == (
+        f"{folder}/hyperparams.yaml: no such file: name a folder that training left as `pretrained`"
+    )
+    assert refusal(tmp_path / "no") == (
+        f"{tmp_path}/no: no folder: name the one that training left as `pretrained`, or owner/name "
+        "of a model on the Hugging Face hub"
+    )
+
+
+@pytest.mark.parametrize("content", ["", "- a list", "a: [", "\0"])
+def test_what_is_no_yaml_is_refused(folder, content):
+    (folder / HPARAMS_FILE).write_text(content)
+    assert refusal(folder).startswith(f"{folder}/hyperparams.yaml: ")
+
+
+def test_a_link_out_of_the_folder_is_refused(folder, tmp_path):
+    (folder / "model.ckpt").rename(tmp_path / "elsewhere.ckpt")
+    (folder / "model.ckpt").symlink_to(tmp_path / "elsewhere.ckpt")
+    assert "model.ckpt leads out of the folder" in refusal(folder)
+
+
+def test_a_hub_s_model_is_fetched_at_the_revision_that_is_asked_for(folder, monkeypatch):
+    asked = []
+
+    def fetch(name, revision, local_dir):
+        asked.append((name, revision, local_dir))
+        return str(folder)
+
+    monkeypatch.setattr(export_room, "snapshot_download", fetch)
+    EmotionTransducer.from_hparams(source="someone/ent", revision="v1.0")
+    assert asked == [("someone/ent", "v1.0", None)]
+
+
+def test_without_a_network_a_hub_s_model_is_one_line():
+    """The tests are offline."""
+    assert refusal("someone/ent-that-is-not-cached").startswith(
+        "someone/ent-that-is-not-cached: neither a folder nor to be had from the hub ("
+    )
