@@ -14,6 +14,7 @@ setup(
     license="Apache-2.0",
     packages=find_packages(include=["ent_brain", "ent_brain.*"]),
     package_data={"ent_brain": ["assets/*.*", "assets/wavesurfer/*"]},
+    entry_points={"console_scripts": ["ent-brain = ent_brain.cli:main"]},
     python_requires=">=3.10",
     install_requires=[
         # torchaudio 2.11 is the last release and imports only beside the torch it was built for;

@@ -125,7 +125,7 @@ def load_recipe(hparams_file, overrides, device=None):
     if wrong := _wrong_values(own, given):
         raise InputError("; ".join(wrong))
     _check_losses({**own, **given}, hparams_file)
-    _check_device(device)
+    check_device(device)
     try:
         with hparams_file.open(encoding="utf-8") as file:
             hparams = load_hyperpyyaml(file, overrides)
@@ -204,7 +204,7 @@ def _check_losses(values, hparams_file):
         )
 
 
-def _check_device(device):
+def check_device(device):
     try:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
