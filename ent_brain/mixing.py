@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import soundfile
+from speechbrain.augment.time_domain import SpeedPerturb
 from speechbrain.utils.logger import get_logger
 
 from ent_brain.dataio import read_audio
@@ -77,7 +78,7 @@ def draw_mixtures(entries, seed):
     return mixtures
 
 
-def mix(manifest, data_root, mixed_folder, save_folder, seed, keep_neutral=False):
+def mix(manifest, data_root, mixed_folder, save_folder, seed, keep_neutral=False, speeds=(100,)):
     """Write the mixed corpus of a manifest: audio, and a manifest with the intervals.
 
     Arguments
@@ -95,6 +96,10 @@ def mix(manifest, data_root, mixed_folder, save_folder, seed, keep_neutral=False
     keep_neutral : bool
         Whether each neutral utterance is also there by itself, as training on utterance labels
         needs some that are neutral.
+    speeds : sequence of int
+        Percent, as SpeechBrain's ``SpeedPerturb`` takes them: a draw of mixtures at each. It moves
+        the pitch, too, as another voice would. The id of a further draw's mixture ends with ``_2``,
+        ``_3`` and so on.
 
     Returns
     -------
@@ -104,60 +109,69 @@ def mix(manifest, data_root, mixed_folder, save_folder, seed, keep_neutral=False
     Raises
     ------
     InputError
-        Naming the utterances that cannot be read, are silent, or whose intervals do not fit.
+        Naming the utterances that cannot be read, are silent, or whose intervals do not fit; or if
+        a speed is impossible.
     """
+    if not speeds or not all(type(speed) is int and speed > 0 for speed in speeds):
+        raise InputError(f"mixed_speeds: {speeds}: whole percent above 0, one at least")
     manifest, mixed_folder = Path(manifest), Path(mixed_folder)
     mixed_folder.mkdir(parents=True, exist_ok=True)
     entries = read_manifest(manifest)
-    mixtures = draw_mixtures(entries, seed)
-    shapes = Counter(len(parts) for parts in mixtures.values())
-    if keep_neutral:
-        mixtures |= {name: [name] for name in entries if name not in mixtures}
-    utterances, problems = [], []
-    for name, parts in mixtures.items():
-        try:
-            utterances.append(_join(name, parts, entries, data_root, mixed_folder))
-        except InputError as error:
-            problems.append(f"{name}: {error}")
+    utterances, problems, shapes = [], [], Counter()
+    for draw, speed in enumerate(speeds, 1):
+        mixtures = draw_mixtures(entries, seed if draw == 1 else f"{seed} {draw}")
+        shapes.update(len(parts) for parts in mixtures.values())
+        if keep_neutral:
+            mixtures |= {name: [name] for name in entries if name not in mixtures}
+        for name, parts in mixtures.items():
+            mixture = name if draw == 1 else f"{name}_{draw}"
+            try:
+                pieces = [
+                    (entries[part], _leveled(entries[part], data_root, speed)) for part in parts
+                ]
+                utterances.append(_join(mixture, entries[name], pieces, mixed_folder))
+            except InputError as error:
+                problems.append(f"{mixture}: {error}")
     raise_problems(problems, f"correct {data_root}")
     logger.info(
         f"{manifest}: {shapes[1]} emotional utterances alone, {shapes[2]} with a neutral one, "
-        f"{shapes[3]} between two; {len(mixtures) - shapes.total()} neutral ones alone"
+        f"{shapes[3]} between two; {len(utterances) - shapes.total()} neutral ones alone"
     )
     split = f"mixed_{manifest.stem}"
     checked = check_utterances(utterances, mixed_folder)
     return save_manifests(save_folder, {split: checked}, mixed_folder)[split]
 
 
-def _join(name, parts, entries, data_root, mixed_folder):
-    """Write the audio of a mixture; return its Utterance."""
-    pieces, intervals, start = [], [], 0
-    for part in parts:
-        entry = entries[part]
-        pieces.append(_leveled(entry["wav"].replace("{data_root}", str(data_root))))
-        end = start + len(pieces[-1])
-        intervals.append(Interval(start, end, entry["emotion"], entry["transcript"]))
+def _join(name, entry, pieces, mixed_folder):
+    """Write the audio of a mixture of an entry's speaker and emotion; return its Utterance."""
+    intervals, start = [], 0
+    for part, samples in pieces:
+        end = start + len(samples)
+        intervals.append(Interval(start, end, part["emotion"], part["transcript"]))
         start = end
-    samples = (np.concatenate(pieces).clip(-1, 1) * 32767).round().astype("<i2")
-    digest = hashlib.sha256(samples.tobytes()).hexdigest()[:12]
+    joined = np.concatenate([samples for _, samples in pieces])
+    joined = (joined.clip(-1, 1) * 32767).round().astype("<i2")
+    digest = hashlib.sha256(joined.tobytes()).hexdigest()[:12]
     wav = mixed_folder / f"{name}_{digest}.flac"
     if not wav.exists():
         with whole_or_nothing(wav) as partial:
-            soundfile.write(partial, samples, SAMPLE_RATE, format="FLAC")
+            soundfile.write(partial, joined, SAMPLE_RATE, format="FLAC")
     return Utterance(
         id=name,
         wav=wav,
         transcript=" ".join(interval.transcript for interval in intervals),
-        emotion=entries[name]["emotion"],
-        speaker=entries[name]["speaker"],
-        samples=len(samples),
+        emotion=entry["emotion"],
+        speaker=entry["speaker"],
+        samples=len(joined),
         intervals=tuple(intervals),
     )
 
 
-def _leveled(path):
-    """Samples of a file at 16 kHz, float [S], brought to ``LOUDNESS``."""
-    samples = read_audio(path, SAMPLE_RATE).double().numpy()
+def _leveled(entry, data_root, speed):
+    """Samples of an entry's file at 16 kHz, float [S], at a speed and brought to ``LOUDNESS``."""
+    path = entry["wav"].replace("{data_root}", str(data_root))
+    samples = read_audio(path, SAMPLE_RATE)
+    samples = SpeedPerturb(SAMPLE_RATE, [speed])(samples[None])[0].double().numpy()
     level = np.sqrt(np.mean(np.square(samples)))
     if not level:
         raise InputError(f"{path} is silent")

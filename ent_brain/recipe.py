@@ -57,6 +57,9 @@ logging.getLogger("speechbrain.utils.train_logger").addFilter(
 LOSS_WEIGHTS = ("rnnt_weight", "head_weight", "lattice_weight", "lm_weight")
 LATTICE_MODES = (*POOLING_MODES, "aligned", *SUPERVISED_MODES)
 
+TEST_MIXTURES_SEED = 42
+"""Of the mixtures for validation and tests, which are the same whatever a training's seed."""
+
 logger = get_logger(__name__)
 
 HEARD_SHARE = 0.95
@@ -70,7 +73,7 @@ KEYS_READ_BY_CODE = {
     *("seed", "output_folder", "data_folder", "zed_folder", "save_folder", "paper_protocol"),
     *("test_session", "valid_share", "max_train_seconds", "max_tokens_per_frame"),
     *("tokens", "vocab_size", "test_actors", "valid_actors", "calm_as_neutral"),
-    *("mixed", "keep_neutral", "mixed_folder"),
+    *("mixed", "keep_neutral", "mixed_folder", "mixed_speeds"),
     *("number_of_epochs", "warmup_epochs", "opt_class", "lr_schedule", "epoch_counter"),
     *("modules", "checkpointer", "train_logger", "train_dataloader_opts", "test_dataloader_opts"),
     *("max_batch_nodes", "only_fill_cache"),
@@ -302,15 +305,15 @@ def mixed_sets(hparams, train, valid, tests):
         return train, valid, tests
     mixed_folder = hparams["mixed_folder"]
 
-    def mixed(manifest, root, keep_neutral):
-        kwargs = {"save_folder": hparams["save_folder"], "seed": hparams["seed"]}
-        kwargs["keep_neutral"] = keep_neutral
-        run_on_main(mix, args=[manifest, root, mixed_folder], kwargs=kwargs)
+    def mixed(manifest, root, keep_neutral, **kwargs):
+        kwargs = {"seed": TEST_MIXTURES_SEED, "keep_neutral": keep_neutral, **kwargs}
+        run_on_main(mix, args=[manifest, root, mixed_folder, hparams["save_folder"]], kwargs=kwargs)
         return Path(hparams["save_folder"]) / f"mixed_{Path(manifest).name}", mixed_folder
 
+    alone = hparams["keep_neutral"]
     return (
-        mixed(*train, hparams["keep_neutral"]),
-        mixed(*valid, hparams["keep_neutral"]),
+        mixed(*train, alone, seed=hparams["seed"], speeds=hparams["mixed_speeds"]),
+        mixed(*valid, alone),
         {f"mixed {name}": mixed(*test, keep_neutral=False) for name, test in tests.items()},
     )
 

@@ -158,3 +158,27 @@ def test_a_mixed_corpus_makes_a_dataset(corpus, tmp_path):
         assert spans[0][1] == spans[0][3] == 0
         assert all(a[2] == b[1] and a[4] == b[3] for a, b in zip(spans, spans[1:], strict=False))
         assert spans[-1][4] == len(item["tokens"]) + 1
+
+
+def test_every_speed_is_a_draw_of_its_own_at_that_speed(corpus, tmp_path):
+    _, mixed = mixed_from(corpus, tmp_path, speeds=[100, 80])
+    _, first = mixed_from(corpus, tmp_path / "first")
+    entries = read_manifest(corpus)
+    assert {name: mixed[name] for name in first} == first
+    assert set(mixed) == {*first, *(f"{name}_2" for name in first)}
+    again = {name.removesuffix("_2"): mixed[name] for name in set(mixed) - set(first)}
+    assert any(len(again[n]["intervals"]) != len(first[n]["intervals"]) for n in first)
+    seconds = [entry["duration"] for entry in entries.values()]
+    for name, entry in again.items():
+        emotional = [i for i in entry["intervals"] if i["emotion"] != "neutral"]
+        assert len(emotional) == 1
+        length = emotional[0]["end"] - emotional[0]["start"]
+        assert length == pytest.approx(16000 * entries[name]["duration"] / 0.8, abs=1)
+        assert entry["duration"] >= length / 16000 >= min(seconds)
+
+
+def test_impossible_speeds_are_refused(corpus, tmp_path):
+    with pytest.raises(
+        InputError, match=r"mixed_speeds: \[100, 0\]: whole percent above 0, one at"
+    ):
+        mixed_from(corpus, tmp_path, speeds=[100, 0])
