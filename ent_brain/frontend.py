@@ -19,6 +19,9 @@ from ent_brain.manifest import SAMPLE_RATE
 SSL_MODELS = {"wav2vec2": "Wav2Vec2", "hubert": "HuBERT", "wavlm": "WavLM"}
 """SpeechBrain's wrapper of each model, in the module of the model's name."""
 
+LEAST_DEVIATION = 1e-3
+"""That a mel band is divided by: in silence there is none."""
+
 
 @register_checkpoint_hooks
 class Frontend(nn.Module):
@@ -63,6 +66,9 @@ class FbankFrontend(Frontend):
     ---------
     frame_duration : float
         Seconds a frame: 0.02 or 0.04.
+    normalize_utterances : bool
+        Whether the level and its changes are taken out, too: each mel band of an utterance then has
+        mean 0 and deviation 1, and emotions are told by what changes within it.
     augment : list of nn.Module, optional
         SpeechBrain augmenters of spectrograms [B, time, 80] (``SpectrogramDrop``, ``Warping``),
         applied in training.
@@ -83,9 +89,13 @@ class FbankFrontend(Frontend):
     mel_bands = 80
     hop_samples = 160
 
-    def __init__(self, frame_duration=0.02, augment=()):
+    def __init__(self, frame_duration=0.02, normalize_utterances=False, augment=()):
         super().__init__()
-        self.settings = {"frame_duration": frame_duration}
+        self.settings = {
+            "frame_duration": frame_duration,
+            "normalize_utterances": normalize_utterances,
+        }
+        self.normalize_utterances = normalize_utterances
         self.stacked = round(frame_duration * self.sample_rate / self.hop_samples)
         self.frame_samples = self.stacked * self.hop_samples
         if self.stacked < 1 or abs(self.frame_samples / self.sample_rate - frame_duration) > 1e-9:
@@ -125,10 +135,16 @@ class FbankFrontend(Frontend):
         wavs = nn.functional.pad(wavs, (0, steps * self.hop_samples - wavs.size(1)))
         mels = self.fbank(wavs)[:, :steps]
         used = torch.arange(steps, device=mels.device) * self.hop_samples <= samples[:, None]
-        average = (mels * used[..., None]).sum(1) / used.sum(1, keepdim=True)
-        mels = mels - (average - average.mean(1, keepdim=True))[:, None]
+        used = used[..., None]
+        average = (mels * used).sum(1, keepdim=True) / used.sum(1, keepdim=True)
+        if self.normalize_utterances:
+            mels = mels - average
+            variance = (mels.square() * used).sum(1, keepdim=True) / used.sum(1, keepdim=True)
+            mels = mels / variance.sqrt().clamp(min=LEAST_DEVIATION)
+        else:
+            mels = mels - (average - average.mean(2, keepdim=True))
         if self.training:
-            self._observe(mels, used[..., None])
+            self._observe(mels, used)
         mels = (mels - self.mean) / self.deviation
         if self.training:
             for augment in self.augment:
@@ -141,7 +157,7 @@ class FbankFrontend(Frontend):
         )
         self.count.fill_(count)
         self.mean.copy_(mean)
-        self.deviation.copy_(deviation.clamp(min=1e-3))
+        self.deviation.copy_(deviation.clamp(min=LEAST_DEVIATION))
 
 
 class SSLFrontend(Frontend):

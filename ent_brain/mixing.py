@@ -36,7 +36,7 @@ PATTERNS = ("ne", "en", "nen", "e")
 """What is joined: n a neutral utterance, e the emotional one."""
 
 
-def draw_mixtures(entries, seed):
+def draw_mixtures(entries, seed, keep_neutral=False):
     """Draw which utterances are joined.
 
     Of each speaker each emotional utterance is used once, in one of ``PATTERNS`` with equal
@@ -49,11 +49,13 @@ def draw_mixtures(entries, seed):
     entries : dict[str, dict]
         Of a manifest.
     seed : int
+    keep_neutral : bool
+        Whether each neutral utterance takes an emotional one's place, too, once it is their turn.
 
     Returns
     -------
     dict[str, list[str]]
-        Ids of the parts, by the id of the emotional utterance.
+        Ids of the parts, by the id of the emotional utterance (or of the neutral one in its place).
 
     Example
     -------
@@ -71,10 +73,11 @@ def draw_mixtures(entries, seed):
         neutral = [name for name in names if entries[name]["emotion"] == EMOTIONS[NEUTRAL]]
         generator.shuffle(neutral)
         fillers = itertools.cycle(neutral)
-        for name in names:
-            if entries[name]["emotion"] != EMOTIONS[NEUTRAL]:
-                pattern = generator.choice(PATTERNS) if neutral else "e"
-                mixtures[name] = [next(fillers) if part == "n" else name for part in pattern]
+        emotional = [name for name in names if name not in neutral]
+        for name in emotional + (sorted(neutral) if keep_neutral else []):
+            pattern = generator.choice(PATTERNS) if set(neutral) - {name} else "e"
+            others = (filler for filler in fillers if filler != name)
+            mixtures[name] = [next(others) if part == "n" else name for part in pattern]
     return mixtures
 
 
@@ -94,8 +97,8 @@ def mix(manifest, data_root, mixed_folder, save_folder, seed, keep_neutral=False
         Where the manifest goes.
     seed : int
     keep_neutral : bool
-        Whether each neutral utterance is also there by itself, as training on utterance labels
-        needs some that are neutral.
+        Whether each neutral utterance is also there, as training on utterance labels needs some
+        that are neutral: joined with other neutral ones, so that no length tells the emotion.
     speeds : sequence of int
         Percent, as SpeechBrain's ``SpeedPerturb`` takes them: a draw of mixtures at each. It moves
         the pitch, too, as another voice would. The id of a further draw's mixture ends with ``_2``,
@@ -119,10 +122,9 @@ def mix(manifest, data_root, mixed_folder, save_folder, seed, keep_neutral=False
     entries = read_manifest(manifest)
     utterances, problems, shapes = [], [], Counter()
     for draw, speed in enumerate(speeds, 1):
-        mixtures = draw_mixtures(entries, seed if draw == 1 else f"{seed} {draw}")
+        drawn_from = seed if draw == 1 else f"{seed} {draw}"
+        mixtures = draw_mixtures(entries, drawn_from, keep_neutral)
         shapes.update(len(parts) for parts in mixtures.values())
-        if keep_neutral:
-            mixtures |= {name: [name] for name in entries if name not in mixtures}
         for name, parts in mixtures.items():
             mixture = name if draw == 1 else f"{name}_{draw}"
             try:
@@ -134,8 +136,7 @@ def mix(manifest, data_root, mixed_folder, save_folder, seed, keep_neutral=False
                 problems.append(f"{mixture}: {error}")
     raise_problems(problems, f"correct {data_root}")
     logger.info(
-        f"{manifest}: {shapes[1]} emotional utterances alone, {shapes[2]} with a neutral one, "
-        f"{shapes[3]} between two; {len(utterances) - shapes.total()} neutral ones alone"
+        f"{manifest}: {shapes[1]} utterances alone, {shapes[2]} of two parts, {shapes[3]} of three"
     )
     split = f"mixed_{manifest.stem}"
     checked = check_utterances(utterances, mixed_folder)

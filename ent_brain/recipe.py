@@ -305,16 +305,16 @@ def mixed_sets(hparams, train, valid, tests):
         return train, valid, tests
     mixed_folder = hparams["mixed_folder"]
 
-    def mixed(manifest, root, keep_neutral, **kwargs):
-        kwargs = {"seed": TEST_MIXTURES_SEED, "keep_neutral": keep_neutral, **kwargs}
+    def mixed(manifest, root, seed=TEST_MIXTURES_SEED, **kwargs):
+        kwargs["seed"] = seed
         run_on_main(mix, args=[manifest, root, mixed_folder, hparams["save_folder"]], kwargs=kwargs)
         return Path(hparams["save_folder"]) / f"mixed_{Path(manifest).name}", mixed_folder
 
-    alone = hparams["keep_neutral"]
+    of_training = {"keep_neutral": hparams["keep_neutral"], "speeds": hparams["mixed_speeds"]}
     return (
-        mixed(*train, alone, seed=hparams["seed"], speeds=hparams["mixed_speeds"]),
-        mixed(*valid, alone),
-        {f"mixed {name}": mixed(*test, keep_neutral=False) for name, test in tests.items()},
+        mixed(*train, seed=hparams["seed"], **of_training),
+        mixed(*valid),
+        {f"mixed {name}": mixed(*test) for name, test in tests.items()},
     )
 
 

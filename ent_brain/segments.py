@@ -38,6 +38,7 @@ class SegmentDecoder:
         in which every emotion lasts at least ``seconds``, or all of a shorter recording.
         ``single_event``: the most probable sequence of neutral, one emotion, and neutral again,
         any of which may be empty; for corpora with at most one emotional event an utterance.
+        ``lasting_event``: the same where there is just one, of at least ``seconds``.
         Another name raises ``ValueError``.
     seconds : float
         Of the median's window, or the shortest duration.
@@ -125,11 +126,28 @@ def _single_event(log_probs, _):
     return labels
 
 
+def _lasting_event(log_probs, shortest):
+    """The most probable labels with one emotion for at least ``shortest`` frames, or for all."""
+    count = len(log_probs)
+    shortest = min(shortest, count)
+    gains = log_probs - log_probs[:, [NEUTRAL]]
+    sums = np.concatenate((np.zeros((1, gains.shape[1])), gains.cumsum(0)))
+    # As in ``_single_event``, but from each end the start lies ``shortest`` frames before at least.
+    lows = np.minimum.accumulate(sums[: count - shortest + 1])
+    rises = np.delete(sums[shortest:] - lows, NEUTRAL, axis=1)
+    end, emotion = np.unravel_index(rises.argmax(), rises.shape)
+    emotion += emotion >= NEUTRAL
+    labels = np.full(count, NEUTRAL)
+    labels[sums[: end + 1, emotion].argmin() : end + shortest] = emotion
+    return labels
+
+
 SEGMENT_DECODINGS = {
     "argmax": _most_probable,
     "median": _most_probable_median,
     "min_duration": _lasting,
     "single_event": _single_event,
+    "lasting_event": _lasting_event,
 }
 """Ways from the emotion probabilities of frames to their emotions, by name."""
 

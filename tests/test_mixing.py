@@ -122,11 +122,17 @@ def test_audio_that_changes_is_mixed_anew(corpus, tmp_path):
     assert [name for name in after if after[name]["wav"] != before[name]["wav"]] == ["Ann_sad0"]
 
 
-def test_neutral_utterances_stand_alone_where_asked(corpus, tmp_path):
-    _, mixed = mixed_from(corpus, tmp_path, keep_neutral=True)
-    alone = [entry for entry in mixed.values() if entry["emotion"] == "neutral"]
-    assert len(alone) == 6
-    assert all(len(entry["intervals"]) == 1 for entry in alone)
+def test_neutral_utterances_are_joined_as_emotional_ones_are_where_asked(corpus, tmp_path):
+    _, without = mixed_from(corpus, tmp_path / "without")
+    _, mixed = mixed_from(corpus, tmp_path, keep_neutral=True, speeds=[100] * 20)
+    assert without.items() <= mixed.items()
+    neutral = {name: entry for name, entry in mixed.items() if entry["emotion"] == "neutral"}
+    assert len(neutral) == 20 * 6
+    assert {len(entry["intervals"]) for entry in neutral.values()} == {1, 2, 3}
+    for entry in neutral.values():
+        assert {interval["emotion"] for interval in entry["intervals"]} == {"neutral"}
+        lengths = [interval["end"] - interval["start"] for interval in entry["intervals"]]
+        assert len(set(lengths[:2])) == len(lengths[:2])  # never beside itself
 
 
 def test_a_speaker_without_neutral_speech_is_not_mixed(tmp_path):

@@ -140,6 +140,12 @@ def test_sequences_of_labels_are_the_most_probable_of_all(frames, seed):
     for shortest in (1, 2, 3):
         found = SegmentDecoder(0.1, "min_duration", shortest * 0.1).labels(log_probs)
         assert found == most_probable(lasting(frames, shortest))
+        found = SegmentDecoder(0.1, "lasting_event", shortest * 0.1).labels(log_probs)
+        assert found == most_probable(
+            labels
+            for labels in one_event(frames)
+            if sum(label != 3 for label in labels) >= min(shortest, frames)
+        )
     assert SegmentDecoder(0.1, "single_event").labels(log_probs) == most_probable(one_event(frames))
 
 
