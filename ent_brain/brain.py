@@ -16,6 +16,7 @@ from ent_brain.errors import InputError
 from ent_brain.files import read_json, write_json
 from ent_brain.losses import (
     SUPERVISED_MODES,
+    aligned_event_loss,
     aligned_pooling_loss,
     lattice_pooling_loss,
     next_token_loss,
@@ -25,6 +26,9 @@ from ent_brain.losses import (
 )
 from ent_brain.metrics import TransducerStats
 from ent_brain.segments import SegmentDecoder
+
+WITHOUT_WORDS_MODES = ("aligned_event", "supervised_aligned")
+"""Aligned lattice losses that, where nothing is transcribed, learn from frames alone."""
 
 HISTORY_FILE = "history.json"
 """In the output folder: one entry an epoch, what was lost and what was measured."""
@@ -36,7 +40,8 @@ class EmotionTransducerBrain(sb.Brain):
     ``modules`` are ``frontend`` and ``model``. Of the ``hparams`` it reads the loss weights
     ``rnnt_weight``, ``head_weight``, ``lattice_weight`` and ``lm_weight`` (a term of weight 0 is
     not computed), ``fastemit``, ``lattice_mode`` (a supervised one learns from the intervals that
-    the manifest tells), ``aligned_top``, ``max_symbols``, ``beam_size`` (in tests; validation
+    the manifest tells), ``aligned_top``, ``segment_decoding``, ``segment_seconds`` (also the
+    shortest event of ``aligned_event``), ``max_symbols``, ``beam_size`` (in tests; validation
     searches greedily), ``lr_schedule``, ``warmup_epochs``, ``number_of_epochs``, ``train_logger``,
     ``output_folder``, and SpeechBrain's own run options.
 
@@ -223,12 +228,15 @@ class EmotionTransducerBrain(sb.Brain):
             terms["head"] = _head_loss(output, emotions, intervals)
         if hparams.lattice_weight and hparams.lattice_mode == "supervised":
             terms["lattice"] = supervised_lattice_loss(output.emotion_lattice, intervals, *lens)
-        elif hparams.lattice_weight and hparams.lattice_mode == "supervised_aligned":
+        elif hparams.lattice_weight and hparams.lattice_mode in WITHOUT_WORDS_MODES:
             if posteriors is None:  # nothing is transcribed: one position, where all frames are
                 posteriors = output.encoded.emotion.new_ones(*output.encoded.emotion.shape[:2], 1)
-            terms["lattice"] = supervised_aligned_loss(
-                output.emotion_lattice, posteriors, intervals, *lens
-            )
+            aligned = output.emotion_lattice, posteriors
+            if hparams.lattice_mode == "supervised_aligned":
+                terms["lattice"] = supervised_aligned_loss(*aligned, intervals, *lens)
+            else:
+                shortest = self.segment_decoder.frames
+                terms["lattice"] = aligned_event_loss(*aligned, emotions, *lens, shortest)
         elif hparams.lattice_weight and hparams.lattice_mode == "aligned":
             terms["lattice"] = aligned_pooling_loss(
                 output.token_lattices,

@@ -24,6 +24,13 @@ SUPERVISED_MODES = ("supervised", "supervised_aligned")
 PROBABILITY_FLOOR = 1e-8
 """Emotion probabilities are clamped to [1e-8, 1] before their logarithm (the paper's code)."""
 
+LARGEST_GAIN = 1e9
+"""Nats that no event of an utterance has: 18 a frame, at most."""
+
+EVIDENCE = 0.2
+"""Weight of a frame among all of its utterance where they are compared with an event: neighbours
+tell much the same, and an event that is sure too soon is never moved again."""
+
 DROPPED_POSTERIOR = 1e-3
 """Share of a frame's alignment that ``aligned`` pooling may leave out, at most."""
 
@@ -237,6 +244,74 @@ def aligned_pooling_loss(
     present = -_log(pooled.gather(1, emotions[:, None])[:, 0])
     absent = -(_log(1 - pooled) * others).sum(1)
     return _reduce(torch.where(emotions == neutral, calm, present + absent), reduction)
+
+
+def aligned_event_loss(
+    emotion_lattice,
+    posteriors,
+    emotions,
+    frame_lens,
+    token_lens,
+    shortest,
+    neutral=NEUTRAL,
+    reduction="mean",
+):
+    """Lattice pooling over all that an emotional event can be.
+
+    With q the emotions of frames as in ``aligned_pooling_loss``, a neutral utterance trains all its
+    frames towards neutral. An emotional one has one event somewhere: frames of its emotion, all
+    others neutral. Its loss is that of all events together, -log mean(P(event) ** w) / w with
+    w = ``EVIDENCE``, by frame: the events that the frames speak for are trained most, as in
+    expectation maximisation.
+
+    Arguments
+    ---------
+    emotion_lattice : Lattice
+        Of the emotion joint.
+    posteriors : Tensor
+        [B, T, U+1] of ``transducer_alignment``.
+    emotions : Tensor
+        [B] class indices.
+    frame_lens, token_lens : Tensor
+        [B] int.
+    shortest : int
+        Frames that an event, and what is neutral before or after it, has at least. In an utterance
+        of less than two times as many all is event.
+    neutral : int
+        Class index of neutral.
+    reduction : str
+        ``mean`` over utterances, ``sum`` or ``none``.
+
+    Returns
+    -------
+    Tensor
+        Scalar, or [B] for ``none``.
+
+    Example
+    -------
+    >>> lattice = Lattice(*(torch.zeros(size) for size in [(1, 3, 2), (1, 1, 2), (4, 2), (4,)]))
+    >>> lens, sad = (torch.tensor([3]), torch.tensor([0])), torch.tensor([2])
+    >>> aligned_event_loss(lattice, torch.ones(1, 3, 1), sad, *lens, shortest=1)  # knows nothing
+    tensor(1.3863)
+    """
+    probs = aligned_emotions(emotion_lattice, posteriors, token_lens)
+    valid = torch.arange(probs.size(1), device=probs.device) < frame_lens[:, None]
+    calm = _log(probs[..., neutral]) * valid
+    felt = _log(probs.gather(-1, emotions[:, None, None].expand(-1, probs.size(1), 1))[..., 0])
+    # An event from frame a to b adds gains[b] - gains[a] to what an utterance without it has.
+    gains = torch.nn.functional.pad(((felt * valid) - calm).cumsum(1) * EVIDENCE, (1, 0))
+    last = frame_lens[:, None]
+    border = torch.arange(gains.size(1), device=gains.device)
+    inner = (border >= shortest) & (border <= last - shortest)
+    starts, ends = inner | (border == 0), inner | (border == last)
+    latest = torch.where(last < shortest, 0, border - shortest)  # start of an event of that end
+    ends = ends & (latest >= 0)
+    latest = latest.clamp(min=0)
+    begun = (-gains).masked_fill(~starts, -LARGEST_GAIN).logcumsumexp(1).gather(1, latest)
+    of_all = (gains + begun).masked_fill(~ends, -LARGEST_GAIN).logsumexp(1)
+    count = (starts.cumsum(1).gather(1, latest) * ends).sum(1)
+    event = (of_all - count.log()) / EVIDENCE + calm.sum(1)
+    return _reduce(-torch.where(emotions == neutral, calm.sum(1), event) / frame_lens, reduction)
 
 
 def aligned_emotions(emotion_lattice, posteriors, token_lens):

@@ -281,11 +281,11 @@ class TransducerStats:
         self.tokens, self.decoder = tokens, decoder
         self.words = WordErrorStats()
         self.emotions = EmotionStats()
-        # The model, and what it must beat: no emotion at all, and the utterance's all over it.
-        self.diarization = {
-            name: EmotionDiarizationStats(decoder.frame_duration)
-            for name in ("model", "all neutral", "utterance emotion everywhere")
-        }
+        # The model, and what it must beat: no emotion at all, and the utterance's all over it; and
+        # what the model gives where nothing is known of segments.
+        names = ["model", "all neutral", "utterance emotion everywhere"]
+        names += ["each frame by itself"] if decoder.method != "argmax" else []
+        self.diarization = {name: EmotionDiarizationStats(decoder.frame_duration) for name in names}
         self.hypotheses = {}
 
     def append(self, ids, hypotheses, entries):
@@ -311,8 +311,9 @@ class TransducerStats:
             if entry["segments"] is None:
                 continue
             frames = self.decoder.labels(hypothesis.emotion_log_probs)
-            tracks = (frames, [NEUTRAL] * len(frames), [emotion] * len(frames))
-            for stats, track in zip(self.diarization.values(), tracks, strict=True):
+            tracks = [frames, [NEUTRAL] * len(frames), [emotion] * len(frames)]
+            tracks.append(hypothesis.emotion_log_probs.argmax(1).tolist())
+            for stats, track in zip(self.diarization.values(), tracks, strict=False):
                 stats.append([name], [track], [entry["segments"]], [entry["duration"]])
 
     def summarize(self):

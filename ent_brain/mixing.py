@@ -3,6 +3,7 @@
 After the Speech Emotion Diarization protocol of Wang, Ravanelli, Yacoubi 2023 (arXiv 2306.12991).
 """
 
+import functools
 import hashlib
 import itertools
 import random
@@ -125,12 +126,15 @@ def mix(manifest, data_root, mixed_folder, save_folder, seed, keep_neutral=False
         drawn_from = seed if draw == 1 else f"{seed} {draw}"
         mixtures = draw_mixtures(entries, drawn_from, keep_neutral)
         shapes.update(len(parts) for parts in mixtures.values())
+
+        @functools.cache  # neutral ones are parts again and again
+        def leveled(part, speed=speed):
+            return _leveled(entries[part], data_root, speed)
+
         for name, parts in mixtures.items():
             mixture = name if draw == 1 else f"{name}_{draw}"
             try:
-                pieces = [
-                    (entries[part], _leveled(entries[part], data_root, speed)) for part in parts
-                ]
+                pieces = [(entries[part], leveled(part)) for part in parts]
                 utterances.append(_join(mixture, entries[name], pieces, mixed_folder))
             except InputError as error:
                 problems.append(f"{mixture}: {error}")

@@ -55,7 +55,7 @@ logging.getLogger("speechbrain.utils.train_logger").addFilter(
 )
 
 LOSS_WEIGHTS = ("rnnt_weight", "head_weight", "lattice_weight", "lm_weight")
-LATTICE_MODES = (*POOLING_MODES, "aligned", *SUPERVISED_MODES)
+LATTICE_MODES = (*POOLING_MODES, "aligned", "aligned_event", *SUPERVISED_MODES)
 
 TEST_MIXTURES_SEED = 42
 """Of the mixtures for validation and tests, which are the same whatever a training's seed."""

@@ -64,12 +64,16 @@ class SegmentDecoder:
             known = ", ".join(SEGMENT_DECODINGS)
             raise ValueError(f"segment_decoding {self.method!r}: use one of {known}")
 
+    @property
+    def frames(self):
+        """Frames of ``seconds``, 1 at least."""
+        return max(1, round(self.seconds / self.frame_duration))
+
     def labels(self, log_probs):
         """Class index of each frame (list[int]) from log-probabilities [T, E] on the CPU."""
         if not len(log_probs):
             return []
-        frames = max(1, round(self.seconds / self.frame_duration))
-        return SEGMENT_DECODINGS[self.method](log_probs.double().numpy(), frames).tolist()
+        return SEGMENT_DECODINGS[self.method](log_probs.double().numpy(), self.frames).tolist()
 
     def segments(self, log_probs):
         """Runs of equal labels (list[Segment]) from log-probabilities [T, E] on the CPU."""

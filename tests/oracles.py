@@ -213,6 +213,24 @@ def aligned_pooling(frame_probs, emotions, top=0.3, neutral=3):
     return torch.stack(losses)
 
 
+def aligned_event(frame_probs, emotions, shortest, evidence, neutral=3):
+    """[B] of emotion distributions [T, E]: each event's probability by itself."""
+    losses = []
+    for q, emotion in zip(frame_probs, emotions.tolist(), strict=True):
+        frames, scores = len(q), []
+        for start, end in itertools.combinations(range(frames + 1), 2):
+            parts = [start, end - start, frames - end]
+            lasts = parts[1] == frames or parts[1] >= shortest
+            if lasts and all(part == 0 or part >= shortest for part in (parts[0], parts[2])):
+                labels = [neutral] * start + [emotion] * parts[1] + [neutral] * parts[2]
+                scores.append(clamped_log(q[range(frames), labels]).sum())
+        likelihood = (torch.stack(scores) * evidence).exp().mean().log() / evidence
+        if emotion == neutral:
+            likelihood = clamped_log(q[:, neutral]).sum()
+        losses.append(-likelihood / frames)
+    return torch.stack(losses)
+
+
 def supervised(logits, intervals):
     """[B] sum over intervals of the mean cross-entropy over their L-shaped regions."""
     log_probs = logits.log_softmax(-1)

@@ -282,7 +282,9 @@ def test_without_emotions_only_word_errors_are_told(tmp_path, dataset):
 
 
 @pytest.mark.parametrize(
-    "mode", ["one", "full_t", "full_u", "mil", "aligned", "supervised", "supervised_aligned"]
+    "mode",
+    ["one", "full_t", "full_u", "mil", "aligned", "aligned_event"]
+    + ["supervised", "supervised_aligned"],
 )
 def test_every_lattice_mode_trains(tmp_path, dataset, mode):
     brain = make_brain(tmp_path, lattice_mode=mode)

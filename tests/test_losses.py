@@ -24,6 +24,7 @@ from ent_brain.lattice import Lattice, backpropagate
 from ent_brain.losses import (
     DROPPED_POSTERIOR,
     aligned_emotions,
+    aligned_event_loss,
     aligned_pooling_loss,
     lattice_pooling_loss,
     next_token_loss,
@@ -779,6 +780,25 @@ def test_aligned_pooling_evaluates_few_nodes_once_the_alignment_is_sharp():
     with LargestTensor() as largest:
         aligned_emotions(lattice, posteriors, torch.tensor([tokens])).sum().backward()
     assert largest.elements <= 2 * frames * 64
+
+
+@pytest.mark.parametrize("shortest", [1, 2, 4, 7, 30])
+def test_an_event_may_be_wherever_it_and_its_surroundings_last(shortest, monkeypatch):
+    monkeypatch.setattr(losses, "DROPPED_POSTERIOR", 0.0)
+    token_lattices, [emotion_lattice], batch = aligned_case()
+    posteriors = transducer_alignment(token_lattices, *batch).posteriors
+    lens = batch.frame_lens, batch.token_lens
+    ours = aligned_event_loss(
+        emotion_lattice, posteriors, ALIGNED_EMOTIONS, *lens, shortest, reduction="none"
+    )
+    frame_probs = dense_frame_emotions(token_lattices, [emotion_lattice], batch)
+    expected = oracles.aligned_event(frame_probs, ALIGNED_EMOTIONS, shortest, losses.EVIDENCE)
+    torch.testing.assert_close(ours, expected, rtol=1e-6, atol=1e-6)
+    factors = torch.arange(1.0, 6.0)
+    assert_equal_all(
+        *(gradients((each * factors).sum(), [emotion_lattice]) for each in (ours, expected)),
+        tolerance=1e-7,
+    )
 
 
 # Supervised intervals.
