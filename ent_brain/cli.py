@@ -19,7 +19,7 @@ from ent_brain.errors import InputError, exit_on_input_error
 from ent_brain.files import read_json
 from ent_brain.inference import EmotionTransducer
 from ent_brain.page import write_report
-from ent_brain.recipe import check_device
+from ent_brain.settings import check_device
 from ent_brain.windows import count_seconds, read_windows
 
 ENDINGS = {".wav", ".flac", ".mp3", ".ogg", ".opus", ".oga", ".aif", ".aiff", ".au", ".w64", ".caf"}

@@ -9,9 +9,11 @@ from hyperpyyaml import resolve_references
 from speechbrain.core import RunOptions
 
 from ent_brain.errors import InputError
+from ent_brain.evaluation import report
 from ent_brain.frontend import FbankFrontend, SSLFrontend
 from ent_brain.model import ENT, FENT
-from ent_brain.recipe import KEYS_READ_BY_CODE, load_recipe, make_tokens, report
+from ent_brain.recipe import make_tokens
+from ent_brain.settings import KEYS_READ_BY_CODE, load_recipe
 
 ROOT = Path(__file__).resolve().parents[1]
 YAMLS = sorted(ROOT.glob("recipes/*/hparams/*.yaml"))
@@ -368,7 +370,13 @@ def test_a_corpus_must_be_named(own_yaml, tmp_path):
         (
             "lattice_mode",
             "two",
-            "choose one, full_t, full_u, mil, aligned, supervised, supervised_aligned",
+            "choose one, full_t, full_u, mil, aligned, aligned_event, supervised, "
+            "supervised_aligned",
+        ),
+        (
+            "segment_decoding",
+            "mode",
+            "choose argmax, median, min_duration, single_event, lasting_event",
         ),
     ],
 )

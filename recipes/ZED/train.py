@@ -12,7 +12,8 @@ from speechbrain.utils.distributed import ddp_init_group, run_on_main
 from zed_prepare import prepare_zed
 
 from ent_brain.errors import exit_on_input_error
-from ent_brain.recipe import load_recipe, mixed_sets, train_and_test
+from ent_brain.recipe import mixed_sets, train_and_test
+from ent_brain.settings import load_recipe
 
 
 @exit_on_input_error

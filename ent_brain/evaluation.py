@@ -1,0 +1,172 @@
+"""What a training leaves: results, pictures, the page, and the model for others."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+from speechbrain.utils.distributed import main_process_only
+
+from ent_brain.alignment import word_times
+from ent_brain.annotation import Heard, annotate
+from ent_brain.brain import HISTORY_FILE
+from ent_brain.dataio import read_audio
+from ent_brain.emotions import EMOTIONS
+from ent_brain.errors import InputError
+from ent_brain.export import export
+from ent_brain.files import read_json, whole_or_nothing, write_json
+from ent_brain.page import (
+    RESULTS_FILE,
+    UTTERANCES_FILE,
+    Utterance,
+    write_report,
+    write_utterances,
+)
+from ent_brain.report import (
+    plot_confusion,
+    plot_lattice,
+    plot_learning_curves,
+    plot_timeline,
+    results_table,
+)
+from ent_brain.segments import fill_neutral
+
+HEARD_SHARE = 0.95
+"""Share of the training utterances that are no longer than what an exported model hears at once:
+what is longer than nearly all that it was trained on, it hears badly."""
+
+
+def report(brain, test_sets, hparams, trained_on):
+    """Score the chosen checkpoint on each test set once; print and write what came out.
+
+    ``<output_folder>`` receives ``results.json``, ``results.md``, the learning curves, the model in
+    ``pretrained``, and for each test set its statistics by utterance, the confusion matrix and,
+    where emotional intervals are known, the timeline and lattice of one utterance of each emotion;
+    ``utterances.jsonl`` and, to look at and listen to, ``report.html``.
+
+    Arguments
+    ---------
+    brain : EmotionTransducerBrain
+    test_sets : dict[str, DynamicItemDataset]
+        By the name that the table shows.
+    hparams : dict
+    trained_on : list[float]
+        Seconds of each training utterance.
+    """
+    folder = Path(hparams["output_folder"])
+    if not (folder / HISTORY_FILE).is_file():
+        raise InputError(f"{folder}: nothing was trained in it: train for an epoch at least")
+    history = read_json(folder / HISTORY_FILE)
+    plot_learning_curves(history, folder / "learning_curves.png")
+    rows, utterances = [], []
+    brain.on_evaluate_start(min_key="error")  # once for all test sets
+    for name, dataset in test_sets.items():
+        brain.evaluate(dataset, test_loader_kwargs=dict(hparams["test_dataloader_opts"]))
+        rows += _rows(name, brain.stats, history)
+        of_set = _utterances(brain, name, dataset)
+        _describe(brain, name, of_set, folder)
+        utterances += of_set
+    export(
+        brain,
+        folder / "pretrained",
+        longest_window=round(float(np.quantile(trained_on, HEARD_SHARE)), 2),
+        results=results_table(rows),
+        utterances=len(trained_on),
+        hours=sum(trained_on) / 3600,
+    )
+    _publish(rows, utterances, folder, progressbar=not brain.noprogressbar)
+
+
+def _rows(name, stats, history):
+    """Rows of the results table of one test set."""
+    measured = {k: v for k, v in stats.summarize().items() if k != "error"}
+    if "EDER" in measured:
+        measured["segments"] = stats.decoder.method
+    rows = [{"test set": name, "protocol": "valid", **measured}]
+    if f"{name} error" in history[-1]:
+        best = {}
+        for metric in stats.summarize().keys() - {"error"}:
+            choose = max if metric in ("WA", "UA") else min
+            best[metric] = choose(epoch[f"{name} {metric}"] for epoch in history)
+        rows.append({**rows[0], "protocol": "paper", **best})
+    columns = rows[0].keys()
+    for baseline, rate in stats.baselines().items():
+        row = {**dict.fromkeys(columns), "test set": name, "protocol": baseline, "EDER": rate}
+        rows.append(row)
+    return rows
+
+
+@main_process_only
+def _describe(brain, name, utterances, folder):
+    """Write the statistics and pictures of the test set that the brain has just scored."""
+    label = name.replace(" ", "_")
+    brain.stats.write(folder, label)
+    if brain.stats.emotions:
+        confusion = brain.stats.emotions.summarize("confusion")
+        plot_confusion(confusion, folder / f"confusion_{label}.png", f"Utterance emotion, {name}")
+    if not brain.stats.diarization["model"]:
+        return
+    sample_rate = brain.raw_modules.frontend.sample_rate
+    for emotion in EMOTIONS:
+        of_emotion = [each for each in utterances if each.reference.emotion == emotion]
+        for utterance in sorted(of_emotion, key=lambda each: each.annotation.name)[:1]:
+            annotation = utterance.annotation
+            wav = read_audio(utterance.audio, sample_rate)
+            picture = folder / f"timeline_{label}_{emotion}.png"
+            segments = utterance.reference.segments
+            plot_timeline(picture, wav.numpy(), sample_rate, annotation, segments)
+            if brain.raw_modules.model.emotion_joint is not None:
+                hypothesis = brain.stats.hypotheses[annotation.name]
+                plot_lattice(
+                    folder / f"lattice_{label}_{emotion}.png",
+                    brain.emotion_lattice(wav, hypothesis.tokens).numpy(),
+                    hypothesis.frames,
+                    brain.tokens.words(hypothesis.tokens),
+                    annotation.frame_duration,
+                    annotation.name,
+                )
+
+
+def _utterances(brain, name, dataset):
+    """What the brain has heard in the test set that it has just scored, beside what is known."""
+    frame_duration = brain.raw_modules.frontend.frame_duration
+    rates = brain.stats.by_utterance()
+    utterances = []
+    for utterance, hypothesis in brain.stats.hypotheses.items():
+        item = dataset.data[utterance]
+        entry = item["entry"]
+        seconds, segments = entry["duration"], entry["segments"]
+        words = brain.tokens.words(hypothesis.tokens)
+        log_probs = hypothesis.emotion_log_probs
+        heard = Heard(
+            seconds,
+            word_times(words, hypothesis.frames, frame_duration, seconds),
+            log_probs,
+            None if log_probs is None else brain.segment_decoder.labels(log_probs),
+            hypothesis.utterance_log_probs,
+        )
+        annotation = annotate(utterance, heard, frame_duration)
+        reference = replace(
+            annotation,
+            text=entry["transcript"] if brain.stats.words else "",
+            emotion=entry["emotion"],
+            probabilities=(),
+            words=(),
+            segments=() if segments is None else tuple(fill_neutral(segments, seconds)),
+            frame_probabilities=(),
+        )
+        utterances.append(Utterance(annotation, item["wav"], reference, name, rates[utterance]))
+    return utterances
+
+
+@main_process_only
+def _publish(rows, utterances, folder, progressbar):
+    table = results_table(rows)
+    write_json(rows, folder / RESULTS_FILE)
+    with whole_or_nothing(folder / "results.md") as partial:
+        partial.write_text(table + "\n", encoding="utf-8")
+    write_utterances(utterances, folder / UTTERANCES_FILE)
+    page = write_report(folder, progressbar)
+    print(
+        f"\n{table}\n\nAll in percent. Pictures, results by utterance and the model: {folder}\n"
+        f"To look at and listen to, in a browser: {page}"
+    )

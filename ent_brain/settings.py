@@ -1,0 +1,208 @@
+"""A recipe's YAML: read with the options of the command line, and checked before anything runs."""
+
+import difflib
+import math
+import os
+import re
+from collections import Counter
+from pathlib import Path
+
+import ruamel.yaml
+import torch
+import yaml
+from hyperpyyaml import load_hyperpyyaml
+from speechbrain.core import RunOptions
+
+from ent_brain.errors import InputError, raise_problems
+from ent_brain.losses import POOLING_MODES, SUPERVISED_MODES
+from ent_brain.segments import SEGMENT_DECODINGS
+
+LOSS_WEIGHTS = ("rnnt_weight", "head_weight", "lattice_weight", "lm_weight")
+LATTICE_MODES = (*POOLING_MODES, "aligned", "aligned_event", *SUPERVISED_MODES)
+
+KEYS_READ_BY_CODE = {
+    *LOSS_WEIGHTS,
+    *("fastemit", "lattice_mode", "aligned_top", "max_symbols", "beam_size"),
+    *("segment_decoding", "segment_seconds"),
+    *("seed", "output_folder", "data_folder", "zed_folder", "save_folder", "paper_protocol"),
+    *("test_session", "valid_share", "max_train_seconds", "max_tokens_per_frame"),
+    *("tokens", "vocab_size", "test_actors", "valid_actors", "calm_as_neutral"),
+    *("mixed", "keep_neutral", "mixed_folder", "mixed_speeds"),
+    *("number_of_epochs", "warmup_epochs", "opt_class", "lr_schedule", "epoch_counter"),
+    *("modules", "checkpointer", "train_logger", "train_dataloader_opts", "test_dataloader_opts"),
+    *("max_batch_nodes", "only_fill_cache"),
+}
+"""Top-level keys that the recipes' code reads, beside SpeechBrain's run options."""
+
+
+ABOVE_0 = {
+    *("number_of_epochs", "batch_size", "lr", "max_grad_norm", "vocab_size"),
+    *("max_tokens_per_frame", "max_train_seconds", "max_batch_nodes", "aligned_top"),
+    *("frame_duration", "encoder_dim", "predictor_dim", "joint_dim", "max_symbols", "beam_size"),
+    "segment_seconds",
+    *("mask_time_length", "mask_feature_length"),
+}
+UP_TO_1 = {"valid_share", "aligned_top", "dropout", "mask_time_prob", "mask_feature_prob"}
+"""What the numbers of a recipe are held to; none may lie below 0."""
+
+
+def load_recipe(hparams_file, overrides, device=None):
+    """Load a recipe's YAML with the overrides of the command line.
+
+    Arguments
+    ---------
+    hparams_file : str or Path
+    overrides : str
+        As ``speechbrain.parse_arguments`` returns them.
+    device : str, optional
+        What the run is to use, by PyTorch's name.
+
+    Returns
+    -------
+    dict
+
+    Raises
+    ------
+    InputError
+        If the file is missing or does not load, a key (in the file, under one of its includes, or
+        on the command line) is one that nothing reads, a value is of another kind than the file's
+        own or out of range, no loss has a positive weight, the weights and the lattice mode do not
+        go together, the output folder cannot be written, or the device is not there.
+    """
+    hparams_file = Path(hparams_file)
+    if not hparams_file.is_file():
+        raise InputError(f"{hparams_file}: no such YAML: name one of the recipe's hparams folder")
+    raise_problems(_unknown_keys(hparams_file), "correct the key or remove it")
+    if overrides:
+        _key_value_pairs(overrides, "command line")
+    # Numbers as hyperpyyaml reads them: 1e-3 is one in YAML 1.2 alone.
+    reader = ruamel.yaml.YAML()
+    own, given = reader.load(hparams_file), reader.load(overrides) or {}
+    raise_problems(_unknown_options(own, given), "correct the option or remove it")
+    if wrong := _wrong_values(own, given):
+        raise InputError("; ".join(wrong))
+    _check_losses({**own, **given}, hparams_file)
+    check_device(device)
+    try:
+        with hparams_file.open(encoding="utf-8") as file:
+            hparams = load_hyperpyyaml(file, overrides)
+    except (ValueError, TypeError, KeyError, OSError, yaml.YAMLError) as error:
+        named = isinstance(error, OSError) and error.filename
+        parts = (named, error.strerror) if named else error.args
+        reason = " ".join(" ".join(map(str, parts)).split())
+        raise InputError(f"{hparams_file}: {reason}") from error
+    if not os.access(hparams["output_folder"], os.W_OK):
+        raise InputError(f"{hparams['output_folder']}: cannot be written: name another one")
+    return hparams
+
+
+def _unknown_options(own, given):
+    """Options of the command line that the YAML does not have, one problem each."""
+    known = [*own, *RunOptions()]
+    problems = []
+    for key in given:
+        if key not in own:
+            near = difflib.get_close_matches(key, known, n=1)
+            hint = f" (--{near[0]} is near)" if near else ""
+            problems.append(f"--{key}: no such option{hint}")
+    return problems
+
+
+def _wrong_values(own, given):
+    """Values that are of another kind than the YAML's own, or out of range, one problem each."""
+    choices = {
+        "lattice_mode": LATTICE_MODES,
+        "segment_decoding": tuple(SEGMENT_DECODINGS),
+        "test_session": (1, 2, 3, 4, 5),
+    }
+    if "zed_folder" in own:  # where all of IEMOCAP may be trained on
+        choices["test_session"] += (None,)
+    problems = []
+    for key, value in {**own, **given}.items():
+        if key in choices:
+            right = repr(value) in map(repr, choices[key])
+            remedy = "choose " + ", ".join(map(_as_yaml, choices[key]))
+        elif isinstance(own[key], bool):
+            right, remedy = isinstance(value, bool), "give True or False"
+        elif isinstance(own[key], int | float) or (own[key] is None and key in ABOVE_0):
+            right = _is_right_number(key, own[key], value)
+            remedy = "give a whole number" if isinstance(own[key], int) else "give a number"
+            remedy += " above 0" if key in ABOVE_0 else " from 0"
+            remedy += " to 1" if key in UP_TO_1 else ""
+        else:
+            continue
+        if not right:
+            problems.append(f"{key}: {_as_yaml(value)}: {remedy}")
+    return problems
+
+
+def _is_right_number(key, own, value):
+    if value is None:
+        return own is None
+    kind = int if isinstance(own, int) else int | float
+    if not isinstance(value, kind) or isinstance(value, bool):
+        return False
+    highest = 1 if key in UP_TO_1 else math.inf
+    finite = math.isfinite(value) or key == "max_grad_norm"  # where inf is no limit
+    return finite and (0 < value <= highest or (value == 0 and key not in ABOVE_0))
+
+
+def _as_yaml(value):
+    return "null" if value is None else str(value)
+
+
+def _check_losses(values, hparams_file):
+    weights = {name: values[name] for name in LOSS_WEIGHTS}
+    if not any(weights.values()):
+        raise InputError(f"{hparams_file}: loss weights {weights}: one must lie above 0")
+    mode = values["lattice_mode"]
+    by_words = weights["lattice_weight"] and mode in ("aligned", "supervised")
+    if not weights["rnnt_weight"] and (by_words or weights["lm_weight"]):
+        instead = "supervised_aligned" if mode in SUPERVISED_MODES else "mil"
+        raise InputError(
+            f"rnnt_weight: 0: nothing is transcribed then, so lattice_mode {mode} and lm_weight "
+            f"have nothing to go by: raise it, or set lattice_mode {instead} and lm_weight 0"
+        )
+
+
+def check_device(device):
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise InputError(f"device: {device!r}: {reason}: name one that is there, cpu is") from error
+
+
+def _unknown_keys(hparams_file):
+    """Keys of a YAML that nothing reads, one problem each."""
+    text = hparams_file.read_text(encoding="utf-8")
+    pairs = _key_value_pairs(text, hparams_file)
+    referred = set(re.findall(r"<([A-Za-z_]\w*)", text))
+    known = KEYS_READ_BY_CODE | referred | set(RunOptions().as_dict())
+    problems = []
+    for key, value in pairs:
+        if key.value not in known and not key.value.startswith("__"):
+            problems.append(f"{hparams_file}: nothing reads the key {key.value!r}")
+        if value.tag.startswith("!include:"):
+            fragment = hparams_file.parent / value.tag.removeprefix("!include:")
+            if not fragment.is_file():
+                problems.append(f"{hparams_file}: includes {fragment}, which is not there")
+                continue
+            defined = {k.value for k, _ in _key_value_pairs(fragment.read_text("utf-8"), fragment)}
+            given = {k.value for k, _ in value.value} if value.value else set()
+            problems += [f"{fragment}: has no key {name!r}" for name in sorted(given - defined)]
+    return problems
+
+
+def _key_value_pairs(text, origin):
+    """Nodes of keys and values of a YAML mapping; a key given twice is refused."""
+    try:
+        node = yaml.compose(text)
+    except yaml.YAMLError as error:
+        raise InputError(f"{origin}: not YAML ({' '.join(str(error).split())})") from error
+    if not isinstance(node, yaml.MappingNode):
+        raise InputError(f"{origin}: not a YAML of keys and values")
+    uses = Counter(key.value for key, _ in node.value)
+    repeated = [f"{key} is given {count} times" for key, count in uses.items() if count > 1]
+    raise_problems([f"{origin}: {problem}" for problem in repeated], "keep one of them")
+    return node.value
