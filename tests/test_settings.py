@@ -1,0 +1,493 @@
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from hyperpyyaml import resolve_references
+from speechbrain.core import RunOptions
+
+from ent_brain.errors import InputError
+from ent_brain.frontend import FbankFrontend, SSLFrontend
+from ent_brain.model import ENT, FENT
+from ent_brain.settings import KEYS_READ_BY_CODE, load_recipe
+
+ROOT = Path(__file__).resolve().parents[1]
+YAMLS = sorted(ROOT.glob("recipes/*/hparams/*.yaml"))
+SMALL_MIX = ("RAVDESS", "hparams", "ent_mix.yaml")
+PLACES = {"data_folder": "corpus", "zed_folder": "zed"}
+
+
+def overrides(folder, **given):
+    given = {"output_folder": folder / "out", **given}
+    return "".join(f"{key}: {value}\n" for key, value in given.items())
+
+
+@pytest.fixture
+def own_yaml(tmp_path):
+    """A recipe's YAML, its fragments beside it, that a test may change."""
+    shutil.copytree(ROOT / "hparams", tmp_path / "hparams")
+    folder = tmp_path / "recipes" / "RAVDESS" / "hparams"
+    folder.mkdir(parents=True)
+    original = ROOT / "recipes" / "RAVDESS" / "hparams" / "ent_fbank.yaml"
+    return Path(shutil.copy(original, folder))
+
+
+def refused(yaml, folder, **given):
+    """The line that refuses a YAML."""
+    with pytest.raises(InputError) as error:
+        load_recipe(yaml, overrides(folder, **given))
+    line = str(error.value)
+    assert "\n" not in line
+    return line
+
+
+# --- the recipes' own YAMLs
+
+
+@pytest.fixture(scope="module", params=YAMLS, ids=lambda path: f"{path.parts[-3]}-{path.stem}")
+def recipe(request, tmp_path_factory, tiny_ssl):
+    """Path and hparams of every YAML, with what a user must give."""
+    folder = tmp_path_factory.mktemp("recipe")
+    text = request.param.read_text()
+    given = {key: value for key, value in PLACES.items() if f"\n{key}: !PLACEHOLDER" in text}
+    if "\nssl_hub:" in text:
+        given["ssl_hub"] = tiny_ssl("wav2vec2")
+    if "\nfeature_cache:" in text:
+        given["feature_cache"] = folder / "features"
+    return request.param, load_recipe(request.param, overrides(folder, **given))
+
+
+def test_every_yaml_loads_and_its_parts_fit(recipe):
+    path, hparams = recipe
+    frontend, model = hparams["modules"]["frontend"], hparams["modules"]["model"]
+    assert type(model) is (FENT if path.stem.startswith("fent") else ENT)
+    features, frame_lens = frontend(torch.randn(1, 8000), torch.ones(1))
+    output = model(features, frame_lens, torch.tensor([[5]]), torch.tensor([1]))
+    if hparams["head_weight"]:
+        assert output.head_logits.shape == (1, 4)
+    if hparams["rnnt_weight"]:
+        outputs = sum(lattice.bias.numel() for lattice in output.token_lattices)
+        assert outputs == hparams["vocab_size"]
+    kept = hparams["checkpointer"].recoverables
+    assert kept["model"] is model
+    assert kept["frontend"] is frontend
+    assert hparams["train_dataloader_opts"]["shuffle"]
+
+
+def test_what_changes_the_data_or_the_model_is_in_the_output_path(recipe):
+    path, _ = recipe
+    [line] = [ln for ln in path.read_text().splitlines() if ln.startswith("output_folder:")]
+    telling = ("tokens", "vocab_size", "seed", "frontend", "test_session", "valid_share")
+    telling += ("max_train_seconds", "calm_as_neutral", "keep_neutral")
+    assert all(f"<{key}>" in line for key in telling if f"\n{key}:" in path.read_text())
+    assert f"results/{path.stem}/" in line
+
+
+def test_the_paper_s_recipes_have_the_paper_s_settings(recipe):
+    """SPEC.md sections 3, 4 and 7: the frozen protocol."""
+    path, hparams = recipe
+    if path.stem not in ("ent", "fent"):
+        small = path.stem.endswith(("_demo", "_fbank")) or path.parts[-3:] == SMALL_MIX
+        assert isinstance(hparams["modules"]["frontend"], SSLFrontend) != small
+        return
+    settings = {
+        "seed": 42,
+        "rnnt_weight": 0.5,
+        "head_weight": 0.5,
+        "lattice_weight": 0.5,
+        "lm_weight": 0,
+        "lattice_mode": "one",
+        "fastemit": 0,
+        "number_of_epochs": 50,
+        "warmup_epochs": 5,
+        "batch_size": 2,
+        "max_grad_norm": 5,
+        "remove_vector_weight_decay": True,
+        "max_symbols": 32,
+    }
+    assert {key: hparams[key] for key in settings} == settings
+    optimizer = hparams["opt_class"]([torch.nn.Parameter(torch.zeros(2, 2))])
+    assert type(optimizer) is torch.optim.AdamW
+    group = optimizer.param_groups[0]
+    assert (group["lr"], group["betas"]) == (5e-4, (0.9, 0.999))
+    assert (group["eps"], group["weight_decay"]) == (1e-8, 0.05)
+    sizes = {
+        "encoder_dim": 768,
+        "embedding_dim": 640,
+        "predictor_dim": 640,
+        "joint_dim": 768,
+        "dropout": 0.1,
+    }
+    model = hparams["modules"]["model"]
+    assert {key: model.settings[key] for key in sizes} == sizes
+    assert hparams["modules"]["frontend"].frozen
+
+
+def test_the_finetune_recipes_have_the_finetune_protocol_s_settings(recipe):
+    """SPEC.md sections 3 and 7."""
+    path, hparams = recipe
+    if "_finetune" not in path.stem:
+        return
+    settings = {
+        "number_of_epochs": 100,
+        "warmup_epochs": 20,
+        "decay_epochs": 50,
+        "batch_size": 1,
+        "head_weight": 1.0,
+        "lattice_mode": "one",
+    }
+    assert {key: hparams[key] for key in settings} == settings
+    optimizer = hparams["opt_class"]([torch.nn.Parameter(torch.zeros(2, 2))])
+    assert type(optimizer) is torch.optim.Adam
+    assert optimizer.param_groups[0]["lr"] == 5e-6
+    steps = 7
+    schedule = hparams["lr_schedule"](
+        optimizer, num_warmup_steps=20 * steps, num_training_steps=100 * steps
+    )
+    rates = [schedule.lr_lambdas[0](step) for step in range(100 * steps)]
+    expected = [epoch / 20 for epoch in range(1, 21)] + [1.0] * 30
+    expected += [epoch / 50 for epoch in range(50, 0, -1)]
+    assert rates == pytest.approx([rate for rate in expected for _ in range(steps)])
+
+    frontend = hparams["modules"]["frontend"]
+    config = frontend.ssl.model.config
+    assert (config.mask_time_prob, config.mask_time_length) == (0.08, 15)
+    assert (config.mask_feature_prob, config.mask_feature_length) == (0.05, 64)
+    trained = {name for name, p in frontend.ssl.model.named_parameters() if p.requires_grad}
+    assert trained
+    assert not {name for name in trained if name.startswith("feature_extractor.")}
+    assert frontend.feature_layers == 1
+    assert not hparams["modules"]["model"].mixes
+
+
+FINETUNED = {"frontend", "ssl", "finetune", "adamw", "modules", "model", "checkpointer"}
+FINETUNED |= {"opt_class", "lr_schedule", "number_of_epochs", "warmup_epochs", "decay_epochs"}
+FINETUNED |= {"batch_size", "lr", "weight_decay", "remove_vector_weight_decay", "head_weight"}
+FINETUNED |= {"ssl_layers", "feature_cache", "feature_precision", "only_fill_cache"}
+FINETUNED |= {f"mask_{axis}_{what}" for axis in ("time", "feature") for what in ("prob", "length")}
+MIXED = {"mixed", "keep_neutral", "mixed_speeds", "mixed_folder", "lattice_mode"}
+VARIANTS = {
+    "IEMOCAP/fent": ("IEMOCAP/ent", {"model"}),
+    "IEMOCAP/fent_demo": ("IEMOCAP/ent_demo", {"model"}),
+    "IEMOCAP/ent_bpe": ("IEMOCAP/ent", {"tokens", "vocab_size"}),
+    "IEMOCAP/ent_asr": ("IEMOCAP/ent", {"rnnt_weight", "head_weight", "lattice_weight"}),
+    "IEMOCAP/ser": ("IEMOCAP/ent", {"rnnt_weight", "head_weight", "lattice_weight"}),
+    "IEMOCAP/ent_finetune": ("IEMOCAP/ent", FINETUNED),
+    "IEMOCAP/ent_mix": ("IEMOCAP/ent", MIXED),
+    "IEMOCAP/fent_bpe": ("IEMOCAP/ent_bpe", {"model"}),
+    "IEMOCAP/fent_asr": ("IEMOCAP/ent_asr", {"model"}),
+    "IEMOCAP/fent_finetune": ("IEMOCAP/ent_finetune", {"model"}),
+    "IEMOCAP/fent_mix": ("IEMOCAP/ent_mix", {"model"}),
+    "ZED/ent": ("IEMOCAP/ent", {"zed_folder", "test_session"}),
+    "ZED/fent": ("ZED/ent", {"model"}),
+    "ZED/ent_demo": ("IEMOCAP/ent_demo", {"zed_folder", "segment_decoding"}),
+    "ZED/fent_demo": ("ZED/ent_demo", {"model"}),
+    "ZED/ent_finetune": ("ZED/ent", FINETUNED),
+    "ZED/fent_finetune": ("ZED/ent_finetune", {"model"}),
+    "ZED/ent_mix": ("ZED/ent", MIXED),
+    "ZED/fent_mix": ("ZED/ent_mix", {"model"}),
+    "RAVDESS/ent": (
+        "IEMOCAP/ent",
+        {"test_session", "valid_share", "max_train_seconds"}
+        | {"test_actors", "valid_actors", "calm_as_neutral"},
+    ),
+    "RAVDESS/fent_fbank": ("RAVDESS/ent_fbank", {"model"}),
+}
+"""Of a YAML its model, and the keys in which it differs, beside ``output_folder``."""
+
+
+def written(name):
+    """What a YAML says of each key, tags included."""
+    recipe, stem = name.split("/")
+    text = (ROOT / "recipes" / recipe / "hparams" / f"{stem}.yaml").read_text()
+    return {key.value: yaml.serialize(value) for key, value in yaml.compose(text).value}
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_a_variant_differs_from_its_model_where_it_says_so_alone(name):
+    base, allowed = VARIANTS[name]
+    own, others = written(name), written(base)
+    differing = {key for key in own.keys() | others.keys() if own.get(key) != others.get(key)}
+    assert "output_folder" in differing or base.split("/")[1] == name.split("/")[1]
+    assert differing - {"output_folder"} <= allowed
+
+
+def test_every_yaml_is_a_variant_or_a_model():
+    names = {f"{path.parts[-3]}/{path.stem}" for path in YAMLS}
+    assert names - set(VARIANTS) == {
+        *("IEMOCAP/ent", "IEMOCAP/ent_demo", "RAVDESS/ent_fbank", "RAVDESS/ent_mix")
+    }
+
+
+def numbers_other_than(node):
+    """Another value of the kind that a YAML's scalar has; None where there is none to try."""
+    if node.tag.endswith(":int"):
+        return int(node.value) + 1
+    if node.tag.endswith(":float") or node.tag == "tag:yaml.org,2002:str":
+        return 0.123
+    return None
+
+
+@pytest.mark.parametrize("path", YAMLS, ids=lambda path: f"{path.parts[-3]}-{path.stem}")
+def test_the_command_line_reaches_every_tunable(path):
+    given = {key: "x" for key in PLACES if f"\n{key}: !PLACEHOLDER" in path.read_text()}
+
+    def resolved(**overrides):
+        with path.open() as file:
+            return yaml.compose(resolve_references(file, given | overrides).getvalue()).value
+
+    def said(nodes):
+        return {key.value: yaml.serialize(value) for key, value in nodes}
+
+    as_it_is = said(resolved())
+    by_code = KEYS_READ_BY_CODE | set(RunOptions().as_dict())
+    for key, node in resolved():
+        value = numbers_other_than(node)
+        if key.value in by_code or not isinstance(node, yaml.ScalarNode) or value is None:
+            continue
+        changed = said(resolved(**{key.value: value}))
+        elsewhere = {name for name in changed if changed[name] != as_it_is[name]} - {key.value}
+        assert elsewhere, f"{key.value} reaches nothing"
+
+
+@pytest.mark.parametrize("path", YAMLS, ids=lambda path: f"{path.parts[-3]}-{path.stem}")
+def test_what_is_set_is_explained(path):
+    """A key has a comment, or stands in a section that has one."""
+    section = None
+    for line in path.read_text().splitlines():
+        if not line:
+            section = None
+        elif line.startswith("# "):
+            section = line
+        elif line[0].isalpha() and ": !" not in line and not line.endswith(":"):
+            assert "  # " in line or " # " in line or section or line.startswith("seed:"), line
+
+
+# --- what is refused
+
+
+def test_a_missing_yaml_is_refused(tmp_path):
+    path = tmp_path / "no.yaml"
+    assert refused(path, tmp_path) == (
+        f"{path}: no such YAML: name one of the recipe's hparams folder"
+    )
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        ("", "not a YAML of keys and values"),
+        ("- a\n- b\n", "not a YAML of keys and values"),
+        ("just words", "not a YAML of keys and values"),
+        ("lr: [1\n", "not YAML (while parsing a flow sequence"),
+    ],
+)
+def test_what_is_no_yaml_is_refused(tmp_path, content, reason):
+    path = tmp_path / "a.yaml"
+    path.write_text(content)
+    assert refused(path, tmp_path).startswith(f"{path}: {reason}")
+
+
+def test_a_yaml_away_from_its_fragments_is_refused(own_yaml, tmp_path):
+    moved = own_yaml.rename(tmp_path / "mine.yaml")
+    line = refused(moved, tmp_path, data_folder="x")
+    fragments = [f"{tmp_path}/../../../hparams/{name}.yaml" for name in ("fbank", "adamw")]
+    problems = "; ".join(f"{moved}: includes {name}, which is not there" for name in fragments)
+    assert line == f"2 problems: {problems}: correct the key or remove it"
+
+
+def test_a_key_given_twice_is_refused(own_yaml, tmp_path):
+    own_yaml.write_text(own_yaml.read_text() + "\nseed: 43\n")
+    assert refused(own_yaml, tmp_path, data_folder="x") == (
+        f"{own_yaml}: seed is given 2 times: keep one of them"
+    )
+
+
+def test_an_option_given_twice_is_refused(own_yaml):
+    with pytest.raises(InputError) as error:
+        load_recipe(own_yaml, "data_folder: x\nlr: 1\nlr: 2\n")
+    assert str(error.value) == "command line: lr is given 2 times: keep one of them"
+
+
+def test_a_key_that_nothing_reads_is_refused(own_yaml, tmp_path):
+    own_yaml.write_text(own_yaml.read_text() + "\nleraning_rate: 3\nbatchsize: 2\n")
+    assert refused(own_yaml, tmp_path, data_folder="x") == (
+        f"2 problems: {own_yaml}: nothing reads the key 'leraning_rate'; "
+        f"{own_yaml}: nothing reads the key 'batchsize': correct the key or remove it"
+    )
+
+
+def test_a_misspelt_key_under_an_include_is_refused(own_yaml, tmp_path):
+    text = own_yaml.read_text()
+    old = "    weight_decay: !ref <weight_decay>\n"
+    assert old in text
+    own_yaml.write_text(text.replace(old, old + "    start_rl: 0.1\n"))
+    fragment = own_yaml.parent / "../../../hparams/adamw.yaml"
+    assert refused(own_yaml, tmp_path, data_folder="x") == (
+        f"{fragment}: has no key 'start_rl': correct the key or remove it"
+    )
+
+
+def test_an_option_that_nothing_reads_is_refused(own_yaml, tmp_path):
+    line = refused(own_yaml, tmp_path, data_folder="x", xyz=3)
+    assert line == "--xyz: no such option: correct the option or remove it"
+    line = refused(own_yaml, tmp_path, data_folder="x", batchsize=3, lattice_weigth=1)
+    assert line == (
+        "2 problems: --batchsize: no such option (--batch_size is near); "
+        "--lattice_weigth: no such option (--lattice_weight is near): "
+        "correct the option or remove it"
+    )
+
+
+def test_a_corpus_must_be_named(own_yaml, tmp_path):
+    line = refused(own_yaml, tmp_path)
+    assert line.startswith(f"{own_yaml}: ")
+    assert "data_folder" in line
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "remedy"),
+    [
+        ("lr", "abc", "give a number above 0"),
+        ("lr", -1, "give a number above 0"),
+        ("lr", True, "give a number above 0"),
+        ("lr", "null", "give a number above 0"),
+        ("batch_size", 0, "give a whole number above 0"),
+        ("batch_size", 1.5, "give a whole number above 0"),
+        ("number_of_epochs", 0, "give a whole number above 0"),
+        ("number_of_epochs", "abc", "give a whole number above 0"),
+        ("warmup_epochs", -1, "give a whole number from 0"),
+        ("head_weight", -0.5, "give a number from 0"),
+        ("head_weight", "much", "give a number from 0"),
+        ("head_weight", ".nan", "give a number from 0"),
+        ("head_weight", ".inf", "give a number from 0"),
+        ("aligned_top", 1.2, "give a number above 0 to 1"),
+        ("paper_protocol", 1, "give True or False"),
+        (
+            "lattice_mode",
+            "two",
+            "choose one, full_t, full_u, mil, aligned, aligned_event, supervised, "
+            "supervised_aligned",
+        ),
+        (
+            "segment_decoding",
+            "mode",
+            "choose argmax, median, min_duration, single_event, lasting_event",
+        ),
+    ],
+)
+def test_a_value_of_another_kind_or_out_of_range_is_refused(own_yaml, tmp_path, key, value, remedy):
+    said = str(value).removeprefix(".")
+    assert refused(own_yaml, tmp_path, data_folder="x", **{key: value}) == (
+        f"{key}: {said}: {remedy}"
+    )
+
+
+def test_all_wrong_values_are_told_together(own_yaml, tmp_path):
+    assert refused(own_yaml, tmp_path, data_folder="x", lr="high", seed=0.5) == (
+        "seed: 0.5: give a whole number from 0; lr: high: give a number above 0"
+    )
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("lr", "1e-3"), ("lr", 1), ("weight_decay", 0), ("max_grad_norm", ".inf"), ("dropout", 0.0)],
+)
+def test_a_number_may_be_written_in_any_way(own_yaml, tmp_path, key, value):
+    hparams = load_recipe(own_yaml, overrides(tmp_path, data_folder="x", **{key: value}))
+    assert hparams[key] == float(str(value).removeprefix("."))
+
+
+@pytest.mark.parametrize("session", ["null", 7, "abc", 2.0, True])
+def test_a_session_is_one_of_five(tmp_path, session):
+    path = ROOT / "recipes" / "IEMOCAP" / "hparams" / "ent_demo.yaml"
+    line = refused(path, tmp_path, data_folder="x", test_session=session)
+    assert line == f"test_session: {session}: choose 1, 2, 3, 4, 5"
+
+
+def test_zed_s_recipe_trains_on_all_sessions_too(tmp_path):
+    path = ROOT / "recipes" / "ZED" / "hparams" / "ent_demo.yaml"
+    given = {"data_folder": "x", "zed_folder": "y"}
+    hparams = load_recipe(path, overrides(tmp_path, test_session="null", **given))
+    assert hparams["test_session"] is None
+    line = refused(path, tmp_path, test_session=7, **given)
+    assert line == "test_session: 7: choose 1, 2, 3, 4, 5, null"
+
+
+def test_no_limit_or_a_number_where_the_yaml_has_none(tmp_path):
+    path = ROOT / "recipes" / "IEMOCAP" / "hparams" / "ent_demo.yaml"
+    for seconds in ("null", 18.75, 20):
+        assert load_recipe(path, overrides(tmp_path, data_folder="x", max_train_seconds=seconds))
+    line = refused(path, tmp_path, data_folder="x", max_train_seconds="long")
+    assert line == "max_train_seconds: long: give a number above 0"
+
+
+def test_a_device_that_is_not_there_is_refused(own_yaml, tmp_path):
+    for device in ("cuda:99", "gpu"):
+        with pytest.raises(InputError) as error:
+            load_recipe(own_yaml, overrides(tmp_path, data_folder="x"), device)
+        line = str(error.value)
+        assert "\n" not in line
+        assert line.startswith(f"device: '{device}': ")
+        assert line.endswith(": name one that is there, cpu is")
+
+
+@pytest.mark.parametrize("place", ["file/out", "/proc/out"])
+def test_an_output_folder_that_cannot_be_written_is_refused(own_yaml, tmp_path, place):
+    (tmp_path / "file").touch()
+    folder = tmp_path / place
+    line = refused(own_yaml, tmp_path, data_folder="x", output_folder=folder)
+    assert str(folder) in line
+
+
+def test_an_output_folder_that_is_read_only_is_refused(own_yaml, tmp_path, monkeypatch):
+    # The tests' user may be one whom no permission stops.
+    monkeypatch.setattr("os.access", lambda path, mode: False)
+    line = refused(own_yaml, tmp_path, data_folder="x")
+    assert line == f"{tmp_path}/out: cannot be written: name another one"
+
+
+def test_some_loss_must_have_a_weight(own_yaml, tmp_path):
+    none = {"rnnt_weight": 0, "head_weight": 0, "lattice_weight": 0}
+    line = refused(own_yaml, tmp_path, data_folder="x", **none)
+    assert line.endswith(": one must lie above 0")
+    assert load_recipe(own_yaml, overrides(tmp_path, data_folder="x", **none | {"head_weight": 1}))
+
+
+@pytest.mark.parametrize(
+    "given", [{"lattice_mode": "aligned"}, {"lattice_mode": "supervised"}, {"lm_weight": 0.3}]
+)
+def test_what_needs_words_is_refused_without_them(own_yaml, tmp_path, given):
+    given = {"data_folder": "x", "rnnt_weight": 0, "lattice_mode": "mil", **given}
+    assert refused(own_yaml, tmp_path, **given).startswith("rnnt_weight: 0: nothing is transcribed")
+
+
+def test_log_mel_energies_take_an_ssl_model_s_place(tmp_path):
+    path = ROOT / "recipes" / "IEMOCAP" / "hparams" / "fent.yaml"
+    hparams = load_recipe(path, overrides(tmp_path, data_folder="x", frontend="fbank"))
+    frontend, model = hparams["modules"]["frontend"], hparams["modules"]["model"]
+    assert type(frontend) is FbankFrontend
+    assert frontend.frame_duration == 0.02
+    assert (model.settings["feature_dim"], model.settings["feature_layers"]) == (160, 1)
+    assert hparams["checkpointer"].recoverables["frontend"] is frontend
+
+
+def test_an_unknown_front_end_is_refused(tmp_path, tiny_ssl):
+    path = ROOT / "recipes" / "IEMOCAP" / "hparams" / "ent.yaml"
+    given = {"data_folder": "x", "ssl_hub": tiny_ssl("wav2vec2"), "frontend": "data2vec"}
+    line = refused(path, tmp_path, **given)
+    assert line.startswith(f"{path}: ")
+    assert "unknown SSL model 'data2vec': use one of wav2vec2, hubert, wavlm" in line
+
+
+def test_a_front_end_s_missing_model_is_refused(tmp_path):
+    path = ROOT / "recipes" / "IEMOCAP" / "hparams" / "ent.yaml"
+    line = refused(path, tmp_path, data_folder="x", ssl_hub=tmp_path / "nowhere")
+    assert line.startswith(f"{path}: ")
+    assert "nowhere" in line
+
+
+def test_a_frame_duration_that_does_not_go_is_refused(own_yaml, tmp_path):
+    line = refused(own_yaml, tmp_path, data_folder="x", frame_duration=0.025)
+    assert "frame_duration 0.025 is not a whole number of 10 ms" in line
