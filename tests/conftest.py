@@ -2,6 +2,7 @@
 
 import os
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -81,5 +82,40 @@ def tiny_ssl(tmp_path_factory):
                 transformers.AutoModel.from_config(config).save_pretrained(folder)
             transformers.Wav2Vec2FeatureExtractor().save_pretrained(folder)
         return folders[kind]
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def trained():
+    """``trained(ENT)`` is what a Brain holds after training, as ``export`` takes it.
+
+    A small model with random weights, loud enough that it emits tokens, on log-mel energies of
+    40 ms or another front end.
+    """
+    from ent_brain.frontend import FbankFrontend
+    from ent_brain.model import ENT
+    from ent_brain.tokens import CharTokens
+
+    def make(model_class=ENT, frontend=None, **parts):
+        torch.manual_seed(1)
+        frontend = (frontend or FbankFrontend(frame_duration=0.04)).eval()
+        sizes = {"encoder_dim": 16, "embedding_dim": 8, "predictor_dim": 12, "joint_dim": 12}
+        dims = frontend.feature_dim, frontend.feature_layers
+        model = model_class(31, *dims, **sizes, **parts).eval()
+        with torch.no_grad():
+            for joint in model.token_joints:
+                joint.output.weight.mul_(4)
+        return SimpleNamespace(
+            raw_modules={"frontend": frontend, "model": model},
+            tokens=CharTokens(),
+            hparams=SimpleNamespace(
+                max_symbols=2,
+                beam_size=2,
+                segment_decoding="median",
+                segment_seconds=0.2,
+                lattice_mode="aligned",
+            ),
+        )
 
     return make

@@ -9,42 +9,21 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import soundfile
-import torch
 
 from ent_brain import cli
 from ent_brain.annotation import FORMATS, Annotation
 from ent_brain.export import export
 from ent_brain.files import write_json
-from ent_brain.frontend import FbankFrontend
 from ent_brain.inference import EmotionTransducer
-from ent_brain.model import ENT
-from ent_brain.tokens import CharTokens
 
 RATE = 16000
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory):
+def model(tmp_path_factory, trained):
     """Folder of a small model with random weights that hears 2 s at once."""
-    torch.manual_seed(1)
-    sizes = {"encoder_dim": 8, "embedding_dim": 4, "predictor_dim": 6, "joint_dim": 6}
-    frontend = FbankFrontend(frame_duration=0.04).eval()
-    brain = SimpleNamespace(
-        raw_modules={
-            "frontend": frontend,
-            "model": ENT(31, frontend.feature_dim, frontend.feature_layers, **sizes).eval(),
-        },
-        tokens=CharTokens(),
-        hparams=SimpleNamespace(
-            max_symbols=1,
-            beam_size=1,
-            segment_decoding="argmax",
-            segment_seconds=0.3,
-            lattice_mode="one",
-        ),
-    )
     folder = tmp_path_factory.mktemp("model") / "pretrained"
-    export(brain, folder, 2.0)
+    export(trained(), folder, 2.0)
     return folder
 
 

@@ -2,7 +2,6 @@
 
 import pickle
 import shutil
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,36 +12,17 @@ from ent_brain import export as export_room
 from ent_brain.emotions import EMOTIONS
 from ent_brain.errors import InputError
 from ent_brain.export import HPARAMS_FILE, export
-from ent_brain.frontend import FbankFrontend, SSLFrontend
+from ent_brain.frontend import SSLFrontend
 from ent_brain.inference import EmotionTransducer
-from ent_brain.model import ENT
-from ent_brain.tokens import CharTokens
 
-SIZES = {"encoder_dim": 8, "embedding_dim": 4, "predictor_dim": 6, "joint_dim": 6}
 WAVS, LENS = 0.1 * torch.randn(2, 8000), torch.tensor([1.0, 0.6])
 
 
-def trained(frontend):
-    torch.manual_seed(1)
-    model = ENT(31, frontend.feature_dim, frontend.feature_layers, **SIZES).eval()
-    return SimpleNamespace(
-        raw_modules={"frontend": frontend.eval(), "model": model},
-        tokens=CharTokens(),
-        hparams=SimpleNamespace(
-            max_symbols=2,
-            beam_size=1,
-            segment_decoding="argmax",
-            segment_seconds=0.3,
-            lattice_mode="aligned",
-        ),
-    )
-
-
 @pytest.fixture
-def folder(tmp_path):
+def folder(tmp_path, trained):
     path = tmp_path / "pretrained"
     table = "| test set | WER |\n| :-- | --: |\n| ZED | 12.3 |"
-    export(trained(FbankFrontend()), path, 2.5, table, utterances=7200, hours=3.21)
+    export(trained(), path, 2.5, table, utterances=7200, hours=3.21)
     return path
 
 
@@ -91,12 +71,12 @@ def test_speechbrain_s_own_loader_takes_the_same_folder(folder):
     assert loaded.annotate_batch(WAVS, LENS) == expected.annotate_batch(WAVS, LENS)
 
 
-def test_an_ssl_model_goes_with_it(tiny_ssl, tmp_path):
+def test_an_ssl_model_goes_with_it(tiny_ssl, tmp_path, trained):
     """Nothing of the folder that it was trained from is needed, nor any network."""
     source = tmp_path / "source"
     shutil.copytree(tiny_ssl("hubert"), source)
     frontend = SSLFrontend("hubert", source, tmp_path / "hub")
-    export(trained(frontend), tmp_path / "pretrained", 2.5)
+    export(trained(frontend=frontend), tmp_path / "pretrained", 2.5)
     expected = frontend(WAVS, LENS)[0]
     shutil.rmtree(source)
     loaded = EmotionTransducer.from_hparams(source=tmp_path / "pretrained")
@@ -180,7 +160,7 @@ def test_what_is_damaged_or_of_another_model_is_named(folder):
     (folder / "model.ckpt").write_bytes(content[: len(content) // 2])
     assert refusal(folder).startswith(f"{folder / 'model.ckpt'}: not the weights of this ENT (")
     (folder / "model.ckpt").write_bytes(content)
-    edit(folder, "joint_dim: 6", "joint_dim: 7")
+    edit(folder, "joint_dim: 12", "joint_dim: 13")
     assert "size mismatch for token_joints" in refusal(folder)
 
 

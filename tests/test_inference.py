@@ -1,5 +1,3 @@
-from types import SimpleNamespace
-
 import numpy as np
 import pytest
 import soundfile
@@ -12,10 +10,8 @@ from ent_brain.decoding import search
 from ent_brain.emotions import EMOTIONS
 from ent_brain.errors import InputError
 from ent_brain.export import export
-from ent_brain.frontend import FbankFrontend
 from ent_brain.inference import EmotionTransducer
 from ent_brain.model import ENT, FENT
-from ent_brain.tokens import CharTokens
 
 RATE = 16000
 
@@ -33,31 +29,8 @@ def write(path, wav, rate=RATE, **settings):
     return path
 
 
-def trained(model_class, **parts):
-    """What a Brain holds after training; a model with random weights that emits tokens."""
-    torch.manual_seed(1)
-    frontend = FbankFrontend(frame_duration=0.04)
-    frontend.eval()
-    sizes = {"encoder_dim": 16, "embedding_dim": 8, "predictor_dim": 12, "joint_dim": 12}
-    model = model_class(31, frontend.feature_dim, frontend.feature_layers, **sizes, **parts).eval()
-    with torch.no_grad():
-        for joint in model.token_joints:
-            joint.output.weight.mul_(4)
-    return SimpleNamespace(
-        raw_modules={"frontend": frontend, "model": model},
-        tokens=CharTokens(),
-        hparams=SimpleNamespace(
-            max_symbols=2,
-            beam_size=2,
-            segment_decoding="median",
-            segment_seconds=0.2,
-            lattice_mode="aligned",
-        ),
-    )
-
-
 @pytest.fixture(scope="module", params=[ENT, FENT], ids=lambda kind: kind.__name__)
-def pair(request, tmp_path_factory):
+def pair(request, tmp_path_factory, trained):
     """A Brain, and what is loaded from its export."""
     folder = tmp_path_factory.mktemp(request.param.__name__) / "pretrained"
     brain = trained(request.param)
@@ -179,7 +152,7 @@ def test_two_files_of_one_name_are_two(loaded, tmp_path):
     assert first.frame_probabilities != second.frame_probabilities
 
 
-def test_a_model_without_words_or_emotions_tells_what_it_can(tmp_path):
+def test_a_model_without_words_or_emotions_tells_what_it_can(tmp_path, trained):
     path = write(tmp_path / "a.wav", noise(1.0))
     export(trained(ENT, emotion_joint=False, pooled_head=False), tmp_path / "asr", 2.0)
     annotation = EmotionTransducer.from_hparams(source=tmp_path / "asr").annotate_file(path)
