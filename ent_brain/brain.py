@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import speechbrain as sb
 import torch
 from speechbrain.utils.distributed import main_process_only
+from speechbrain.utils.logger import get_logger
 
 from ent_brain.alignment import align
 from ent_brain.checkpoints import load_random_state, save_random_state
@@ -26,6 +27,8 @@ from ent_brain.losses import (
 )
 from ent_brain.metrics import TransducerStats
 from ent_brain.segments import SegmentDecoder
+
+logger = get_logger(__name__)
 
 WITHOUT_WORDS_MODES = ("aligned_event", "supervised_aligned")
 """Aligned lattice losses that, where nothing is transcribed, learn from frames alone."""
@@ -66,6 +69,8 @@ class EmotionTransducerBrain(sb.Brain):
         self.history = []
         self.running = defaultdict(float)
         """Of the stage so far: each loss term's sum, utterances, rate of the last step (lr)."""
+        self.ids_of_step = []
+        """Utterances of the gradients that wait for the optimiser's step."""
         if self.checkpointer is not None:
             self.checkpointer.add_recoverable(
                 "history",
@@ -118,8 +123,31 @@ class EmotionTransducerBrain(sb.Brain):
             self.checkpointer.add_recoverable("scheduler", self.scheduler)
 
     def _clip_gradients(self, optimizer, args, kwargs):
+        """Clip all gradients together; where they are no numbers, leave the step out."""
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
-        torch.nn.utils.clip_grad_norm_(parameters, self.clip_norm)
+        norm = torch.nn.utils.clip_grad_norm_(parameters, self.clip_norm)
+        ids, self.ids_of_step = self.ids_of_step, []
+        if norm.isfinite():
+            self.nonfinite_count = 0
+            return
+        for parameter in parameters:
+            parameter.grad = None  # an optimiser passes over it
+        self.nonfinite_count += 1
+        problem = f"{', '.join(ids)}: loss or gradient is no number"
+        if self.nonfinite_count > self.nonfinite_patience:
+            raise InputError(
+                f"{problem}, as in the {self.nonfinite_count - 1} steps before: lower lr, raise "
+                "warmup_epochs, look at these utterances, or allow more by --nonfinite_patience"
+            )
+        logger.warning(f"{problem}: this step is left out ({self.nonfinite_count} in a row)")
+
+    def fit_batch(self, batch):
+        """Train on a batch; its ids are remembered until the step, which may be of several."""
+        self.ids_of_step += batch.id
+        return super().fit_batch(batch)
+
+    def check_loss_isfinite(self, loss):
+        """Nothing: ``compute_objectives`` sees to it that the gradients tell."""
 
     def compute_forward(self, batch, stage):
         """Run the model on a batch and, when not training, search.
@@ -205,12 +233,20 @@ class EmotionTransducerBrain(sb.Brain):
             self.stats.append(batch.id, predictions.hypotheses, batch.entry)
             return torch.zeros(())
         terms = self._loss_terms(predictions, batch, self._intervals(batch, stage))
-        for name, term in terms.items():
-            self.running[name] += term.detach() * len(batch.id)
-        self.running["utterances"] += len(batch.id)
-        if stage != sb.Stage.TRAIN:
+        loss = sum(getattr(self.hparams, f"{name}_weight") * term for name, term in terms.items())
+        if stage == sb.Stage.TRAIN:
+            # A loss that is no number makes all gradients so, which all processes share: all of
+            # them leave the step out.
+            finite = loss.detach().isfinite()
+            loss = loss * torch.where(finite, 1.0, math.nan)
+        else:
+            finite = True
             self.stats.append(batch.id, predictions.hypotheses, batch.entry)
-        return sum(getattr(self.hparams, f"{name}_weight") * term for name, term in terms.items())
+        if finite:
+            for name, term in terms.items():
+                self.running[name] += term.detach() * len(batch.id)
+            self.running["utterances"] += len(batch.id)
+        return loss
 
     def _loss_terms(self, predictions, batch, intervals):
         """Unweighted loss terms by name: those whose weight is not 0."""
@@ -274,7 +310,7 @@ class EmotionTransducerBrain(sb.Brain):
         """Log the stage; after validation keep the checkpoint if it is the best or the latest."""
         if stage == sb.Stage.TEST:
             return
-        utterances, lr = self.running.pop("utterances"), self.running.pop("lr", 0.0)
+        utterances, lr = self.running.pop("utterances", 1), self.running.pop("lr", 0.0)
         losses = {name: float(total) / utterances for name, total in self.running.items()}
         losses = {"loss": float(stage_loss), **losses}
         if stage == sb.Stage.TRAIN:

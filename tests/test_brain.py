@@ -165,6 +165,69 @@ def a_batch(dataset, count=4):
     return PaddedBatch([dataset[index] for index in range(count)])
 
 
+# --- what is no number
+
+
+def poisoned(brain, monkeypatch, spoil):
+    """The loss terms of batches that hold the utterance ``spoil`` are NaN."""
+    honest = brain._loss_terms
+
+    def terms(predictions, batch, intervals):
+        found = honest(predictions, batch, intervals)
+        if spoil in batch.id:
+            found["rnnt"] = found["rnnt"] * math.nan
+        return found
+
+    monkeypatch.setattr(brain, "_loss_terms", terms)
+
+
+def weights(brain):
+    return [p.detach().clone() for p in brain.modules["model"].parameters()]
+
+
+def test_a_loss_that_is_no_number_changes_nothing_and_is_named(
+    tmp_path, dataset, monkeypatch, caplog
+):
+    brain = make_brain(tmp_path, epochs=2)
+    spoil = dataset.data_ids[0]
+    poisoned(brain, monkeypatch, spoil)
+    seen = []
+    honest = brain.fit_batch
+
+    def watched(batch):
+        before = weights(brain)
+        loss = honest(batch)
+        same = all(map(torch.equal, before, weights(brain)))
+        seen.append((spoil in batch.id, same))
+        return loss
+
+    monkeypatch.setattr(brain, "fit_batch", watched)
+    brain.fit(
+        brain.hparams.epoch_counter, dataset, train_loader_kwargs={"batch_size": 4, "shuffle": True}
+    )
+    assert {(True, True), (False, False)} == set(seen)
+    [line, _] = [r.getMessage() for r in caplog.records if "is no number" in r.getMessage()]
+    assert spoil in line.partition(":")[0].split(", ")
+    assert line.endswith(": loss or gradient is no number: this step is left out (1 in a row)")
+    assert all(weight.isfinite().all() for weight in weights(brain))
+    assert all(math.isfinite(value) for value in brain.train_losses.values())
+
+
+def test_too_many_in_a_row_end_the_training_with_advice(tmp_path, dataset, monkeypatch):
+    brain = make_brain(tmp_path, run_opts={"nonfinite_patience": 2})
+    honest = brain._loss_terms
+    monkeypatch.setattr(
+        brain,
+        "_loss_terms",
+        lambda *given: {name: term * math.inf for name, term in honest(*given).items()},
+    )
+    before = weights(brain)
+    with pytest.raises(InputError, match="as in the 2 steps before: lower lr, raise") as error:
+        brain.fit(brain.hparams.epoch_counter, dataset, train_loader_kwargs={"batch_size": 4})
+    assert "\n" not in str(error.value)
+    assert all(map(torch.equal, before, weights(brain)))
+
+
 # --- learning
 
 
