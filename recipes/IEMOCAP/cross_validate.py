@@ -8,22 +8,15 @@ with the others where they stopped.
 """
 
 import argparse
-import queue
-import statistics
-import subprocess
 import sys
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from hyperpyyaml import resolve_references
 from iemocap_prepare import SESSIONS
-from speechbrain import parse_arguments
 
 from ent_brain.errors import InputError, exit_on_input_error, raise_problems
-from ent_brain.files import read_json, whole_or_nothing, write_json
+from ent_brain.files import whole_or_nothing, write_json
 from ent_brain.report import results_table
-
-NO_METRIC = {"session", "test set", "protocol"}
+from ent_brain.runs import Run, mean_and_deviation, mean_with_deviation, run_all
 
 
 def read_arguments(arguments):
@@ -59,8 +52,7 @@ def arguments_of(own, rest, session):
     """Arguments (list[str]) of the training that leaves a session out, tested by both protocols."""
     if not any(option.split("=")[0] == "--paper_protocol" for option in rest):
         rest = [*rest, "--paper_protocol", "True"]
-    of_fold = ["--test_session", str(session), "--output_folder", str(fold_folder(own, session))]
-    return [own.yaml, *rest, *of_fold]
+    return [own.yaml, *rest, "--test_session", str(session)]
 
 
 def fold_folder(own, session):
@@ -68,51 +60,13 @@ def fold_folder(own, session):
     return own.output_folder / f"session_{session}"
 
 
-def is_finished(folder, arguments):
-    """Tell whether a fold's results are there, and refuse those of other settings."""
-    if not (folder / "results.json").is_file():
-        return False
-    hparams_file, _, overrides = parse_arguments(arguments)
-    with Path(hparams_file).open(encoding="utf-8") as file:
-        now = resolve_references(file, overrides).getvalue()
-    kept = (folder / "hyperparams.yaml").read_text(encoding="utf-8")
-    if _without_comments(kept) != _without_comments(now):
-        raise InputError(
-            f"{folder}: was run with other settings than are asked for now: "
-            "name another output_folder, or remove this one"
-        )
-    return True
-
-
-def _without_comments(text):
-    return [line for line in text.splitlines() if not line.startswith("#")]
-
-
-def run_folds(own, rest):
-    """Run the folds that are not finished, as many at once as devices are named."""
-    arguments = {session: arguments_of(own, rest, session) for session in own.sessions}
-    waiting = [k for k in own.sessions if not is_finished(fold_folder(own, k), arguments[k])]
-    for session in set(own.sessions) - set(waiting):
-        print(f"session {session}: finished before, in {fold_folder(own, session)}")
-    devices = queue.SimpleQueue()
-    names = own.devices.split(",") if own.devices else [None]
-    for name in names:
-        devices.put(name)
-
-    def run(session):
-        device = devices.get()
-        try:
-            chosen = ["--device", device] if device else []
-            print(f"session {session}: training for {fold_folder(own, session)}", flush=True)
-            train = str(Path(__file__).with_name("train.py"))
-            return subprocess.call([sys.executable, train, *arguments[session], *chosen])
-        finally:
-            devices.put(device)
-
-    with ThreadPoolExecutor(len(names)) as pool:
-        statuses = dict(zip(waiting, pool.map(run, waiting), strict=True))
-    failed = [f"session {session}: status {s}" for session, s in statuses.items() if s]
-    raise_problems(failed, "see above why, then start again: finished folds are kept")
+def runs_of(own, rest):
+    """The trainings (list[Run]), a session left out in each."""
+    train = Path(__file__).with_name("train.py")
+    return [
+        Run(f"session {k}", train, arguments_of(own, rest, k), fold_folder(own, k))
+        for k in own.sessions
+    ]
 
 
 def summarize(folds):
@@ -140,18 +94,13 @@ def summarize(folds):
     summaries = []
     for protocol in dict.fromkeys(row["protocol"] for row in rows):
         of_protocol = [row for row in rows if row["protocol"] == protocol]
-        metrics = [key for key in of_protocol[0] if key not in NO_METRIC]
-        values = {m: [row[m] for row in of_protocol if row[m] is not None] for m in metrics}
-        values = {metric: found for metric, found in values.items() if found}
-        several = len(of_protocol) > 1
+        mean, deviation = mean_and_deviation(of_protocol)
         summaries.append(
             {
                 "protocol": protocol,
                 "folds": len(of_protocol),
-                "mean": {m: statistics.mean(found) for m, found in values.items()},
-                "deviation": {
-                    m: statistics.stdev(v) if several else None for m, v in values.items()
-                },
+                "mean": mean,
+                "deviation": deviation,
             }
         )
     for summary in summaries:
@@ -162,19 +111,19 @@ def summarize(folds):
 
 def readme_line(name, summary):
     """A line of a README's table (str): mean and deviation of each metric of one protocol."""
-    cells = []
-    for metric, mean in summary["mean"].items():
-        deviation = summary["deviation"][metric]
-        spread = f" ± {deviation:.1f}" if deviation is not None else ""
-        cells.append(f"{metric} {mean:.1f}{spread}")
+    cells = [
+        f"{metric} {mean_with_deviation(mean, summary['deviation'][metric])}"
+        for metric, mean in summary["mean"].items()
+    ]
     return f"| {name} | {summary['protocol']} | {summary['folds']} folds | {' | '.join(cells)} |"
 
 
 @exit_on_input_error
 def main():
     own, rest = read_arguments(sys.argv[1:])
-    run_folds(own, rest)
-    folds = {k: read_json(fold_folder(own, k) / "results.json") for k in own.sessions}
+    runs = runs_of(own, rest)
+    run_all(runs, own.devices.split(",") if own.devices else None)
+    folds = {k: run.results() for k, run in zip(own.sessions, runs, strict=True)}
     rows, summaries = summarize(folds)
     table = results_table(rows)
     lines = [readme_line(Path(own.yaml).name, summary) for summary in summaries]

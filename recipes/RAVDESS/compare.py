@@ -1,0 +1,55 @@
+#!/usr/bin/env python3
+"""Emotions in time, learnt from utterance labels, from intervals, and by a frame classifier.
+
+Several seeds of each, and one table.
+
+> python compare.py --data_folder Audio_Speech_Actors_01-24
+
+Started again it leaves finished trainings alone and goes on with the others where they stopped.
+Options beside its own go to ``train.py``.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+from ent_brain.errors import exit_on_input_error
+from ent_brain.runs import compare
+
+FOLDER = Path(__file__).parent
+INTERVALS = ["--lattice_mode", "supervised_aligned"]
+VARIANTS = {
+    "weak": [],
+    "supervised": INTERVALS,
+    "frame": [*INTERVALS, "--rnnt_weight", "0", "--head_weight", "0"],
+    "one": ["--lattice_mode", "one"],
+    "aligned": ["--lattice_mode", "aligned"],
+}
+"""Options of each: utterance labels, known intervals, a frame classifier by known intervals, the
+published pooling of utterance labels, the simpler aligned one."""
+
+
+@exit_on_input_error
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n\n")[0], allow_abbrev=False)
+    parser.add_argument("--yaml", default=str(FOLDER / "hparams" / "ent_mix.yaml"))
+    parser.add_argument("--output_folder", default="results/compare")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
+    parser.add_argument(
+        "--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS), metavar="NAME"
+    )
+    parser.add_argument("--devices", help="as cpu,cpu: as many trainings at once, each on its own")
+    own, rest = parser.parse_known_args()
+    output_folder = Path(own.output_folder).absolute()
+    table = compare(
+        {name: [own.yaml, *rest, *VARIANTS[name]] for name in own.variants},
+        own.seeds,
+        FOLDER / "train.py",
+        output_folder,
+        own.devices.split(",") if own.devices else None,
+    )
+    print(f"\n{table}\n\nAll but the minutes in percent. The same as JSON: {output_folder}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,73 @@
+import re
+import statistics
+
+import pytest
+
+from ent_brain.errors import InputError
+from ent_brain.files import read_json
+from ent_brain.runs import Run, compare, is_finished, run_all
+
+TRAIN = """
+import json, pathlib, sys
+from hyperpyyaml import resolve_references
+
+options = {k[2:]: v for k, v in zip(sys.argv[2::2], sys.argv[3::2])}
+folder, device = pathlib.Path(options["output_folder"]), options.pop("device", None)
+seed, rate = int(options["seed"]), int(options.get("rate", 50))
+with open("calls.txt", "a") as calls:
+    calls.write(f"{folder.parent.name} {seed} {device}\\n")
+if rate == 13 and not pathlib.Path("repaired").exists():
+    sys.exit(3)
+folder.mkdir(parents=True)
+with open(sys.argv[1]) as file:
+    overrides = options | {"seed": seed} | ({"rate": rate} if "rate" in options else {})
+    (folder / "hyperparams.yaml").write_text(resolve_references(file, overrides).getvalue())
+rows = [{"test set": "songs", "protocol": "valid", "WER": 2.0 * seed, "EDER": float(rate + seed)}]
+rows += [{"test set": "songs", "protocol": "all neutral", "WER": None, "EDER": 57.0}]
+(folder / "results.json").write_text(json.dumps(rows))
+"""
+
+
+@pytest.fixture
+def recipe(tmp_path, monkeypatch):
+    """A recipe's script that trains nothing, beside its YAML."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "train.py").write_text(TRAIN)
+    (tmp_path / "small.yaml").write_text("seed: 0\nrate: 50\noutput_folder: !PLACEHOLDER\n")
+    return tmp_path
+
+
+def calls(recipe):
+    return sorted((recipe / "calls.txt").read_text().splitlines())
+
+
+def test_variants_are_compared_over_seeds(recipe):
+    variants = {"plain": ["small.yaml"], "other": ["small.yaml", "--rate", "20"]}
+    table = compare(variants, [1, 2, 6], recipe / "train.py", recipe / "out", ["cpu", "cpu"])
+    assert calls(recipe) == sorted(f"{name} {seed} cpu" for name in variants for seed in (1, 2, 6))
+    plain, other = read_json(recipe / "out" / "comparison.json")
+    assert (plain["model"], plain["test set"], plain["seeds"]) == ("plain", "songs", [1, 2, 6])
+    assert plain["mean"]["EDER"] == pytest.approx(statistics.mean([51, 52, 56]))
+    assert other["deviation"]["EDER"] == pytest.approx(statistics.stdev([21, 22, 26]))
+    assert plain["mean"]["EDER, all neutral"] == 57
+    assert plain["mean"]["minutes"] > 0
+    assert (recipe / "out" / "comparison.md").read_text() == table + "\n"
+    assert re.search(r"\| plain +\| songs +\| 6.0 ± 5.3 \| 53.0 ± 2.6 \| 57.0 ± 0.0", table)
+
+
+def test_what_is_finished_is_not_run_again_and_what_failed_is(recipe):
+    variants = {"plain": ["small.yaml"], "bad": ["small.yaml", "--rate", "13"]}
+    with pytest.raises(InputError, match="bad, seed 1: status 3: see above why"):
+        compare(variants, [1], recipe / "train.py", recipe / "out")
+    (recipe / "repaired").touch()
+    compare(variants, [1], recipe / "train.py", recipe / "out")
+    assert calls(recipe) == ["bad 1 None", "bad 1 None", "plain 1 None"]
+
+
+def test_results_of_other_settings_are_refused(recipe):
+    run = Run("a", recipe / "train.py", ["small.yaml", "--seed", "1"], recipe / "out" / "a")
+    assert not is_finished(run)
+    run_all([run])
+    assert is_finished(run)
+    with pytest.raises(InputError, match="out/a: was run with other settings"):
+        is_finished(run._replace(arguments=["small.yaml", "--seed", "2"]))
