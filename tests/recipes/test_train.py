@@ -161,6 +161,7 @@ def test_zed_ent_demo_without_lattice_loss(run, iemocap, zed):
         ("ZED", "valid"),
         ("ZED", "all neutral"),
         ("ZED", "utterance emotion everywhere"),
+        ("ZED", "each frame by itself"),
     }
     assert all(0 <= row["EDER"] <= 100 for (name, _), row in rows.items() if name == "ZED")
 
@@ -561,7 +562,7 @@ def test_a_transcript_longer_than_its_audio_is_refused(run, own_iemocap):
     ("options", "part"),
     [
         ({"batchsize": 3}, "--batchsize: no such option (--batch_size is near)"),
-        ({"lattice_mode": "two"}, "lattice_mode: two: choose one, full_t, full_u, mil, aligned, s"),
+        ({"lattice_mode": "two"}, "lattice_mode: two: choose one, full_t, full_u, mil, aligned, a"),
         ({"rnnt_weight": -1}, "rnnt_weight: -1: give a number from 0"),
         ({"test_session": "null"}, "test_session: null: choose 1, 2, 3, 4, 5"),
         ({"lr": "abc"}, "lr: abc: give a number above 0"),
