@@ -1,16 +1,20 @@
-# `make demo` trains and scores a small model on synthetic speech; `make test` runs the tests.
-# Both make a virtual environment beside this file first, and do nothing twice.
+# `make demo` trains and scores a small model on synthetic speech; `make ablations` compares lattice
+# losses on it, two trainings at once; `make test` runs the tests.
+# All make a virtual environment beside this file first, and do nothing twice.
 
 PYTHON ?= python3
 BIN := $(CURDIR)/.venv/bin
 DEMO := $(CURDIR)/demo
 SEED := 1
 
-.PHONY: demo test lint clean
+.PHONY: demo ablations test lint clean
 
 demo: .venv/demo $(DEMO)/iemocap $(DEMO)/zed
 	cd recipes/ZED && $(BIN)/python train.py hparams/ent_demo.yaml \
 		--data_folder $(DEMO)/iemocap --zed_folder $(DEMO)/zed --output_folder $(DEMO)/ent
+
+ablations: .venv/demo
+	$(BIN)/python recipes/ZED/ablations.py --output_folder $(DEMO)/ablations --devices cpu,cpu --noprogressbar
 
 test: .venv/dev
 	$(BIN)/python -m pytest --numprocesses auto --dist loadfile

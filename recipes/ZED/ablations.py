@@ -1,0 +1,68 @@
+#!/usr/bin/env python3
+"""Whether the lattice loss helps to find emotions in time, and which one does.
+
+The demo YAMLs with each lattice mode and without, on look-alikes of IEMOCAP and ZED that are spoken
+for it, and one table.
+
+> python ablations.py --output_folder ablations --devices cpu,cpu
+
+Started again it leaves finished trainings alone and goes on with the others where they stopped.
+Options beside its own go to ``train.py``.
+"""
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+from ent_brain.errors import exit_on_input_error
+from ent_brain.runs import compare
+from ent_brain.synth import write_iemocap, write_zed
+
+FOLDER = Path(__file__).parent
+MODES = ("none", "one", "full_t", "full_u", "mil", "aligned", "aligned_event")
+
+
+def variants(models, modes, options):
+    """Arguments of ``train.py`` of each model in each mode (dict of list[str])."""
+    chosen = {}
+    for model in models:
+        for mode in modes:
+            lattice = ["--lattice_weight", "0"] if mode == "none" else ["--lattice_mode", mode]
+            yaml = str(FOLDER / "hparams" / f"{model}_demo.yaml")
+            chosen[f"{model}_{mode}"] = [yaml, *options, *lattice]
+    return chosen
+
+
+@exit_on_input_error
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n\n")[0], allow_abbrev=False)
+    parser.add_argument("--output_folder", type=Path, default=Path("results/ablations"))
+    parser.add_argument("--utterances", type=int, default=2500, help="of the IEMOCAP look-alike")
+    parser.add_argument("--zed_utterances", type=int, default=180)
+    parser.add_argument("--models", nargs="+", choices=("ent", "fent"), default=["ent", "fent"])
+    parser.add_argument("--modes", nargs="+", choices=MODES, default=list(MODES), metavar="MODE")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[42])
+    parser.add_argument("--devices", help="as cpu,cpu: as many trainings at once, a core each")
+    own, rest = parser.parse_known_args()
+    folder = own.output_folder.absolute()
+    corpora = {"data_folder": folder / "iemocap", "zed_folder": folder / "zed"}
+    if not corpora["data_folder"].is_dir():
+        write_iemocap(corpora["data_folder"], own.utterances, seed=1)
+    if not corpora["zed_folder"].is_dir():
+        write_zed(corpora["zed_folder"], own.zed_utterances, seed=1)
+    options = [text for key, path in corpora.items() for text in (f"--{key}", str(path))]
+    if own.devices:
+        os.environ["OMP_NUM_THREADS"] = "1"  # trainings share the cores, not each one all of them
+    table = compare(
+        variants(own.models, own.modes, [*options, *rest]),
+        own.seeds,
+        FOLDER / "train.py",
+        folder,
+        own.devices.split(",") if own.devices else None,
+    )
+    print(f"\n{table}\n\nAll but the minutes in percent. The same as JSON: {folder}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
