@@ -102,6 +102,18 @@ def test_fbank_statistics_are_those_of_all_valid_frames_of_training():
     torch.testing.assert_close(frontend.deviation, valid.std(0, correction=0), rtol=1e-3, atol=1e-3)
 
 
+def test_each_mel_band_of_an_utterance_is_normalised_where_asked():
+    frontend = FbankFrontend(0.04, normalize_utterances=True).eval()
+    lengths = (16000, 9000)
+    features, _ = frontend(*padded(*lengths))
+    for row, samples in zip(features, lengths, strict=True):
+        mels = row.reshape(-1, 80)[: samples // 160 + 1]
+        torch.testing.assert_close(mels.mean(0), torch.zeros(80), rtol=0, atol=1e-4)
+        torch.testing.assert_close(mels.std(0, correction=0), torch.ones(80), rtol=1e-3, atol=0)
+    silence, _ = frontend(torch.zeros(1, 16000), torch.ones(1))
+    assert silence.isfinite().all()
+
+
 def _train_on_one_rank(rank, folder):
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank)}
     store = f"file://{folder}/store"

@@ -260,3 +260,18 @@ def test_rates_of_each_utterance_are_those_of_it_alone():
         "late": {"WER": pytest.approx(100 / 3), "EDER": pytest.approx(25.0)},
         "unknown": {"WER": 0.0},
     }
+
+
+def test_a_decoder_of_segments_is_scored_beside_each_frame_by_itself():
+    probabilities = torch.tensor([[0.1, 0, 0, 0.9], [0.6, 0, 0, 0.4], [0.4, 0, 0, 0.6]])
+    log_probs = probabilities.repeat_interleave(2, 0).clamp(min=1e-6).log()
+    entry = {"transcript": "", "emotion": "happy", "duration": 3.0}
+    entry["segments"] = [Segment(1.0, 3.0, "happy")]
+    hypothesis = Hypothesis([], [], log_probs, log_probs[2], 0.0)
+    stats = TransducerStats(None, SegmentDecoder(0.5, "lasting_event", 2.0))
+    stats.append(["a"], [hypothesis], [entry])
+    assert stats.summarize()["EDER"] == pytest.approx(0)
+    assert stats.baselines()["each frame by itself"] == pytest.approx(100 / 3)
+    plain = TransducerStats(None, SegmentDecoder(0.5))
+    plain.append(["a"], [hypothesis], [entry])
+    assert set(plain.baselines()) == {"all neutral", "utterance emotion everywhere"}
