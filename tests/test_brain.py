@@ -96,12 +96,20 @@ def constant(optimizer, num_warmup_steps, num_training_steps):
 
 
 def make_brain(
-    folder, model=ENT, size=16, dropout=0.0, epochs=2, resume=False, run_opts=(), **given
+    folder,
+    model=ENT,
+    size=16,
+    dropout=0.0,
+    epochs=2,
+    resume=False,
+    run_opts=(),
+    frontend=None,
+    **given,
 ):
     """A small Brain; ``given`` are hparams, and the optimiser as ``opt_class``."""
     folder.mkdir(exist_ok=True)
     torch.manual_seed(0)
-    frontend = FbankFrontend(0.04)
+    frontend = frontend or FbankFrontend(0.04)
     weights = WEIGHTS | {key: given[key] for key in WEIGHTS if key in given}
     model = model(
         vocab_size=31,
@@ -226,6 +234,59 @@ def test_too_many_in_a_row_end_the_training_with_advice(tmp_path, dataset, monke
         brain.fit(brain.hparams.epoch_counter, dataset, train_loader_kwargs={"batch_size": 4})
     assert "\n" not in str(error.value)
     assert all(map(torch.equal, before, weights(brain)))
+
+
+# --- what is hardly an utterance
+
+
+@pytest.fixture(scope="module")
+def oddities(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("oddities")
+    noise = np.random.default_rng(0).normal(size=40 * 16000)
+    waves = {
+        "silence": (np.zeros(16000), "AT EASE"),
+        "clipped": (np.sign(noise[:16000]), "A TEST"),
+        "one_word": (noise[:8000] / 10, "SEAT"),
+        "one_token": (noise[:1600] / 10, "A"),
+        "crowded": (noise[:16000] / 10, "EASE " * 8 + "TEA"),  # 43 tokens, 25 frames
+        "long": (noise / 10, "TEASE AT SEA"),
+    }
+    manifest = {}
+    for index, (name, (wave, text)) in enumerate(waves.items()):
+        soundfile.write(folder / f"{name}.wav", wave, 16000)
+        manifest[name] = {
+            "wav": f"{{data_root}}/{name}.wav",
+            "duration": len(wave) / 16000,
+            "transcript": text,
+            "emotion": EMOTIONS[index % 4],
+            "speaker": "Ann",
+        }
+    (folder / "oddities.json").write_text(json.dumps(manifest))
+    return folder / "oddities.json"
+
+
+@pytest.mark.parametrize("model", [ENT, FENT])
+@pytest.mark.parametrize("mode", ["one", "full_t", "full_u", "mil", "aligned", "aligned_event"])
+@pytest.mark.parametrize("normalize_utterances", [False, True])
+def test_what_is_hardly_an_utterance_is_learnt_from_and_heard(
+    tmp_path, oddities, model, mode, normalize_utterances, caplog
+):
+    frontend = FbankFrontend(0.04, normalize_utterances=normalize_utterances)
+    dataset = make_dataset(oddities, oddities.parent, CharTokens(), frontend, 2.0)
+    decoding = {"segment_decoding": "single_event", "beam_size": 2}
+    brain = make_brain(tmp_path, model, frontend=frontend, lattice_mode=mode, **decoding)
+    before = weights(brain)
+    fit(brain, dataset, batch_size=1)
+    assert not [record for record in caplog.records if "is no number" in record.getMessage()]
+    assert not any(map(torch.equal, before, weights(brain)))
+    assert all(math.isfinite(value) for epoch in brain.history for value in epoch.values())
+    brain.evaluate(dataset, test_loader_kwargs={"batch_size": 6})
+    assert set(brain.stats.hypotheses) == set(dataset.data_ids)
+    for name, hypothesis in brain.stats.hypotheses.items():
+        frames, _ = hypothesis.emotion_log_probs.shape
+        assert frames == pytest.approx(dataset.data[name]["duration"] / 0.04, abs=1.5)
+        assert hypothesis.emotion_log_probs.isfinite().all()
+        assert len(hypothesis.frames) == len(hypothesis.tokens)
 
 
 # --- learning
