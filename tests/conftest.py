@@ -27,6 +27,10 @@ SSL_CONFIGS = {
 }
 
 
+def pytest_addoption(parser):
+    parser.addoption("--long", action="store_true", help="kill trainings 30 times, not 3")
+
+
 @pytest.fixture(scope="session")
 def iemocap(tmp_path_factory):
     """A look-alike of IEMOCAP_full_release: 60 utterances of the four classes, and some more."""

@@ -3,6 +3,7 @@
 import itertools
 import multiprocessing
 import os
+import random
 import re
 import runpy
 import shutil
@@ -53,6 +54,13 @@ def command_line(yaml, folder, flags, options):
     options = {"output_folder": folder, **options}
     pairs = [text for key, value in options.items() for text in (f"--{key}", str(value))]
     return ["train.py", str(Path("hparams") / yaml), "--noprogressbar", *flags, *pairs]
+
+
+def own_hparams(folder, yaml):
+    """A YAML of IEMOCAP, with what it includes, that a test may change."""
+    shutil.copytree(RECIPES / "IEMOCAP" / "hparams", folder / "recipes" / "IEMOCAP" / "hparams")
+    shutil.copytree(RECIPES.parent / "hparams", folder / "hparams")
+    return folder / "recipes" / "IEMOCAP" / "hparams" / yaml
 
 
 def _program(recipe, argv, folder):
@@ -470,6 +478,68 @@ def test_a_kill_while_a_checkpoint_is_kept_changes_nothing(
     assert folders == {checkpoint.path for checkpoint in whole}
 
 
+def left_by_training(folder):
+    """What a training leaves for good: figures, statistics by utterance, weights."""
+    checkpointer = WholeCheckpointer(folder / "save")
+    best = checkpointer.find_checkpoint(min_key="error")
+    chosen = torch.load(best.paramfiles["model"]), torch.load(folder / "pretrained/model.ckpt")
+    weights = (last_weights(folder), *chosen)
+    names = ("history.json", "results.json", "utterances.jsonl", *statistics_of(folder))
+    return {
+        "best": best.meta["epoch"],
+        "weights": [{key: value.numpy().tobytes() for key, value in w.items()} for w in weights],
+        "pages": sorted(path.name for path in folder.iterdir() if path.is_file()),
+        **{name: (folder / name).read_text() for name in names},
+    }
+
+
+def statistics_of(folder):
+    return [path.name for kind in ("words", "emotions") for path in folder.glob(f"{kind}_*.txt")]
+
+
+def test_a_kill_at_any_moment_changes_nothing(
+    processes, few_of_iemocap, tiny_ssl, tmp_path, request
+):
+    """During preparation, filling of the cache, steps, checkpoints, decoding, pictures, export."""
+    options = {"warmup_epochs": 0, "max_symbols": 1, "number_of_epochs": 2, "batch_size": 4}
+    options |= {"data_folder": few_of_iemocap, "ssl_hub": tiny_ssl("wav2vec2")}
+    options |= {"ckpt_interval_steps": 1}
+    yaml = own_hparams(tmp_path, "ent.yaml")
+    sizes = "encoder_dim: 32\n    embedding_dim: 16\n    predictor_dim: 16\n    joint_dim: 16\n"
+    key = "    feature_dim:"
+    yaml.write_text(yaml.read_text().replace(key, f"    {sizes}{key}"))
+
+    def start(folder):
+        folder.mkdir(exist_ok=True)
+        own = {**options, "feature_cache": folder / "kept"}
+        argv = command_line(yaml, folder / "out", [], own)
+        process = processes.Process(target=_program, args=("IEMOCAP", argv, folder))
+        process.start()
+        return process
+
+    begun = time.monotonic()
+    process = start(tmp_path / "undisturbed")
+    process.join()
+    seconds = time.monotonic() - begun
+    assert process.exitcode == 0, (tmp_path / "undisturbed" / "stderr").read_text()
+    expected = left_by_training(tmp_path / "undisturbed" / "out")
+    moments, kills = random.Random(1), 30 if request.config.getoption("--long") else 3
+    while kills > 0:
+        folder = tmp_path / f"{kills}_left"
+        process = start(folder)
+        for _ in range(3):
+            process.join(moments.uniform(0, seconds))
+            if process.exitcode is not None:
+                break
+            process.kill()
+            process.join()
+            kills -= 1
+            process = start(folder)
+        process.join()
+        assert process.exitcode == 0, (folder / "stderr").read_text()
+        assert left_by_training(folder / "out") == expected
+
+
 def test_two_processes_train_together(iemocap, tmp_path):
     torchrun = ["-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone"]
     options = {**SMALL, "data_folder": iemocap, "device": "cpu", "distributed_backend": "gloo"}
@@ -576,9 +646,7 @@ def test_a_wrong_option_is_refused_before_anything_is_read(run, options, part):
 
 
 def test_a_misspelt_key_of_a_yaml_is_refused(run, tmp_path):
-    shutil.copytree(RECIPES / "IEMOCAP" / "hparams", tmp_path / "recipes" / "IEMOCAP" / "hparams")
-    shutil.copytree(RECIPES.parent / "hparams", tmp_path / "hparams")
-    own = tmp_path / "recipes" / "IEMOCAP" / "hparams" / "ent_demo.yaml"
+    own = own_hparams(tmp_path, "ent_demo.yaml")
     own.write_text(own.read_text().replace("\nmax_symbols:", "\nmax_symbol: 3\nmax_symbols:"))
     outcome = run("IEMOCAP", own, data_folder="nowhere")
     assert_refused(outcome, f"{own}: nothing reads the key 'max_symbol': correct the key or remove")
