@@ -1,4 +1,4 @@
-"""The command line ``ent-brain``: annotate recordings, show an evaluation, run the demo."""
+"""Annotate recordings, show an evaluation, run the demo: the command line ``ent-brain``."""
 
 import argparse
 import difflib
@@ -7,6 +7,10 @@ import os
 import subprocess
 import sys
 import tempfile
+from collections import Counter
+from contextlib import suppress
+from dataclasses import replace
+from datetime import timedelta
 from itertools import groupby
 from pathlib import Path
 from typing import NamedTuple
@@ -27,6 +31,9 @@ ENDINGS = {".wav", ".flac", ".mp3", ".ogg", ".opus", ".oga", ".aif", ".aiff", ".
 
 STDIN = "-"
 
+INDEX = "recordings.jsonl"
+"""In the output folder: a line for each recording that is done, with the file that it was."""
+
 BATCH_SECONDS = 60.0
 """Seconds of recordings that are heard together, the padding of the shorter ones included."""
 
@@ -38,8 +45,8 @@ searched for them, manifests of a recipe (.json, with --data_root), or - for a s
 standard input.
 
 With --out each recording becomes one file a format there, under the name that it has in its folder
-or manifest; what is there already is not made again. Without --out the text goes to standard
-output: a line of JSON each.
+or manifest, and with its ending where only that tells two apart; what is there already is not made
+again. Without --out the text goes to standard output: a line of JSON each.
 """
 
 EXAMPLES = """\
@@ -56,6 +63,11 @@ class Recording(NamedTuple):
 
     name: str
     path: Path
+
+    @property
+    def source(self):
+        """What the index says of it (str)."""
+        return STDIN if self.name == "stdin" else str(self.path.resolve())
 
 
 @exit_on_input_error
@@ -121,7 +133,7 @@ def annotate(options):
         recordings = recordings[rank::processes]
         if options.out is not None:
             _make_folder(options.out)
-            recordings = [r for r in recordings if not _is_done(options.out, r, formats)]
+            recordings = _not_done(options.out, recordings, formats)
         check_device(options.device)
         device = {} if options.device is None else {"run_opts": {"device": options.device}}
         model = EmotionTransducer.from_hparams(options.model, revision=options.revision, **device)
@@ -135,11 +147,22 @@ def annotate(options):
                 elif options.out is None:
                     _say(annotation, formats[0])
                 else:
-                    name = Path(recording.name)
-                    annotation.write(options.out / name.parent, formats, name.name)
-    if failed:
+                    _write(options.out, recording, annotation, formats)
+    failed = _of_all_processes(failed)
+    if failed and not rank:
         raise InputError(f"{failed} of {found} recordings failed: see above; the rest is done")
-    return 0
+    return 1 if failed else 0
+
+
+def _of_all_processes(failed):
+    """Sum over torchrun's processes, which it would end as soon as one of them says it failed."""
+    if not torch.distributed.is_torchelastic_launched():
+        return failed
+    torch.distributed.init_process_group("gloo", timeout=timedelta(days=30))
+    total = torch.tensor(failed)
+    torch.distributed.all_reduce(total)
+    torch.distributed.destroy_process_group()
+    return total.item()
 
 
 def find_recordings(files, data_root, scratch):
@@ -183,14 +206,20 @@ def find_recordings(files, data_root, scratch):
             recordings.append(Recording(path.stem, path))
     if not recordings:
         raise InputError(f"{', '.join(files)}: no recordings there: name files or their folder")
+    recordings = list(dict.fromkeys(recordings))
+    uses = Counter(recording.name for recording in recordings)
+    recordings = [
+        each._replace(name=each.name + each.path.suffix) if uses[each.name] > 1 else each
+        for each in recordings
+    ]
     for name, group in groupby(sorted(recordings), key=lambda recording: recording.name):
-        paths = list(dict.fromkeys(recording.path for recording in group))
+        paths = [recording.path for recording in group]
         if len(paths) > 1:
             raise InputError(
                 f"{paths[0]} and {paths[1]}: both would be {name!r}: name the folder that holds "
-                "both, or give them in two calls"
+                "both, or give them in two calls, each with its --out"
             )
-    return list(dict.fromkeys(recordings))
+    return recordings
 
 
 def _of_manifest(path, data_root):
@@ -225,7 +254,8 @@ def annotate_all(model, recordings):
         try:
             seconds = count_seconds(recording.path)
             if seconds > longest:
-                yield recording, model.annotate_file(recording.path, progressbar=False), None
+                annotation = model.annotate_file(recording.path, progressbar=False)
+                yield recording, replace(annotation, name=Path(recording.name).name), None
             else:
                 short.append((seconds, recording))
         except InputError as error:
@@ -277,9 +307,35 @@ def _make_folder(path):
         ) from error
 
 
-def _is_done(folder, recording, formats):
+def _not_done(folder, recordings, formats):
+    """Recordings whose annotations are not there; ``InputError`` where those of others are."""
+    index = folder / INDEX
+    sources = {}
+    for line in index.read_text(encoding="utf-8").splitlines() if index.is_file() else ():
+        with suppress(ValueError):  # a full disk may have cut a line
+            entry = json.loads(line)
+            sources[entry["name"]] = entry["source"]
+    endings = [FORMATS[name][0] for name in formats]
+    left = []
+    for recording in recordings:
+        known = sources.get(recording.name)
+        if known not in (None, recording.source):
+            raise InputError(
+                f"{recording.path}: {folder} holds {recording.name!r}, made of {known}: name "
+                "another --out"
+            )
+        there = all((folder / f"{recording.name}.{ending}").exists() for ending in endings)
+        if known is None or known == STDIN or not there:
+            left.append(recording)
+    return left
+
+
+def _write(folder, recording, annotation, formats):
     name = Path(recording.name)
-    return all((folder / name.parent / f"{name.name}.{FORMATS[f][0]}").exists() for f in formats)
+    annotation.write(folder / name.parent, formats, name.name)
+    line = json.dumps({"name": recording.name, "source": recording.source}, ensure_ascii=False)
+    with (folder / INDEX).open("a", encoding="utf-8") as index:
+        index.write(line + "\n")
 
 
 def _say(annotation, format_name):

@@ -61,7 +61,7 @@ def test_a_folder_is_written_as_it_is_laid_out_and_only_once(model, tmp_path, ca
     assert (captured.out, captured.err) == ("", "")
     names = {"x", "a/x", "b/x", "b/long"}
     found = {str(path.relative_to(out)) for path in out.rglob("*") if path.is_file()}
-    assert found == {f"{name}.{FORMATS[f][0]}" for name in names for f in formats}
+    assert found == {cli.INDEX, *(f"{name}.{FORMATS[f][0]}" for name in names for f in formats)}
     loaded = EmotionTransducer.from_hparams(source=model)
     for name, path in (("x", "x.wav"), ("a/x", "a/x.wav"), ("b/long", "b/long.wav")):
         said = Annotation.from_json((out / f"{name}.json").read_text())
@@ -85,7 +85,38 @@ def test_a_bad_file_is_told_and_the_rest_is_done(model, tmp_path, capsys):
     assert bad.startswith(f"error: {tmp_path}/in/bad.wav: cannot be read as audio (")
     assert nan == f"error: {tmp_path}/in/nan.wav: holds samples that are no numbers: replace it"
     assert last == "error: 2 of 3 recordings failed: see above; the rest is done"
-    assert [path.name for path in (tmp_path / "out").iterdir()] == ["good.json"]
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"good.json", cli.INDEX}
+
+
+def test_files_of_one_name_are_kept_apart(model, tmp_path, capsys):
+    write(tmp_path / "in" / "x.wav", seconds=0.4, seed=1)
+    write(tmp_path / "in" / "x.flac", seconds=0.8, seed=2)
+    write(tmp_path / "in" / "y.wav", seconds=0.5, seed=3)
+    asked = ("annotate", "--model", model, "--out", tmp_path / "out", "--quiet")
+    assert run(*asked, tmp_path / "in") == 0
+    said = [Annotation.from_json(path.read_text()) for path in (tmp_path / "out").glob("*.json")]
+    assert {each.name: each.duration for each in said} == {"x.wav": 0.4, "x.flac": 0.8, "y": 0.5}
+    other = write(tmp_path / "other" / "y.wav")
+    assert run(*asked, other) == 1
+    assert capsys.readouterr().err == (
+        f"error: {other}: {tmp_path}/out holds 'y', made of {tmp_path}/in/y.wav: name another "
+        "--out\n"
+    )
+
+
+def test_a_bad_file_of_one_process_leaves_the_others_to_their_work(model, tmp_path):
+    for index in range(6):
+        write(tmp_path / "in" / f"{index}.wav", seed=index)
+    (tmp_path / "in" / "0.wav").write_bytes(b"no sound")
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    asked = ["annotate", tmp_path / "in", "--model", model, "--out", tmp_path / "out", "--quiet"]
+    command = [*torchrun, "-m", "ent_brain.cli", *map(str, asked)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert f"error: {tmp_path}/in/0.wav: cannot be read as audio (" in done.stderr
+    last = "error: 1 of 6 recordings failed: see above; the rest is done"
+    assert done.stderr.count(last) == 1
+    assert {path.stem for path in (tmp_path / "out").glob("*.json")} == set("12345")
 
 
 def test_a_manifest_names_the_files(model, tmp_path, capsys):
@@ -119,7 +150,7 @@ def test_processes_share_the_files(model, tmp_path, monkeypatch, processes):
         monkeypatch.setenv("RANK", str(rank))
         out = tmp_path / f"out{rank}"
         assert run("annotate", tmp_path / "in", "--model", model, "--out", out) == 0
-        done += [path.stem for path in out.iterdir()]
+        done += [path.stem for path in out.glob("*.json")]
     assert sorted(done) == list("01234")
 
 
@@ -131,8 +162,8 @@ def test_processes_share_the_files(model, tmp_path, monkeypatch, processes):
         (["{tmp}/x.json"], "{tmp}/x.json: not a manifest of a recipe: name one or sound files"),
         (
             ["{tmp}/a.wav", "{tmp}/b/a.wav"],
-            "{tmp}/a.wav and {tmp}/b/a.wav: both would be 'a': name the folder that holds both, or "
-            "give them in two calls",
+            "{tmp}/a.wav and {tmp}/b/a.wav: both would be 'a.wav': name the folder that holds "
+            "both, or give them in two calls, each with its --out",
         ),
         (
             ["{tmp}/a.wav", "--format", "textgird"],
