@@ -22,6 +22,7 @@ from ent_brain.annotation import FORMATS
 from ent_brain.errors import InputError, exit_on_input_error
 from ent_brain.files import read_json
 from ent_brain.inference import EmotionTransducer
+from ent_brain.manifest import DATA_ROOT, path_inside
 from ent_brain.page import write_report
 from ent_brain.settings import check_device
 from ent_brain.windows import count_seconds, read_windows
@@ -227,12 +228,17 @@ def _of_manifest(path, data_root):
         wavs = {name: entry["wav"] for name, entry in read_json(path).items()}
     except (ValueError, AttributeError, TypeError, KeyError) as error:
         raise InputError(f"{path}: not a manifest of a recipe: name one or sound files") from error
-    if data_root is None and any("{data_root}" in wav for wav in wavs.values()):
-        raise InputError(f"{path}: tells files in {{data_root}}: say where that is by --data_root")
-    return [
-        Recording(name.replace(os.sep, "_"), Path(wav.replace("{data_root}", str(data_root))))
-        for name, wav in sorted(wavs.items())
-    ]
+    if data_root is None:
+        raise InputError(f"{path}: tells files in {DATA_ROOT}: say where that is by --data_root")
+    recordings = []
+    for name, wav in sorted(wavs.items()):
+        try:
+            recordings.append(
+                Recording(name.replace(os.sep, "_"), path_inside(wav, DATA_ROOT, data_root))
+            )
+        except InputError as error:
+            raise InputError(f"{path}: {name}: {error}: correct it") from error
+    return recordings
 
 
 def annotate_all(model, recordings):

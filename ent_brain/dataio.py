@@ -12,7 +12,7 @@ from torchaudio.functional import resample
 
 from ent_brain.emotions import EMOTIONS, NEUTRAL, emotion_index
 from ent_brain.errors import InputError, raise_problems
-from ent_brain.manifest import SAMPLE_RATE, Interval, read_manifest
+from ent_brain.manifest import DATA_ROOT, SAMPLE_RATE, Interval, path_inside, read_manifest
 from ent_brain.segments import Segment
 
 OUTPUT_KEYS = ("id", "sig", "tokens", "token_count", "emotion_index", "entry")
@@ -117,7 +117,7 @@ def make_dataset(manifest, data_root, tokens, frontend, max_tokens_per_frame):
 
     items = {
         name: {
-            "wav": entry["wav"].replace("{data_root}", str(data_root)),
+            "wav": str(path_inside(entry["wav"], DATA_ROOT, data_root)),
             "duration": entry["duration"],
             "nodes": nodes[name],
             "entry": {**entry, "segments": _segments(entry), "intervals": spans.get(name)},

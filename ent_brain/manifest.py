@@ -13,7 +13,7 @@ import os
 import random
 from collections import Counter, defaultdict
 from dataclasses import dataclass, replace
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 import soundfile
@@ -29,6 +29,9 @@ SAMPLE_RATE = 16000
 
 DURATION_TOLERANCE = 0.1
 """Seconds: where corpus and audio differ by more, its intervals are of another recording."""
+
+DATA_ROOT = "{data_root}"
+"""What stands in a manifest for the folder that its audio lies in."""
 
 KEYS = ("wav", "duration", "transcript", "emotion", "speaker")
 """What every entry of a manifest has."""
@@ -66,7 +69,7 @@ class Utterance:
 
     def entry(self, data_root):
         """The utterance's entry (dict) in a manifest of the corpus at ``data_root``."""
-        wav = "{data_root}/" + self.wav.relative_to(data_root).as_posix()
+        wav = f"{DATA_ROOT}/" + self.wav.relative_to(data_root).as_posix()
         values = (wav, self.duration, self.transcript, self.emotion, self.speaker)
         entry = dict(zip(KEYS, values, strict=True))
         if self.intervals is not None:
@@ -74,6 +77,42 @@ class Utterance:
         elif self.segments is not None:
             entry["segments"] = [segment._asdict() for segment in self.segments]
         return entry
+
+
+def path_inside(text, start, folder):
+    """Tell where an audio file lies that a corpus or a manifest names.
+
+    Arguments
+    ---------
+    text : str
+        ``<start>/<path>``.
+    start : str
+        What stands for the folder.
+    folder : str or Path
+
+    Returns
+    -------
+    Path
+
+    Raises
+    ------
+    InputError
+        If the path leaves the folder, by its letters: a link to another disk is fine.
+
+    Example
+    -------
+    >>> path_inside("{data_root}/a/b.wav", DATA_ROOT, "corpus").as_posix()
+    'corpus/a/b.wav'
+    >>> path_inside("{data_root}/../b.wav", DATA_ROOT, "corpus")
+    Traceback (most recent call last):
+    ...
+    ent_brain.errors.InputError: wav '{data_root}/../b.wav' is not a path inside {data_root}/
+    """
+    parts = PurePosixPath(text).parts if isinstance(text, str) else ()
+    inside = os.path.normpath("/".join(parts[1:]))
+    if len(parts) < 2 or parts[0] != start or inside.split("/")[0] == "..":
+        raise InputError(f"wav {text!r} is not a path inside {start}/")
+    return Path(folder) / inside
 
 
 def check_utterances(utterances, data_root, problems=()):
@@ -316,7 +355,7 @@ def read_manifest(path):
     """Read a manifest (dict[str, dict], ``{data_root}`` not replaced) and check every entry.
 
     ``InputError`` if it is missing or not JSON; if an entry lacks a key, or has an unknown emotion
-    or an impossible duration or interval.
+    or an impossible duration or interval, or audio elsewhere than in ``{data_root}``.
     """
     remedy = f"write {path} again with the recipe's preparation"
     entries = read_entries(path, remedy)
@@ -326,6 +365,7 @@ def read_manifest(path):
             missing = [key for key in KEYS if key not in entry]
             if missing:
                 raise InputError(f"no {' and no '.join(missing)}")
+            path_inside(entry["wav"], DATA_ROOT, "")
             segments = [Segment(**segment) for segment in entry.get("segments", ())]
             _emotional_segments(entry["emotion"], segments, entry["duration"])
             if "intervals" in entry:

@@ -20,10 +20,12 @@ from ent_brain.emotions import EMOTIONS, NEUTRAL
 from ent_brain.errors import InputError, raise_problems
 from ent_brain.files import whole_or_nothing
 from ent_brain.manifest import (
+    DATA_ROOT,
     SAMPLE_RATE,
     Interval,
     Utterance,
     check_utterances,
+    path_inside,
     read_manifest,
     save_manifests,
 )
@@ -174,7 +176,7 @@ def _join(name, entry, pieces, mixed_folder):
 
 def _leveled(entry, data_root, speed):
     """Samples of an entry's file at 16 kHz, float [S], at a speed and brought to ``LOUDNESS``."""
-    path = entry["wav"].replace("{data_root}", str(data_root))
+    path = path_inside(entry["wav"], DATA_ROOT, data_root)
     samples = read_audio(path, SAMPLE_RATE)
     samples = SpeedPerturb(SAMPLE_RATE, [speed])(samples[None])[0].double().numpy()
     level = np.sqrt(np.mean(np.square(samples)))

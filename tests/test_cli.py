@@ -125,6 +125,13 @@ def test_a_manifest_names_the_files(model, tmp_path, capsys):
     asked = ("annotate", tmp_path / "m.json", "--model", model)
     assert run(*asked) == 1
     assert "say where that is by --data_root" in capsys.readouterr().err
+    write_json({"one": {"wav": "{data_root}/../u1.wav"}}, tmp_path / "other.json")
+    asked_other = ("annotate", tmp_path / "other.json", "--model", model)
+    assert run(*asked_other, "--data_root", tmp_path / "corpus") == 1
+    assert capsys.readouterr().err == (
+        f"error: {tmp_path}/other.json: one: wav '{{data_root}}/../u1.wav' is not a path inside "
+        "{data_root}/: correct it\n"
+    )
     out = tmp_path / "out"
     assert run(*asked, "--data_root", tmp_path / "corpus", "--out", out) == 0
     assert Annotation.from_json((out / "one.json").read_text()).name == "one"

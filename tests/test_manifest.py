@@ -220,6 +220,12 @@ GOOD_ENTRY = {
         ({"emotion": None}, "a: no emotion: {remedy}"),
         ({"emotion": "calm"}, "a: unknown emotion 'calm', not one of happy, angry, sad, neutral: "),
         ({"duration": 0}, "a: duration 0 s: "),
+        ({"wav": 3}, "a: wav 3 is not a path inside {{data_root}}/: {remedy}"),
+        ({"wav": "/etc/a.wav"}, "a: wav '/etc/a.wav' is not a path inside {{data_root}}/: "),
+        (
+            {"wav": "{data_root}/b/../../a.wav"},
+            "a: wav '{{data_root}}/b/../../a.wav' is not a path inside {{data_root}}/: ",
+        ),
         ({"duration": "1"}, "a: not a manifest's entry ("),
         ({"segments": [{"start": 0}]}, "a: not a manifest's entry ("),
         (
@@ -306,7 +312,7 @@ def test_intervals_that_do_not_fit_are_refused(changed, reason):
 
 
 def test_a_manifest_s_intervals_are_checked(tmp_path):
-    entry = {"wav": "a.wav", "duration": 20 / 16000, "transcript": "OH NO NO", "emotion": "sad"}
+    entry = {"wav": "{data_root}/a.wav", "duration": 20 / 16000, "transcript": "OH NO NO", "emotion": "sad"}
     entry |= {"speaker": "Ann", "intervals": [interval._asdict() for interval in GOOD]}
     path = tmp_path / "a.json"
     path.write_text(json.dumps({"a": entry}))

@@ -6,10 +6,9 @@ ASRU 2023 (arXiv 2306.12991).
 """
 
 import math
-import os
 import re
 from collections import Counter
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 from speechbrain.utils.logger import get_logger
 
@@ -19,6 +18,7 @@ from ent_brain.manifest import (
     SAMPLE_RATE,
     Utterance,
     check_utterances,
+    path_inside,
     read_entries,
     save_manifests,
 )
@@ -83,7 +83,7 @@ def _read_entry(name, entry, zed_folder):
     speaker = SPEAKER.search(f"{name} {entry['wav']}")
     return Utterance(
         id=name,
-        wav=_resolve(entry["wav"], zed_folder),
+        wav=path_inside(entry["wav"], "datafolder", zed_folder),
         transcript=entry["transcription"],
         emotion=segment.emotion,
         speaker=speaker[0].lower() if speaker else "unknown",
@@ -107,16 +107,6 @@ def _read_segment(emotion):
 
 def _is_number(value):
     return type(value) in (int, float) and math.isfinite(value)
-
-
-def _resolve(wav, zed_folder):
-    """Return the path of an audio file; ``datafolder`` stands for the corpus's folder."""
-    parts = PurePosixPath(wav).parts if isinstance(wav, str) else ()
-    # By the letters of the path: a corpus whose audio folder is a link to another disk is fine.
-    inside = os.path.normpath("/".join(parts[1:]))
-    if len(parts) < 2 or parts[0] != "datafolder" or inside.split("/")[0] == "..":
-        raise InputError(f"wav {wav!r} is not a path inside datafolder/")
-    return zed_folder / inside
 
 
 def _describe(utterances):
