@@ -312,7 +312,12 @@ def test_intervals_that_do_not_fit_are_refused(changed, reason):
 
 
 def test_a_manifest_s_intervals_are_checked(tmp_path):
-    entry = {"wav": "{data_root}/a.wav", "duration": 20 / 16000, "transcript": "OH NO NO", "emotion": "sad"}
+    entry = {
+        "wav": "{data_root}/a.wav",
+        "duration": 20 / 16000,
+        "transcript": "OH NO NO",
+        "emotion": "sad",
+    }
     entry |= {"speaker": "Ann", "intervals": [interval._asdict() for interval in GOOD]}
     path = tmp_path / "a.json"
     path.write_text(json.dumps({"a": entry}))
