@@ -2,13 +2,18 @@
 
 import logging
 import random
+import re
 import shutil
 
 import numpy as np
 import torch
-from speechbrain.utils.checkpoints import CKPT_PREFIX, Checkpointer
+import yaml
+from speechbrain.utils.checkpoints import CKPT_PREFIX, METAFNAME, Checkpointer
 from speechbrain.utils.distributed import ddp_barrier, main_process_only
 from speechbrain.utils.logger import get_logger
+
+from ent_brain.errors import InputError
+from ent_brain.files import tensors_written
 
 logger = get_logger(__name__)
 
@@ -21,7 +26,8 @@ class WholeCheckpointer(Checkpointer):
 
     A checkpoint is written under another name and renamed once it is whole. One that a kill left
     behind half deleted is known by the files that are missing, and passed over. Both are removed
-    when a run starts again.
+    when a run starts again. What cannot be written, or not be loaded, is one ``InputError``; the
+    checkpoints before stay as they are.
 
     Arguments
     ---------
@@ -41,9 +47,25 @@ class WholeCheckpointer(Checkpointer):
     """
 
     def save_checkpoint(self, meta=None, end_of_epoch=True, name=None, verbosity=logging.INFO):
-        """Save a checkpoint; arguments and result are SpeechBrain's."""
+        """Save a checkpoint; arguments and result are SpeechBrain's.
+
+        Raises
+        ------
+        InputError
+            If it cannot be written, as when the disk is full; nothing of it is left then.
+        """
         meta = {**(meta or {}), "recoverables": sorted(self.recoverables)}
-        partial = super().save_checkpoint(meta, end_of_epoch, name, verbosity=logging.DEBUG)
+        try:
+            with tensors_written():
+                partial = super().save_checkpoint(meta, end_of_epoch, name, verbosity=logging.DEBUG)
+        except OSError as error:
+            for folder in self.checkpoints_dir.glob(f"{PARTIAL}*"):
+                shutil.rmtree(folder, ignore_errors=True)  # it takes the room of the next one
+            raise InputError(
+                f"{self.checkpoints_dir}: no checkpoint can be written ({error.strerror}): make "
+                "room, or make it writable, and start again: the run goes on from the checkpoint "
+                "before"
+            ) from error
         ddp_barrier()  # a recoverable may be one that every process writes a part of
         checkpoint = self._put_in_place(partial)  # every process waits, and then lists the same
         kind = "end-of-epoch" if end_of_epoch else "intra-epoch"
@@ -63,10 +85,42 @@ class WholeCheckpointer(Checkpointer):
             if set(checkpoint.meta["recoverables"]) <= set(checkpoint.paramfiles)
         ]
 
+    def load_checkpoint(self, checkpoint):
+        """Load a checkpoint of SpeechBrain's kind.
+
+        Raises
+        ------
+        InputError
+            Which names the file that is damaged, or of another model than this one.
+        """
+        files = _Followed(checkpoint.paramfiles)
+        try:
+            super().load_checkpoint(checkpoint._replace(paramfiles=files))
+        except Exception as error:  # there is no one kind for what a broken file can do
+            if re.search("state.dict", str(error)):
+                raise InputError(
+                    f"{files.last}: of another model than this one: give the settings that the "
+                    "training was begun with, or name another output_folder"
+                ) from error
+            raise _damaged(files.last or checkpoint.path, error) from error
+
     def recover_if_possible(self, *args, **kwargs):
         """Load the checkpoint that SpeechBrain chooses, once what a kill left is removed."""
         self._remove_leftovers()
         return super().recover_if_possible(*args, **kwargs)
+
+    @staticmethod
+    def _construct_checkpoint_objects(checkpoint_dirs):
+        checkpoints = []
+        for folder in checkpoint_dirs:
+            try:
+                [checkpoint] = Checkpointer._construct_checkpoint_objects([folder])
+                if not {"recoverables", "end-of-epoch", "unixtime"} <= checkpoint.meta.keys():
+                    raise ValueError("it ends too early")
+            except (ValueError, AttributeError, yaml.YAMLError) as error:
+                raise _damaged(folder / METAFNAME, error) from error
+            checkpoints.append(checkpoint)
+        return checkpoints
 
     @main_process_only
     def _remove_leftovers(self):
@@ -81,6 +135,24 @@ class WholeCheckpointer(Checkpointer):
 
     def _custom_checkpoint_dirpath(self, name):
         return _partial(super()._custom_checkpoint_dirpath(name))
+
+
+class _Followed(dict):
+    """Files of a checkpoint by the part that they are of."""
+
+    last = None
+    """What was looked up last: what is being loaded."""
+
+    def __getitem__(self, name):
+        self.last = super().__getitem__(name)
+        return self.last
+
+
+def _damaged(path, error):
+    return InputError(
+        f"{path}: damaged ({type(error).__name__}): remove the folder {path.parent} and start "
+        "again: the run goes on from the checkpoint before, or from the beginning"
+    )
 
 
 def _partial(path):

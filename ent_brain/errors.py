@@ -1,6 +1,13 @@
 """What a person is told when the input is wrong: one line, and an exit status that is not 0."""
 
+import errno
 import sys
+
+CANNOT_WRITE = {
+    *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG),
+    *(errno.EROFS, errno.EACCES, errno.EPERM),
+}
+"""What the system says where a disk is full or a permission is missing: no fault of a program."""
 
 SHOWN_PROBLEMS = 5
 """How many of several problems the one line spells out; the rest are counted."""
@@ -45,6 +52,8 @@ def raise_problems(problems, remedy):
 def exit_on_input_error(main):
     """Decorate the main function of a program: an ``InputError`` becomes one line and status 1.
 
+    So does what the system says where the disk is full or a permission is missing.
+
     Arguments
     ---------
     main : callable
@@ -59,6 +68,14 @@ def exit_on_input_error(main):
             return main(*args, **kwargs)
         except InputError as error:
             print(f"error: {error}", file=sys.stderr)
+            sys.exit(1)
+        except OSError as error:
+            if error.errno not in CANNOT_WRITE:
+                raise
+            path = error.filename2 or error.filename  # a copy names what it is of, first
+            where = f"{path}: " if path else ""
+            remedy = "make room, or give the permission, and start again"
+            print(f"error: {where}{error.strerror}: {remedy}", file=sys.stderr)
             sys.exit(1)
 
     return wrapped

@@ -1,5 +1,6 @@
 """Files that are there whole or not at all."""
 
+import errno
 import json
 import secrets
 from contextlib import contextmanager
@@ -26,6 +27,20 @@ def whole_or_nothing(path):
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+@contextmanager
+def tensors_written():
+    """Let PyTorch's failure to write a file be the ``OSError`` that it is.
+
+    PyTorch raises a ``RuntimeError`` that names a line of its source, and not the reason.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if "inline_container" not in str(error):
+            raise
+        raise OSError(errno.ENOSPC, "a file could not be written to its end") from error
 
 
 def write_json(value, path):

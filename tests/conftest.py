@@ -1,6 +1,7 @@
 """What all tests share: small corpora, and SSL models that need no network."""
 
 import os
+import resource
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -123,3 +124,11 @@ def trained():
         )
 
     return make
+
+
+@pytest.fixture
+def file_limit():
+    """``file_limit(n)``: no file of this process grows beyond so many bytes, as on a full disk."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    yield lambda size: resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)

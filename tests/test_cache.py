@@ -3,7 +3,6 @@ import json
 import logging
 import multiprocessing
 import os
-import resource
 import shutil
 from pathlib import Path
 
@@ -260,14 +259,6 @@ def test_damaged_features_are_computed_again(load_ssl, tmp_path, caplog):
 
 
 # --- writing
-
-
-@pytest.fixture
-def file_limit():
-    """``file_limit(n)``: no file of this process grows beyond so many bytes, as on a full disk."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    yield lambda size: resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
-    resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 def test_what_cannot_be_written_leaves_nothing(tmp_path, file_limit):

@@ -1,3 +1,5 @@
+import errno
+import os
 import random
 import shutil
 
@@ -6,6 +8,7 @@ import pytest
 import torch
 
 from ent_brain.checkpoints import WholeCheckpointer, load_random_state, save_random_state
+from ent_brain.errors import InputError, exit_on_input_error
 
 
 @pytest.fixture
@@ -59,6 +62,48 @@ def test_a_checkpoint_half_deleted_is_passed_over_and_removed(checkpointer, monk
     assert found.meta["error"] == 2.0
     assert checkpointer.recover_if_possible(min_key="error") == found
     assert folders(checkpointer) == [found.path.name]
+
+
+def test_what_cannot_be_written_leaves_the_checkpoint_before(checkpointer, file_limit):
+    whole = checkpointer.save_checkpoint()
+    weights = whole.paramfiles["other"].read_bytes()
+    checkpointer.recoverables["other"] = torch.nn.Linear(200, 200)
+    file_limit(10_000)
+    with pytest.raises(InputError) as error:
+        checkpointer.save_checkpoint()
+    assert str(error.value) == (
+        f"{checkpointer.checkpoints_dir}: no checkpoint can be written (a file could not be "
+        "written to its end): make room, or make it writable, and start again: the run goes on "
+        "from the checkpoint before"
+    )
+    assert folders(checkpointer) == [whole.path.name]
+    assert whole.paramfiles["other"].read_bytes() == weights
+
+
+@pytest.mark.parametrize(
+    "code", [errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM]
+)
+def test_what_a_disk_refuses_is_one_line(capsys, tmp_path, code):
+    @exit_on_input_error
+    def main():
+        raise OSError(code, os.strerror(code), str(tmp_path / "log.txt"))
+
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 1
+    assert capsys.readouterr().err == (
+        f"error: {tmp_path}/log.txt: {os.strerror(code)}: make room, or give the permission, and "
+        "start again\n"
+    )
+
+
+def test_what_else_a_system_says_is_no_fault_of_the_input():
+    @exit_on_input_error
+    def main():
+        raise ConnectionResetError
+
+    with pytest.raises(ConnectionResetError):
+        main()
 
 
 def test_the_random_generators_go_on_where_they_were(tmp_path):
