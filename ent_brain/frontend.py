@@ -45,6 +45,10 @@ class Frontend(nn.Module):
         """Frames of an utterance of so many samples, an int or an int tensor."""
         raise NotImplementedError
 
+    def describe(self):
+        """What the features are computed by (dict, to be written as JSON)."""
+        return {"frontend": type(self).__name__, **self.settings}
+
     def sample_lens(self, wavs, wav_lens):
         """Sample counts [B] of waveforms [B, S] with SpeechBrain's relative lengths [B]."""
         return torch.round(wav_lens * wavs.size(1)).long()
@@ -242,18 +246,22 @@ class SSLFrontend(Frontend):
         self.feature_dim = config.hidden_size
         self.layers = _check_layers(layers, config.num_hidden_layers)
         self.feature_layers = len(self.layers) if frozen else 1
-        if cache_folder is not None:
-            made_from = {
-                "model": model,
-                "weights": model_digest(ssl.model),
-                "normalize_wav": ssl.normalize_wav,
-                "layers": self.layers,
-            }
-            self.cache = FeatureCache(cache_folder, made_from, cache_precision)
         # A list hides the frozen model from parameters(), state_dict() and train().
         self._ssl = [ssl.eval()]
         if not frozen:
             self.ssl = ssl
+        if cache_folder is not None:
+            self.cache = FeatureCache(cache_folder, self.describe(), cache_precision)
+
+    def describe(self):
+        """What the features are computed by (dict): wherever the model was read from."""
+        [ssl] = self._ssl
+        return {
+            "model": self.settings["model"],
+            "weights": model_digest(ssl.model),
+            "normalize_wav": ssl.normalize_wav,
+            "layers": self.layers,
+        }
 
     def _apply(self, fn, recurse=True):
         """Move the hidden model too, wherever this module goes."""

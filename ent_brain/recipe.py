@@ -5,6 +5,7 @@ import logging
 from pathlib import Path
 
 import speechbrain as sb
+from speechbrain.utils.checkpoints import CKPT_PREFIX
 from speechbrain.utils.distributed import run_on_main
 from speechbrain.utils.logger import get_logger
 
@@ -114,9 +115,18 @@ def train_and_test(hparams, run_opts, train, valid, tests):
     tests : dict[str, tuple]
         The same for each test set, by the name that the results show.
     """
-    run_on_main(_check_data, args=[[train[0], valid[0]], hparams["save_folder"]])
+    frontend, model = (hparams["modules"][name] for name in ("frontend", "model"))
+    begun_with = {
+        "data": {
+            Path(manifest).name: hashlib.sha256(Path(manifest).read_bytes()).hexdigest()
+            for manifest in (train[0], valid[0])
+        },
+        "tokens": {key: hparams[key] for key in ("tokens", "vocab_size")},
+        "features": frontend.describe(),
+        "model settings": {"model": type(model).__name__, **model.settings},
+    }
+    run_on_main(check_begun, args=[hparams["save_folder"], begun_with])
     tokens = make_tokens(hparams["tokens"], hparams["vocab_size"], train[0], hparams["save_folder"])
-    frontend = hparams["modules"]["frontend"]
     train_set, valid_set, *test_sets = (
         make_dataset(manifest, root, tokens, frontend, hparams["max_tokens_per_frame"])
         for manifest, root in (train, valid, *tests.values())
@@ -179,13 +189,53 @@ def _check_intervals(datasets, lattice_mode):
     )
 
 
-def _check_data(manifests, save_folder):
-    """Refuse to go on with a training that was begun on other manifests."""
-    digests = {Path(m).name: hashlib.sha256(Path(m).read_bytes()).hexdigest() for m in manifests}
-    begun_with = Path(save_folder) / "trained_on.json"
-    if begun_with.exists() and read_json(begun_with) != digests:
+def check_begun(save_folder, begun_with):
+    """Refuse to go on with a training that was begun with something else; note what this one is.
+
+    Checkpoints alone do not tell: other tokens or another frozen SSL model may have their sizes.
+    Before the first of them there is nothing to go on with.
+
+    Arguments
+    ---------
+    save_folder : str or Path
+        Of the training; ``trained_on.json`` in it has what it was begun with.
+    begun_with : dict[str, dict]
+        By what they are settings of: settings and digests by name.
+
+    Raises
+    ------
+    InputError
+        Which names what is other now.
+
+    Example
+    -------
+    >>> folder = getfixture("tmp_path")
+    >>> check_begun(folder, {"model settings": {"joint_dim": 640}})
+    >>> (folder / "CKPT+1").mkdir()
+    >>> check_begun(folder, {"model settings": {"joint_dim": 320}})  # doctest: +ELLIPSIS
+    Traceback (most recent call last):
+    ...
+    ent_brain.errors.InputError: ...: the training in it was begun with other model settings \
+(joint_dim was 640): name another output_folder, or remove this one
+    """
+    path = Path(save_folder) / "trained_on.json"
+    begun = path.exists() and any(Path(save_folder).glob(f"{CKPT_PREFIX}+*"))
+    before = read_json(path) if begun else begun_with
+    others = []
+    for kind, settings in begun_with.items():
+        was = before.get(kind, {})
+        names = [n for n in was.keys() | settings.keys() if was.get(n) != settings.get(n)]
+        if names:
+            said = (_say_setting(name, was.get(name)) for name in sorted(names))
+            others.append(f"other {kind} ({', '.join(said)})")
+    if others:
         raise InputError(
-            f"{save_folder}: the training in it was begun on other data than is there now: "
+            f"{save_folder}: the training in it was begun with {', '.join(others)}: "
             "name another output_folder, or remove this one"
         )
-    write_json(digests, begun_with)
+    write_json(begun_with, path)
+
+
+def _say_setting(name, value):
+    is_digest = isinstance(value, str) and len(value) == hashlib.sha256().digest_size * 2
+    return name if is_digest else f"{name} was {value}"

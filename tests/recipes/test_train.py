@@ -369,8 +369,11 @@ def test_a_finished_training_is_reported_again_but_not_on_other_data(run, iemoca
     assert "Going into epoch" not in again.stdout
     assert again.read("results.json") == results
     other = run("IEMOCAP", "ent_demo.yaml", **options | {"valid_share": 0.3})
-    save = first.folder / "save"
-    assert_refused(other, f"{save}: the training in it was begun on other data than is there now")
+    assert_refused(
+        other,
+        f"error: {first.folder}/save: the training in it was begun with other data "
+        "(train.json, valid.json): name another output_folder, or remove this one\n",
+    )
 
 
 def test_a_killed_training_goes_on_where_it_stopped(iemocap, tmp_path):
