@@ -39,7 +39,7 @@ def read_audio(path, sample_rate):
     Raises
     ------
     InputError
-        If the file cannot be read or holds no sample.
+        If the file cannot be read, or holds no sample or one that is not a number.
     """
     try:
         audio, rate = audio_io.load(str(path))
@@ -47,7 +47,10 @@ def read_audio(path, sample_rate):
         raise InputError(f"{path}: cannot be read as audio ({error}): replace it") from error
     if not audio.numel():
         raise InputError(f"{path}: holds no audio: replace or remove it")
-    return resample(audio.mean(0), rate, sample_rate) if rate != sample_rate else audio.mean(0)
+    audio = audio.mean(0)
+    if not audio.isfinite().all():
+        raise InputError(f"{path}: holds samples that are no numbers: replace it")
+    return resample(audio, rate, sample_rate) if rate != sample_rate else audio
 
 
 def make_dataset(manifest, data_root, tokens, frontend, max_tokens_per_frame):

@@ -11,11 +11,13 @@ neutral ones as well: each begins where the one before ends.
 import json
 import os
 import random
+import re
 from collections import Counter, defaultdict
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
+import numpy as np
 import soundfile
 from speechbrain.utils.logger import get_logger
 
@@ -32,6 +34,12 @@ DURATION_TOLERANCE = 0.1
 
 DATA_ROOT = "{data_root}"
 """What stands in a manifest for the folder that its audio lies in."""
+
+BLOCK = 2**20
+"""Samples of each channel that are looked at together."""
+
+LEAST_UNKNOWN_SIZE = 2**31 - 2**16
+"""Bytes from which on a WAV's header means that its writer could not know: it was a pipe."""
 
 KEYS = ("wav", "duration", "transcript", "emotion", "speaker")
 """What every entry of a manifest has."""
@@ -135,9 +143,10 @@ def check_utterances(utterances, data_root, problems=()):
     Raises
     ------
     InputError
-        Audio missing, unreadable, empty or not as long as the corpus says, transcript missing or
-        without a word, an unknown emotion, an interval that is empty or outside the audio, an id
-        used twice. Other sampling rates and several channels are only mentioned in the log.
+        Audio missing, unreadable, cut off, empty or not as long as the corpus says, samples that
+        are no numbers, transcript missing or without a word, an unknown emotion, an interval that
+        is empty or outside the audio, an id used twice. Other sampling rates and several channels
+        are only mentioned in the log.
 
     Example
     -------
@@ -178,11 +187,34 @@ def _read_header(wav):
         raise InputError(f"no audio file {wav}")
     try:
         audio = soundfile.info(wav)
+        if not audio.frames:
+            raise InputError(f"no samples in {wav}")
+        _check_samples(wav, audio)
     except soundfile.LibsndfileError as error:
-        raise InputError(f"unreadable audio {wav} ({error.error_string.rstrip('.')})") from error
-    if not audio.frames:
-        raise InputError(f"no samples in {wav}")
+        reason = error.error_string.rstrip(".") or "cut off"
+        raise InputError(f"unreadable audio {wav} ({reason})") from error
+    except TypeError as error:  # of a name that ends in .raw
+        raise InputError(f"unreadable audio {wav} (raw samples)") from error
     return audio
+
+
+def _check_samples(wav, audio):
+    """Refuse audio that ends too early, or has samples that are no numbers.
+
+    Of PCM in WAV, as IEMOCAP and ZED are, the header tells; all else is read, at about a second for
+    an hour of FLAC.
+    """
+    # libsndfile shortens what is cut off, and says so in its log alone.
+    sizes = re.search(r"^data : (\d+) \(should be (\d+)\)", audio.extra_info, re.MULTILINE)
+    if sizes and int(sizes[1]) < LEAST_UNKNOWN_SIZE:
+        announced = audio.duration * int(sizes[1]) / int(sizes[2])
+        if announced - audio.duration > DURATION_TOLERANCE:
+            raise InputError(f"{audio.duration:.2f} of {announced:.2f} s of audio in {wav}")
+    if audio.format in ("WAV", "WAVEX") and audio.subtype.startswith("PCM_"):
+        return
+    blocks = soundfile.blocks(wav, BLOCK, dtype="float32", always_2d=True)
+    if not all(np.isfinite(block).all() for block in blocks):
+        raise InputError(f"samples that are no numbers in {wav}")
 
 
 def _complete(utterance, audio):
