@@ -12,7 +12,14 @@ from torchaudio.functional import resample
 
 from ent_brain.emotions import EMOTIONS, NEUTRAL, emotion_index
 from ent_brain.errors import InputError, raise_problems
-from ent_brain.manifest import DATA_ROOT, SAMPLE_RATE, Interval, path_inside, read_manifest
+from ent_brain.manifest import (
+    DATA_ROOT,
+    SAMPLE_RATE,
+    Interval,
+    path_inside,
+    read_manifest,
+    why_unreadable,
+)
 from ent_brain.segments import Segment
 
 OUTPUT_KEYS = ("id", "sig", "tokens", "token_count", "emotion_index", "entry")
@@ -44,7 +51,8 @@ def read_audio(path, sample_rate):
     try:
         audio, rate = audio_io.load(str(path))
     except (RuntimeError, OSError) as error:
-        raise InputError(f"{path}: cannot be read as audio ({error}): replace it") from error
+        reason = why_unreadable(error.__cause__ or error)
+        raise InputError(f"{path}: cannot be read as audio ({reason}): replace it") from error
     if not audio.numel():
         raise InputError(f"{path}: holds no audio: replace or remove it")
     audio = audio.mean(0)

@@ -14,7 +14,18 @@ SHOWN_PROBLEMS = 5
 
 
 class InputError(Exception):
-    """The input is wrong: the message is one line that says what, where and what to do."""
+    r"""The input is wrong: the message is one line that says what, where and what to do.
+
+    Characters of the input that are not printed, line ends among them, are written out.
+
+    Example
+    -------
+    >>> print(InputError("two\nlines: no such file"))
+    two\nlines: no such file
+    """
+
+    def __init__(self, message):
+        super().__init__("".join(c if c.isprintable() else repr(c)[1:-1] for c in message))
 
 
 def raise_problems(problems, remedy):

@@ -141,7 +141,7 @@ def load_weights(module, path):
     try:
         module.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
     except Exception as error:  # torch has no one kind for what a broken file can do
-        reason = " ".join(str(error).split())[:160]
+        reason = " ".join(str(error).split()).partition(". ")[0][:160]
         name = type(module).__name__
         raise InputError(
             f"{path}: not the weights of this {name} ({reason}): export again"

@@ -4,6 +4,7 @@ from itertools import islice
 from pathlib import Path
 
 import torch
+import yaml
 from speechbrain.inference.interfaces import Pretrained
 from tqdm import tqdm
 
@@ -11,7 +12,8 @@ from ent_brain.alignment import align, word_times
 from ent_brain.annotation import Heard, annotate
 from ent_brain.decoding import search
 from ent_brain.emotions import EMOTIONS, NEUTRAL
-from ent_brain.export import SSL_FOLDER, check_model, find_model
+from ent_brain.errors import InputError
+from ent_brain.export import HPARAMS_FILE, SSL_FOLDER, check_model, find_model
 from ent_brain.segments import SegmentDecoder
 from ent_brain.windows import count_seconds, join, read_windows
 
@@ -84,9 +86,14 @@ class EmotionTransducer(Pretrained):
             check_model(folder)
         ssl = folder / SSL_FOLDER
         overrides = {"ssl_source": str(ssl)} if ssl.is_dir() else {}
-        return super().from_hparams(
-            source=str(folder), overrides={**overrides, **kwargs.pop("overrides", {})}, **kwargs
-        )
+        overrides |= kwargs.pop("overrides", {})
+        try:
+            return super().from_hparams(source=str(folder), overrides=overrides, **kwargs)
+        except (ValueError, TypeError, KeyError, AttributeError, yaml.YAMLError) as error:
+            reason = " ".join(str(part) for part in error.args)
+            raise InputError(
+                f"{folder / HPARAMS_FILE}: makes no model ({reason}): export again"
+            ) from error
 
     def transcribe_file(self, path):
         """Words of a sound file (str), normalised as in training."""

@@ -41,6 +41,12 @@ BLOCK = 2**20
 LEAST_UNKNOWN_SIZE = 2**31 - 2**16
 """Bytes from which on a WAV's header means that its writer could not know: it was a pipe."""
 
+MOST_SECONDS = 1e9
+"""JSON has numbers of any size, and those that are none."""
+
+UNREADABLE = (soundfile.LibsndfileError, TypeError)
+"""What soundfile raises for a file that is no audio; the latter where the name ends in .raw."""
+
 KEYS = ("wav", "duration", "transcript", "emotion", "speaker")
 """What every entry of a manifest has."""
 
@@ -183,19 +189,27 @@ def check_utterances(utterances, data_root, problems=()):
 
 
 def _read_header(wav):
-    if not wav.is_file():
+    try:
+        there = wav.is_file()
+    except OSError:  # a name that is too long
+        there = False
+    if not there:
         raise InputError(f"no audio file {wav}")
     try:
         audio = soundfile.info(wav)
         if not audio.frames:
             raise InputError(f"no samples in {wav}")
         _check_samples(wav, audio)
-    except soundfile.LibsndfileError as error:
-        reason = error.error_string.rstrip(".") or "cut off"
-        raise InputError(f"unreadable audio {wav} ({reason})") from error
-    except TypeError as error:  # of a name that ends in .raw
-        raise InputError(f"unreadable audio {wav} (raw samples)") from error
+    except UNREADABLE as error:
+        raise InputError(f"unreadable audio {wav} ({why_unreadable(error)})") from error
     return audio
+
+
+def why_unreadable(error):
+    """Why soundfile could not read a file (str), without its path."""
+    if isinstance(error, TypeError):
+        return "raw samples, without a rate"
+    return getattr(error, "error_string", str(error)).rstrip(".") or "cut off"
 
 
 def _check_samples(wav, audio):
@@ -366,6 +380,7 @@ def read_text(path, remedy):
 
 def read_entries(path, remedy):
     """Read a JSON object of objects by id (dict[str, dict]); ``InputError`` likewise if not."""
+    text = read_text(path, remedy)
     repeated = []
 
     def unique(pairs):
@@ -374,8 +389,12 @@ def read_entries(path, remedy):
         return dict(pairs)
 
     try:
-        entries = json.loads(read_text(path, remedy), object_pairs_hook=unique)
-    except json.JSONDecodeError as error:
+        entries = json.loads(text, object_pairs_hook=unique)
+        if "\\u" in text:  # it may be half a character, which no file can hold
+            json.dumps(entries, ensure_ascii=False).encode()
+    except RecursionError as error:
+        raise InputError(f"{path}: not JSON (nested too deeply): {remedy}") from error
+    except ValueError as error:
         raise InputError(f"{path}: not JSON ({error}): {remedy}") from error
     if not isinstance(entries, dict) or not all(isinstance(e, dict) for e in entries.values()):
         raise InputError(f"{path}: not a JSON object of utterances by id: {remedy}")
@@ -394,22 +413,58 @@ def read_manifest(path):
     problems = []
     for name, entry in entries.items():
         try:
-            missing = [key for key in KEYS if key not in entry]
-            if missing:
-                raise InputError(f"no {' and no '.join(missing)}")
-            path_inside(entry["wav"], DATA_ROOT, "")
-            segments = [Segment(**segment) for segment in entry.get("segments", ())]
-            _emotional_segments(entry["emotion"], segments, entry["duration"])
-            if "intervals" in entry:
-                intervals = [Interval(**interval) for interval in entry["intervals"]]
-                samples = round(entry["duration"] * SAMPLE_RATE)
-                check_intervals(intervals, samples, entry["transcript"])
+            _check_entry(entry)
         except InputError as error:
             problems.append(f"{name}: {error}")
-        except TypeError as error:
-            problems.append(f"{name}: not a manifest's entry ({error})")
     raise_problems(problems, remedy)
     return entries
+
+
+def _check_entry(entry):
+    missing = [key for key in KEYS if key not in entry]
+    if missing:
+        raise InputError(f"no {' and no '.join(missing)}")
+    for key in ("wav", "transcript", "speaker"):
+        if not _is_text(entry[key]):
+            raise InputError(f"{key} {entry[key]!r} is no text")
+    path_inside(entry["wav"], DATA_ROOT, "")
+    if normalize_transcript(entry["transcript"]) != entry["transcript"]:
+        raise InputError(f"transcript {entry['transcript']!r} is not normalised")
+    if not is_seconds(entry["duration"]) or entry["duration"] <= 0:
+        raise InputError(f"duration {entry['duration']!r} is not in seconds")
+    known = {"start": is_seconds, "end": is_seconds, "emotion": _is_text}
+    segments = _read_all(Segment, entry, "segments", known)
+    _emotional_segments(entry["emotion"], segments, entry["duration"])
+    if "intervals" in entry:
+        known = {"start": _is_sample, "end": _is_sample, "emotion": _is_text}
+        intervals = _read_all(Interval, entry, "intervals", known | {"transcript": _is_text})
+        check_intervals(intervals, round(entry["duration"] * SAMPLE_RATE), entry["transcript"])
+
+
+def _read_all(kind, entry, key, known):
+    """An entry's list of segments or intervals, each with the keys that it has to have."""
+    values = entry.get(key, [])
+    if not isinstance(values, list) or not all(
+        isinstance(value, dict)
+        and value.keys() == known.keys()
+        and all(is_right(value[name]) for name, is_right in known.items())
+        for value in values
+    ):
+        raise InputError(f"{key} are not a list of {', '.join(known)} each")
+    return [kind(**value) for value in values]
+
+
+def is_seconds(value):
+    """Whether a value of a JSON file is a number that can be seconds."""
+    return type(value) in (int, float) and abs(value) < MOST_SECONDS
+
+
+def _is_sample(value):
+    return type(value) is int
+
+
+def _is_text(value):
+    return isinstance(value, str)
 
 
 def hold_out(utterances, share, seed):

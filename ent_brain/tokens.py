@@ -162,6 +162,11 @@ def train_sentencepiece(transcripts, model_file, vocab_size=5000):
             )
     except RuntimeError as error:
         reason = " ".join(str(error).split())
+        # Its numbers are without <sos/eos>; the first of two is that of the characters.
+        if most := re.search(r"set it to a value <= (\d+)", reason):
+            reason = f"they give {int(most[1]) + 1} at most"
+        elif least := re.search(r"required_chars\. \d+ vs (\d+)", reason):
+            reason = f"their characters alone are {int(least[1]) + 1}"
         raise InputError(
             f"{model_file}: {vocab_size} tokens cannot be learnt from these transcripts "
             f"({reason}): change vocab_size"

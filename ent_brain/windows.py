@@ -12,6 +12,7 @@ from torchaudio.functional import resample
 
 from ent_brain.annotation import Heard
 from ent_brain.errors import InputError
+from ent_brain.manifest import UNREADABLE, why_unreadable
 
 OVERLAP = 0.3
 """Share of a window that the next one hears, too, where there is no pause between them."""
@@ -127,15 +128,17 @@ def _read_blocks(path, sample_rate):
 def _open(path):
     try:
         return soundfile.SoundFile(str(path))
-    except (RuntimeError, OSError) as error:
-        raise InputError(f"{path}: cannot be read as audio ({error}): replace it") from error
+    except UNREADABLE as error:
+        reason = why_unreadable(error)
+        raise InputError(f"{path}: cannot be read as audio ({reason}): replace it") from error
 
 
 def _read(file, count, path):
     try:
         samples = file.read(count, dtype="float32", always_2d=True).mean(1)
-    except (RuntimeError, OSError) as error:
-        raise InputError(f"{path}: cannot be read as audio ({error}): replace it") from error
+    except UNREADABLE as error:
+        reason = why_unreadable(error)
+        raise InputError(f"{path}: cannot be read as audio ({reason}): replace it") from error
     if not np.isfinite(samples).all():
         raise InputError(f"{path}: holds samples that are no numbers: replace it")
     return samples

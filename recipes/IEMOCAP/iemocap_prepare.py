@@ -5,7 +5,7 @@ Licence form and download: https://sail.usc.edu/iemocap/iemocap_release.htm
 """
 
 import re
-from collections import Counter
+from collections import Counter, defaultdict
 from pathlib import Path
 
 from speechbrain.utils.logger import get_logger
@@ -19,6 +19,7 @@ logger = get_logger(__name__)
 SESSIONS = range(1, 6)
 RELEASE = "IEMOCAP_full_release"
 LABELS = {"hap": "happy", "exc": "happy", "ang": "angry", "sad": "sad", "neu": "neutral"}
+OTHER_LABELS = {"dis", "fea", "fru", "oth", "sur", "xxx"}
 
 FULL_SESSIONS = (1085, 1023, 1151, 1031, 1241)
 FULL_EMOTIONS = (1636, 1103, 1084, 1708)  # in the order of EMOTIONS
@@ -129,7 +130,10 @@ def _read_session(folder, session, problems):
                 left_out[label] += 1
                 continue
             wav = folder / "sentences" / "wav" / name.rpartition("_")[0] / f"{name}.wav"
-            utterances.append(Utterance(name, wav, transcripts.get(name), LABELS[label], speaker))
+            texts = transcripts.get(name, [None])
+            if len(set(texts)) > 1:
+                problems.append(f"{name}: {len(texts)} transcripts")
+            utterances.append(Utterance(name, wav, texts[0], LABELS[label], speaker))
     counts = ", ".join(f"{count:,} {label}" for label, count in left_out.most_common())
     logger.info(f"{folder.name}: other labels, left out: {counts or 'none'}")
     return utterances
@@ -139,13 +143,17 @@ def _read_evaluation(path, session, problems):
     """Return (utterance id, speaker, label) of each utterance line of an evaluation file."""
     found = []
     for number, line in enumerate(read_text(path, "restore the file").split("\n"), 1):
-        if not line.startswith("["):  # the header, single evaluators, blank lines
+        line = line.strip()
+        # The header, single evaluators and blank lines name no utterance.
+        if not line.startswith("[") and "Ses0" not in line:
             continue
         match = EVALUATION.fullmatch(line)
         if not match or int(match[2]) != session:
             problems.append(f"{path} line {number}: not an utterance of Session{session}")
             continue
         name, _, letter, label = match.groups()
+        if label not in LABELS and label not in OTHER_LABELS:
+            problems.append(f"{path} line {number}: unknown label {label!r}")
         # The letter in the dialog's name says who wore the markers, not who speaks.
         found.append((name, f"Ses0{session}{letter}", label))
     if not found:
@@ -154,13 +162,13 @@ def _read_evaluation(path, session, problems):
 
 
 def _read_transcripts(folder):
-    """Return the text of each utterance id; lines without an id are passed over."""
-    return {
-        match[1]: match[2]
-        for path in sorted(folder.glob("Ses*.txt"))
-        for match in map(TRANSCRIPT.match, read_text(path, "restore the file").split("\n"))
-        if match
-    }
+    """Return the texts of each utterance id; lines without an id are passed over."""
+    transcripts = defaultdict(list)
+    for path in sorted(folder.glob("Ses*.txt")):
+        for line in read_text(path, "restore the file").split("\n"):
+            if match := TRANSCRIPT.fullmatch(line.strip()):
+                transcripts[match[1]].append(match[2])
+    return transcripts
 
 
 def _count_table(sessions):

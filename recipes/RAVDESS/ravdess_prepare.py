@@ -93,6 +93,10 @@ def prepare_ravdess(
 
 def _split_actors(test_actors, valid_actors):
     """Return the actors of each split (dict[str, list[int]])."""
+    if not all(isinstance(chosen, list | tuple) for chosen in (test_actors, valid_actors)):
+        raise InputError(
+            f"test_actors {test_actors}, valid_actors {valid_actors}: give lists, as [19, 20]"
+        )
     chosen = Counter([*test_actors, *valid_actors])
     problems = [f"actor {actor} is not one of 1 to 24" for actor in chosen if actor not in ACTORS]
     problems += [f"actor {actor} is named {n} times" for actor, n in chosen.items() if n > 1]

@@ -5,7 +5,6 @@ Source: Wang, Ravanelli, Yacoubi, "Speech Emotion Diarization: Which Emotion App
 ASRU 2023 (arXiv 2306.12991).
 """
 
-import math
 import re
 from collections import Counter
 from pathlib import Path
@@ -18,6 +17,7 @@ from ent_brain.manifest import (
     SAMPLE_RATE,
     Utterance,
     check_utterances,
+    is_seconds,
     path_inside,
     read_entries,
     save_manifests,
@@ -74,7 +74,7 @@ def _read_entry(name, entry, zed_folder):
     missing = [key for key in KEYS if key not in entry]
     if missing:
         raise InputError(f"no {' and no '.join(missing)} in ZED.json")
-    if not _is_number(entry["duration"]) or entry["duration"] <= 0:
+    if not is_seconds(entry["duration"]) or entry["duration"] <= 0:
         raise InputError(f"duration {entry['duration']!r} is not in seconds")
     if not isinstance(entry["transcription"], str):
         raise InputError(f"transcription {entry['transcription']!r} is no text")
@@ -100,13 +100,9 @@ def _read_segment(emotion):
     if missing:
         raise InputError(f"no {' and no '.join(missing)} in the interval")
     start, end = emotion[0]["start"], emotion[0]["end"]
-    if not _is_number(start) or not _is_number(end):
+    if not is_seconds(start) or not is_seconds(end):
         raise InputError(f"interval from {start!r} to {end!r} is not in seconds")
     return Segment(start, end, emotion[0]["emo"])
-
-
-def _is_number(value):
-    return type(value) in (int, float) and math.isfinite(value)
 
 
 def _describe(utterances):
