@@ -58,14 +58,19 @@ def make_tokens(kind, vocab_size, train_manifest, save_folder):
         # Pieces of other transcripts have another name, so a model is never of another fold.
         digest = hashlib.sha256("\n".join(transcripts).encode()).hexdigest()[:12]
         model_file = Path(save_folder) / f"bpe{vocab_size}_{digest}.model"
-        if not model_file.exists():
-            run_on_main(train_sentencepiece, args=[transcripts, model_file, vocab_size])
+        # Whether it is there is for one process to say: another may look when it is just made.
+        run_on_main(_learn_pieces, args=[transcripts, model_file, vocab_size])
         tokens = load_sentencepiece(model_file)
     else:
         raise InputError(f"tokens: {kind!r}: choose char or bpe")
     if len(tokens) != vocab_size:
         raise InputError(f"vocab_size: {vocab_size}: {kind} tokens are {len(tokens)}: correct it")
     return tokens
+
+
+def _learn_pieces(transcripts, model_file, vocab_size):
+    if not model_file.exists():
+        train_sentencepiece(transcripts, model_file, vocab_size)
 
 
 def mixed_sets(hparams, train, valid, tests):
