@@ -1,5 +1,6 @@
 """What all tests share: small corpora, and SSL models that need no network."""
 
+import multiprocessing
 import os
 import resource
 from pathlib import Path
@@ -60,6 +61,23 @@ def ravdess():
     if not RAVDESS.is_dir():
         pytest.skip(f"no {RAVDESS}")
     return RAVDESS
+
+
+@pytest.fixture(scope="session")
+def processes():
+    """Makes processes whose imports are done, as those take longer than a small training."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(
+        [
+            "pytest",
+            "ent_brain.recipe",
+            "ent_brain.frontend",
+            "speechbrain.augment.freq_domain",
+            "speechbrain.utils.train_logger",
+            "transformers.optimization",
+        ]
+    )
+    return context
 
 
 @pytest.fixture(scope="session")

@@ -1,7 +1,6 @@
 """Every recipe as a user runs it: ``python train.py hparams/X.yaml --data_folder ...``."""
 
 import itertools
-import multiprocessing
 import os
 import random
 import re
@@ -71,23 +70,6 @@ def _program(recipe, argv, folder):
     sys.path.insert(0, str(RECIPES / recipe))
     sys.argv = argv
     runpy.run_path("train.py", run_name="__main__")
-
-
-@pytest.fixture(scope="session")
-def processes():
-    """Makes processes whose imports are done, as those take longer than a small training."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(
-        [
-            "pytest",
-            "ent_brain.recipe",
-            "ent_brain.frontend",
-            "speechbrain.augment.freq_domain",
-            "speechbrain.utils.train_logger",
-            "transformers.optimization",
-        ]
-    )
-    return context
 
 
 @pytest.fixture
