@@ -8,9 +8,10 @@ import sys
 
 import speechbrain as sb
 from iemocap_prepare import prepare_iemocap
-from speechbrain.utils.distributed import ddp_init_group, run_on_main
+from speechbrain.utils.distributed import run_on_main
 
 from ent_brain.errors import exit_on_input_error
+from ent_brain.processes import join
 from ent_brain.recipe import mixed_sets, train_and_test
 from ent_brain.settings import load_recipe
 
@@ -18,7 +19,7 @@ from ent_brain.settings import load_recipe
 @exit_on_input_error
 def main():
     hparams_file, run_opts, overrides = sb.parse_arguments(sys.argv[1:])
-    ddp_init_group(run_opts)
+    run_opts = join(run_opts)
     hparams = load_recipe(hparams_file, overrides, run_opts["device"])
     sb.create_experiment_directory(hparams["output_folder"], hparams_file, overrides)
 
