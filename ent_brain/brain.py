@@ -1,17 +1,25 @@
 """The Brain: how a batch is trained on, scored, logged and kept."""
 
 import math
+import os
 from collections import defaultdict
 from pathlib import Path
 from types import SimpleNamespace
 
 import speechbrain as sb
 import torch
-from speechbrain.utils.distributed import main_process_only
+from speechbrain.dataio.sampler import ReproducibleRandomSampler
+from speechbrain.utils.distributed import (
+    ddp_all_reduce,
+    ddp_broadcast,
+    if_main_process,
+    main_process_only,
+)
 from speechbrain.utils.logger import get_logger
 
 from ent_brain.alignment import align
 from ent_brain.checkpoints import load_random_state, save_random_state
+from ent_brain.dataio import ShareOfBatches
 from ent_brain.decoding import search
 from ent_brain.errors import InputError
 from ent_brain.files import read_json, write_json
@@ -26,6 +34,7 @@ from ent_brain.losses import (
     transducer_alignment,
 )
 from ent_brain.metrics import TransducerStats
+from ent_brain.processes import gather, part_random_states, take_turns
 from ent_brain.segments import SegmentDecoder
 
 logger = get_logger(__name__)
@@ -51,6 +60,10 @@ class EmotionTransducerBrain(sb.Brain):
     The validation set chooses the checkpoint: ``evaluate(..., min_key="error")`` loads the one of
     the lowest ``error``, the mean of those of WER, 100 - UA and EDER that can be told.
 
+    Of several processes each trains on its share of the batches and searches its share of the
+    other sets. Gradients, losses and statistics are those of all utterances together, each counted
+    once, the same in every process.
+
     Arguments
     ---------
     tokens : CharTokens or SentencePieceTokens
@@ -68,10 +81,13 @@ class EmotionTransducerBrain(sb.Brain):
         """Loaders by name to score after every epoch, for the ``paper`` protocol alone."""
         self.history = []
         self.running = defaultdict(float)
-        """Of the stage so far: each loss term's sum, utterances, rate of the last step (lr)."""
+        """Of the stage so far: each loss term's sum, what it is a sum over (utterances, positions),
+        and the rate of the last step (lr). Each process has its own sums."""
         self.ids_of_step = []
         """Utterances of the gradients that wait for the optimiser's step."""
         if self.checkpointer is not None:
+            # With --debug each process makes a folder of its own, and finds other checkpoints.
+            self.checkpointer.checkpoints_dir = ddp_broadcast(self.checkpointer.checkpoints_dir)
             self.checkpointer.add_recoverable(
                 "history",
                 self.history,
@@ -101,6 +117,9 @@ class EmotionTransducerBrain(sb.Brain):
             # Its iterator draws a seed for workers. A resumed epoch has a second iterator, which
             # must not draw from the random state that the checkpoint brought back.
             loader_kwargs.setdefault("generator", torch.Generator())
+        elif self.distributed_launch:
+            processes = torch.distributed.get_world_size()
+            loader_kwargs["sampler"] = range(self.rank, len(dataset), processes)
         loader = super().make_dataloader(dataset, stage, ckpt_prefix, **loader_kwargs)
         if stage == sb.Stage.TRAIN:
             if self.train_sampler is None:
@@ -109,6 +128,38 @@ class EmotionTransducerBrain(sb.Brain):
             # SpeechBrain drops the batches that accumulation leaves over at the end of an epoch.
             self.steps_per_epoch = len(loader) // self.grad_accumulation_factor
         return loader
+
+    def _train_loader_specifics(self, dataset, loader_kwargs):
+        """Give each of several processes its share of the batches."""
+        if not self.distributed_launch:
+            return super()._train_loader_specifics(dataset, loader_kwargs)
+        sampler, batch_size = loader_kwargs.get("batch_sampler"), None
+        if sampler is None:
+            sampler = ReproducibleRandomSampler(dataset, int(os.environ.get("SB_GLOBAL_SEED", 0)))
+            batch_size = loader_kwargs["batch_size"]
+        processes = torch.distributed.get_world_size()
+        self.train_sampler = ShareOfBatches(sampler, self.rank, processes, batch_size)
+        given = {k: v for k, v in loader_kwargs.items() if k not in ("batch_size", "shuffle")}
+        return {**given, "batch_sampler": self.train_sampler}
+
+    def on_fit_start(self):
+        """Wrap the modules and bring back the last checkpoint, as SpeechBrain does."""
+        part_random_states()
+        super().on_fit_start()
+
+    def _wrap_distributed(self):
+        """Wrap each module: of a front end that is trained, LayerDrop may skip parameters.
+
+        The model's are all used, those of its lattices after its ``forward``, where DDP would not
+        look for them.
+        """
+        modules = self.modules
+        for name in list(modules):
+            self.modules = torch.nn.ModuleDict({name: modules[name]})
+            self.find_unused_parameters = name == "frontend"
+            super()._wrap_distributed()
+            modules[name] = self.modules[name]
+        self.modules = modules
 
     def init_optimizers(self):
         """Add gradient clipping over all parameters and the per-step schedule."""
@@ -133,6 +184,7 @@ class EmotionTransducerBrain(sb.Brain):
         for parameter in parameters:
             parameter.grad = None  # an optimiser passes over it
         self.nonfinite_count += 1
+        ids = take_turns(gather(ids))  # gradients are the same in all processes, so all are here
         problem = f"{', '.join(ids)}: loss or gradient is no number"
         if self.nonfinite_count > self.nonfinite_patience:
             raise InputError(
@@ -160,11 +212,14 @@ class EmotionTransducerBrain(sb.Brain):
         """
         batch = batch.to(self.device)
         kept = {"kept": batch.kept} if hasattr(batch, "kept") else {}
-        features, frame_lens = self.modules.frontend(*batch.sig, **kept)
+        # Of the distributed wrappers all processes must call one as often, which in evaluation
+        # they do not.
+        modules = self.modules if stage == sb.Stage.TRAIN else self.raw_modules
+        features, frame_lens = modules["frontend"](*batch.sig, **kept)
         token_lens, intervals = batch.token_count, self._intervals(batch, stage)
         if not self.hparams.rnnt_weight:  # then the model never sees a token
             token_lens = torch.zeros_like(token_lens)
-        output = self.modules.model(features, frame_lens, batch.tokens.data, token_lens, intervals)
+        output = modules["model"](features, frame_lens, batch.tokens.data, token_lens, intervals)
         hypotheses = []
         if stage != sb.Stage.TRAIN:
             beam_size = self.hparams.beam_size if stage == sb.Stage.TEST else 1
@@ -225,15 +280,19 @@ class EmotionTransducerBrain(sb.Brain):
         return known
 
     def compute_objectives(self, predictions, batch, stage):
-        """Weighted sum of the loss terms; when not training the statistics grow too.
+        """Weighted sum of the loss terms; when not training what was heard is noted too.
 
         In tests the loss is 0: a test set need not tell what a loss is computed from.
         """
+        self.heard += zip(batch.id, predictions.hypotheses, batch.entry, strict=False)
         if stage == sb.Stage.TEST:
-            self.stats.append(batch.id, predictions.hypotheses, batch.entry)
             return torch.zeros(())
         terms = self._loss_terms(predictions, batch, self._intervals(batch, stage))
-        loss = sum(getattr(self.hparams, f"{name}_weight") * term for name, term in terms.items())
+        counts = _counts(predictions.token_lens)
+        shares = self._shares(counts, stage)
+        loss = sum(
+            self._weight(name) * shares[_counted(name)] * term for name, term in terms.items()
+        )
         if stage == sb.Stage.TRAIN:
             # A loss that is no number makes all gradients so, which all processes share: all of
             # them leave the step out.
@@ -241,12 +300,24 @@ class EmotionTransducerBrain(sb.Brain):
             loss = loss * torch.where(finite, 1.0, math.nan)
         else:
             finite = True
-            self.stats.append(batch.id, predictions.hypotheses, batch.entry)
         if finite:
             for name, term in terms.items():
-                self.running[name] += term.detach() * len(batch.id)
-            self.running["utterances"] += len(batch.id)
+                self.running[name] += term.detach() * counts[_counted(name)]
+            for name in {_counted(name) for name in terms}:
+                self.running[name] += counts[name]
         return loss
+
+    def _weight(self, name):
+        return getattr(self.hparams, f"{name}_weight")
+
+    def _shares(self, counts, stage):
+        """What to multiply a batch's means by, so that DDP's mean over processes is that of all."""
+        if stage != sb.Stage.TRAIN or not self.distributed_launch:
+            return dict.fromkeys(counts, 1.0)
+        own = torch.stack(list(counts.values())).double()
+        of_all = ddp_all_reduce(own.clone(), torch.distributed.ReduceOp.SUM)
+        shares = own / of_all * torch.distributed.get_world_size()
+        return dict(zip(counts, shares.float(), strict=True))
 
     def _loss_terms(self, predictions, batch, intervals):
         """Unweighted loss terms by name: those whose weight is not 0."""
@@ -301,6 +372,8 @@ class EmotionTransducerBrain(sb.Brain):
         """Start the sums and statistics of a stage."""
         if stage != sb.Stage.TRAIN or not self.step:  # an epoch that is resumed goes on
             self.running.clear()
+        self.heard = []
+        """Of the stage so far: id, hypothesis and entry of each utterance of this process."""
         self.stats = TransducerStats(
             self.tokens if self.hparams.rnnt_weight else None,
             self.segment_decoder,
@@ -308,11 +381,15 @@ class EmotionTransducerBrain(sb.Brain):
 
     def on_stage_end(self, stage, stage_loss, epoch=None):
         """Log the stage; after validation keep the checkpoint if it is the best or the latest."""
+        for name, hypothesis, entry in take_turns(gather(self.heard)):
+            self.stats.append([name], [hypothesis], [entry])
         if stage == sb.Stage.TEST:
             return
-        utterances, lr = self.running.pop("utterances", 1), self.running.pop("lr", 0.0)
-        losses = {name: float(total) / utterances for name, total in self.running.items()}
-        losses = {"loss": float(stage_loss), **losses}
+        total = _of_all(self.running)
+        lr = total.pop("lr", 0.0)
+        counts = {name: total.pop(name) for name in ("utterances", "positions") if name in total}
+        losses = {name: of_all / counts[_counted(name)] for name, of_all in total.items()}
+        losses = {"loss": sum(self._weight(name) * losses[name] for name in losses), **losses}
         if stage == sb.Stage.TRAIN:
             self.train_losses, self.lr = losses, lr
         if stage != sb.Stage.VALID:
@@ -370,14 +447,34 @@ def _head_loss(output, emotions, intervals):
     return (losses / rows.bincount()[rows]).sum() / len(intervals)
 
 
-@main_process_only
+def _counts(token_lens):
+    """Of a batch: what its terms are means over (dict of int tensors)."""
+    return {"utterances": torch.ones_like(token_lens).sum(), "positions": (token_lens + 1).sum()}
+
+
+def _counted(term):
+    """What a loss term is a mean over, by its name."""
+    return "positions" if term == "lm" else "utterances"
+
+
+def _of_all(running):
+    """Sums of all processes (dict of floats)."""
+    shares = gather({name: float(value) for name, value in running.items()})
+    names = dict.fromkeys(name for share in shares for name in share)
+    merge = {"lr": max}  # which is the same in all
+    return {
+        name: merge.get(name, sum)([share.get(name, 0.0) for share in shares]) for name in names
+    }
+
+
 def _save_running(running, path):
-    write_json({name: float(value) for name, value in running.items()}, path)
+    main_process_only(write_json)(_of_all(running), path)
 
 
 def _load_running(running, path, end_of_epoch):
     running.clear()
-    running.update(read_json(path))
+    if if_main_process():  # what the others add later comes on top of the sums of all
+        running.update(read_json(path))
 
 
 def _load_history(history, path, end_of_epoch):

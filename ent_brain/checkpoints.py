@@ -9,11 +9,12 @@ import numpy as np
 import torch
 import yaml
 from speechbrain.utils.checkpoints import CKPT_PREFIX, METAFNAME, Checkpointer
-from speechbrain.utils.distributed import ddp_barrier, main_process_only
+from speechbrain.utils.distributed import ddp_barrier, get_rank, main_process_only
 from speechbrain.utils.logger import get_logger
 
 from ent_brain.errors import InputError
 from ent_brain.files import tensors_written
+from ent_brain.processes import gather
 
 logger = get_logger(__name__)
 
@@ -159,9 +160,8 @@ def _partial(path):
     return path.with_name(PARTIAL + path.name)
 
 
-@main_process_only
 def save_random_state(_, path):
-    """Write the state of Python's, NumPy's and PyTorch's generators of the main process."""
+    """Write the states of Python's, NumPy's and PyTorch's generators, of each process its own."""
     name, words, *rest = np.random.get_state()
     state = {
         "python": random.getstate(),
@@ -170,12 +170,13 @@ def save_random_state(_, path):
     }
     if torch.cuda.is_available():
         state["cuda"] = torch.cuda.get_rng_state()
-    torch.save(state, path)
+    main_process_only(torch.save)(gather(state), path)
 
 
 def load_random_state(_, path, end_of_epoch):
-    """Bring back what ``save_random_state`` wrote, on every process."""
-    state = torch.load(path, map_location="cpu")
+    """Bring back what ``save_random_state`` wrote of this process."""
+    states = torch.load(path, map_location="cpu")
+    state = states[(get_rank() or 0) % len(states)]  # processes may be more than they were
     random.setstate(state["python"])
     np.random.set_state(state["numpy"])
     torch.set_rng_state(state["torch"])

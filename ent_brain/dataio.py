@@ -8,6 +8,7 @@ import torch
 from speechbrain.dataio import audio_io
 from speechbrain.dataio.dataset import DynamicItemDataset
 from speechbrain.dataio.sampler import DynamicBatchSampler
+from torch.utils.data import BatchSampler, Sampler
 from torchaudio.functional import resample
 
 from ent_brain.emotions import EMOTIONS, NEUTRAL, emotion_index
@@ -244,3 +245,71 @@ def make_batch_sampler(dataset, max_batch_nodes):
         lengths_list=nodes.tolist(),
         seed=int(os.environ.get("SB_GLOBAL_SEED", 0)),  # as SpeechBrain's random sampler
     )
+
+
+class ShareOfBatches(Sampler):
+    """The batches of one process of several: all have as many, and no utterance is in two.
+
+    SpeechBrain's own way has the first utterances, or batches, of an epoch twice where they do not
+    come out even. Here the largest batches are halved instead. With n processes a step is what it
+    is in one process with batches n times as large.
+
+    Arguments
+    ---------
+    sampler : Sampler
+        Of SpeechBrain, the same in all processes: of batches, or of utterances.
+    rank, processes : int
+    batch_size : int, optional
+        Where the sampler is of utterances.
+
+    Raises
+    ------
+    InputError
+        If there are fewer utterances than processes.
+
+    Example
+    -------
+    >>> from speechbrain.dataio.sampler import ReproducibleRandomSampler
+    >>> shares = [ShareOfBatches(ReproducibleRandomSampler("abcde"), r, 2, 3) for r in (0, 1)]
+    >>> [[len(batch) for batch in share] for share in shares]
+    [[3], [2]]
+    """
+
+    def __init__(self, sampler, rank, processes, batch_size=None):
+        self.sampler, self.batch_size = sampler, batch_size
+        self.rank, self.processes = rank, processes
+        self.set_epoch(0)
+        if not self.batches:
+            raise InputError(
+                f"fewer training utterances than the {processes} processes: start fewer"
+            )
+
+    def set_epoch(self, epoch):
+        """Make the batches of an epoch."""
+        self.sampler.set_epoch(epoch)
+        batches = self.sampler
+        if self.batch_size is not None:
+            batches = BatchSampler(batches, self.batch_size, drop_last=False)
+        self.batches = _evenly(list(batches), self.processes)[self.rank :: self.processes]
+
+    def __iter__(self):
+        """Tell the indices of each batch."""
+        return iter(self.batches)
+
+    def __len__(self):
+        """Count the batches."""
+        return len(self.batches)
+
+
+def _evenly(batches, processes):
+    """Halve the largest batches until all processes have as many.
+
+    Where batches are single utterances some are left out, in every epoch others.
+    """
+    while left := len(batches) % processes:
+        last = max(range(len(batches)), key=lambda index: (len(batches[index]), index))
+        largest = batches[last]
+        if len(largest) == 1:
+            return batches[:-left]
+        batches[last : last + 1] = largest[::2], largest[1::2]
+    return batches

@@ -376,7 +376,7 @@ def _annotate(model, encoded, frame_lens, paths):
         for values in (of_frames, of_utterance)
     )
     return [
-        Hypothesis(tokens, frames, each if each is None else each[:length], of_one, score)
+        Hypothesis(tokens, frames, each if each is None else each[:length].clone(), of_one, score)
         for (tokens, frames, score), each, of_one, length in zip(
             paths, of_frames, of_utterance, frame_lens.tolist(), strict=True
         )

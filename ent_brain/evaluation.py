@@ -56,7 +56,7 @@ def report(brain, test_sets, hparams, trained_on):
     if not (folder / HISTORY_FILE).is_file():
         raise InputError(f"{folder}: nothing was trained in it: train for an epoch at least")
     history = read_json(folder / HISTORY_FILE)
-    plot_learning_curves(history, folder / "learning_curves.png")
+    main_process_only(plot_learning_curves)(history, folder / "learning_curves.png")
     rows, utterances = [], []
     brain.on_evaluate_start(min_key="error")  # once for all test sets
     for name, dataset in test_sets.items():

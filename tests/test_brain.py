@@ -381,10 +381,14 @@ def test_the_loss_is_the_weighted_sum_and_weight_0_leaves_no_trace(
     assert set(terms) == {
         name.removesuffix("_weight") for name, weight in weights.items() if weight
     }
-    assert brain.running.pop("utterances") == 4
-    assert set(brain.running) == set(terms)
-    for name, total in brain.running.items():
-        torch.testing.assert_close(total / 4, terms[name].detach())
+    running, positions = dict(brain.running), int((outputs.token_lens + 1).sum())
+    counts = {"positions": positions} if "lm" in terms else {}
+    counts["utterances"] = 4
+    assert {name: running.pop(name) for name in counts} == counts
+    assert set(running) == set(terms)
+    for name, total in running.items():
+        count = positions if name == "lm" else 4
+        torch.testing.assert_close(total / count, terms[name].detach())
     total = sum(weights[f"{name}_weight"] * term for name, term in terms.items())
     torch.testing.assert_close(loss, total)
 

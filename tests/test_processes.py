@@ -1,0 +1,303 @@
+"""Two and four processes train as one would; gloo joins them, on the CPU."""
+
+import json
+import math
+import os
+from functools import partial
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from speechbrain.dataio.sampler import ReproducibleRandomSampler
+from test_brain import interrupt, make_brain, sing
+
+from ent_brain.dataio import ShareOfBatches, make_batch_sampler, make_dataset
+from ent_brain.emotions import EMOTIONS
+from ent_brain.errors import InputError
+from ent_brain.frontend import FbankFrontend
+from ent_brain.tokens import CharTokens
+
+SEED = 5
+GLOO = {"distributed_backend": "gloo"}
+CASES = {
+    "batches of 3": {"batch_size": 3},
+    "accumulated": {"batch_size": 2, "grad_accumulation_factor": 2},
+    "of similar lattices": {"max_batch_nodes": 700},
+}
+
+
+@pytest.fixture(scope="module")
+def songs(tmp_path_factory):
+    """The manifest of 11 songs of one to four letters."""
+    folder = tmp_path_factory.mktemp("songs")
+    rng = np.random.default_rng(0)
+    manifest = {}
+    for index in range(11):
+        emotion, text = EMOTIONS[index % 4], "ASET"[: 1 + index * 7 % 4]
+        song = sing(text, emotion, rng)
+        soundfile.write(folder / f"{index:02}.wav", song, 16000)
+        seconds = len(song) / 16000
+        manifest[f"song{index:02}"] = {
+            "wav": f"{{data_root}}/{index:02}.wav",
+            "duration": seconds,
+            "transcript": text,
+            "emotion": emotion,
+            "speaker": "Ann",
+            "segments": [{"start": 0.0, "end": seconds / 2, "emotion": "sad"}],
+        }
+    (folder / "songs.json").write_text(json.dumps(manifest))
+    return folder / "songs.json"
+
+
+def load(songs):
+    return make_dataset(songs, songs.parent, CharTokens(), FbankFrontend(0.04), 1.0)
+
+
+class Unions:
+    """The batches of one process that are each what all of several have in a step."""
+
+    def __init__(self, sampler, batch_size, processes):
+        self.shares = [ShareOfBatches(sampler, r, processes, batch_size) for r in range(processes)]
+
+    def set_epoch(self, epoch):
+        for share in self.shares:
+            share.set_epoch(epoch)
+
+    def __iter__(self):
+        return iter([sum(batches, []) for batches in zip(*self.shares, strict=True)])
+
+    def __len__(self):
+        return len(self.shares[0])
+
+
+def trace(folder, dataset, case, alone_as=None):
+    """Train for two epochs; with ``alone_as`` in this process, on what so many would have had."""
+    run_opts = {"max_grad_norm": math.inf, **GLOO}
+    run_opts |= {key: case[key] for key in case if key == "grad_accumulation_factor"}
+    terms = {"lm_weight": 0.3, "lattice_mode": "aligned"}
+    opt_class = partial(torch.optim.SGD, lr=0.01)
+    brain = make_brain(folder, opt_class=opt_class, run_opts=run_opts, **terms)
+    prepare, gradients = brain.init_optimizers, []
+
+    def watch(*_):
+        gradients.append(torch.cat([p.grad.flatten() for p in brain.raw_modules.parameters()]))
+
+    def init_optimizers():
+        prepare()
+        brain.optimizer.register_step_pre_hook(watch)
+
+    brain.init_optimizers = init_optimizers
+    batches = {"batch_size": case.get("batch_size"), "shuffle": True}
+    if "max_batch_nodes" in case:
+        batches = {"batch_sampler": make_batch_sampler(dataset, case["max_batch_nodes"])}
+    if alone_as:
+        sampler = batches.get("batch_sampler")
+        sampler = sampler or ReproducibleRandomSampler(dataset, SEED)
+        batches = {"batch_sampler": Unions(sampler, case.get("batch_size"), alone_as)}
+    loaders = {"train_loader_kwargs": batches, "valid_loader_kwargs": {"batch_size": 2}}
+    brain.fit(brain.hparams.epoch_counter, dataset, dataset, **loaders)
+    brain.evaluate(dataset, test_loader_kwargs={"batch_size": 4})
+    few = dataset.filtered_sorted(select_n=3)
+    whole = brain.stats
+    brain.evaluate(few, test_loader_kwargs={"batch_size": 4})
+    return {
+        "gradients": gradients,
+        "state": brain.raw_modules.state_dict(),
+        "history": brain.history,
+        "summary": whole.summarize(),
+        "by utterance": list(whole.by_utterance().items()),
+        "of few": brain.stats.by_utterance(),
+    }
+
+
+# --- several processes and one
+
+
+def run(function, processes, folder, *args):
+    """Call ``function(folder, *args)`` in so many processes; what each returned, by rank."""
+    torch.multiprocessing.start_processes(
+        _process, (function, processes, folder, args), processes, start_method="forkserver"
+    )
+    return [torch.load(folder / f"{rank}.pt", weights_only=False) for rank in range(processes)]
+
+
+def _process(rank, function, processes, folder, args):
+    torch.set_num_threads(1)
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "SB_GLOBAL_SEED": str(SEED)}
+    store = f"file://{folder}/store"
+    torch.distributed.init_process_group("gloo", init_method=store, rank=rank, world_size=processes)
+    torch.save(function(folder, *args), folder / f"{rank}.pt")
+    torch.distributed.destroy_process_group()
+
+
+def _train(folder, songs):
+    dataset = load(songs)
+    return {name: trace(folder / name, dataset, case) for name, case in CASES.items()}
+
+
+@pytest.fixture(scope="module", params=[2, 4])
+def together(request, processes, songs, tmp_path_factory):
+    """What each of 2 or 4 processes has seen, and what one that had all of their batches has."""
+    folder = tmp_path_factory.mktemp("together")
+    ranks = run(_train, request.param, folder, songs)
+    dataset = load(songs)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SB_GLOBAL_SEED", str(SEED))
+        alone = {
+            name: trace(folder / f"alone, {name}", dataset, case, alone_as=request.param)
+            for name, case in CASES.items()
+        }
+    return ranks, alone
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_gradients_are_those_of_one_process_with_all_the_batches(together, case):
+    ranks, alone = together
+    expected = alone[case]["gradients"]
+    assert len(expected) >= 2
+    for of_rank in ranks:
+        found = of_rank[case]["gradients"]
+        assert len(found) == len(expected)
+        for gradient, of_all in zip(found, expected, strict=True):
+            assert (gradient - of_all).norm() < 1e-5 * of_all.norm()
+        for name, value in alone[case]["state"].items():
+            torch.testing.assert_close(of_rank[case]["state"][name], value, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_statistics_count_each_utterance_once_and_are_the_same_in_all_processes(together, case):
+    ranks, alone = together
+    expected = alone[case]
+    for of_rank in ranks:
+        assert of_rank[case]["by utterance"] == ranks[0][case]["by utterance"]
+        assert of_rank[case]["history"] == ranks[0][case]["history"]
+        assert [name for name, _ in of_rank[case]["by utterance"]] == [
+            name for name, _ in expected["by utterance"]
+        ]
+        assert len(expected["by utterance"]) == 11
+        assert of_rank[case]["summary"] == pytest.approx(expected["summary"])
+        assert of_rank[case]["of few"] == expected["of few"]  # fewer than four processes
+        for epoch, of_all in zip(of_rank[case]["history"], expected["history"], strict=True):
+            assert epoch == pytest.approx(of_all, rel=1e-4)
+
+
+# --- what befalls some of them
+
+
+def _go_on(folder, songs):
+    """State and history of a training that is stopped within an epoch, and of one that is not."""
+    dataset = load(songs)
+    run_opts = {**GLOO, "ckpt_interval_steps": 1}
+    loaders = {"train_loader_kwargs": {"batch_size": 2}, "valid_loader_kwargs": {"batch_size": 2}}
+    found = []
+    for name in ("straight", "stopped", "stopped"):
+        brain = make_brain(folder / name, dropout=0.3, resume=True, run_opts=run_opts)
+        if name == "stopped" and len(found) == 1:
+            interrupt(brain, "fit_batch", lambda batch, brain=brain: brain.optimizer_step == 4)
+            with pytest.raises(KeyboardInterrupt):
+                brain.fit(brain.hparams.epoch_counter, dataset, dataset, **loaders)
+        else:
+            brain.fit(brain.hparams.epoch_counter, dataset, dataset, **loaders)
+        found.append((brain.raw_modules.state_dict(), brain.history, brain.optimizer_step))
+    return found
+
+
+def test_processes_that_are_stopped_go_on_as_if_nothing_had_happened(processes, songs, tmp_path):
+    for straight, stopped, resumed in run(_go_on, 2, tmp_path, songs):
+        assert (straight[2], stopped[2], resumed[2]) == (6, 4, 6)
+        assert straight[0].keys() == resumed[0].keys()
+        assert all(torch.equal(value, resumed[0][name]) for name, value in straight[0].items())
+        for epoch, expected in zip(resumed[1], straight[1], strict=True):
+            assert epoch == pytest.approx(expected)
+
+
+def _masks(folder):
+    """Two draws of dropout, and the weights that a process begins with."""
+    brain = make_brain(folder / os.environ["RANK"], run_opts=GLOO)
+    brain.steps_per_epoch = 1
+    brain.on_fit_start()
+    return torch.rand(5), np.random.rand(5), brain.raw_modules.state_dict()
+
+
+def test_processes_begin_with_the_same_weights_and_drop_others(processes, tmp_path):
+    (first, other), (first_too, other_too), (weights, same) = zip(
+        *run(_masks, 2, tmp_path), strict=True
+    )
+    assert not set(first.tolist()) & set(other.tolist())
+    assert not set(first_too) & set(other_too)
+    assert all(torch.equal(value, same[name]) for name, value in weights.items())
+
+
+def _spoil(folder, songs):
+    """What is told where the loss of one process is no number, and whether weights stay."""
+    dataset = load(songs)
+    brain = make_brain(folder / "out", run_opts={**GLOO, "nonfinite_patience": 0})
+    honest = brain._loss_terms
+
+    def terms(predictions, batch, intervals):
+        factor = math.nan if os.environ["RANK"] == "1" else 1.0
+        return {k: term * factor for k, term in honest(predictions, batch, intervals).items()}
+
+    brain._loss_terms = terms
+    before = {k: value.clone() for k, value in brain.modules["model"].state_dict().items()}
+    with pytest.raises(InputError) as error:
+        brain.fit([1], dataset, train_loader_kwargs={"batch_size": 2})
+    after = brain.raw_modules["model"].state_dict()
+    return str(error.value), all(torch.equal(after[k], value) for k, value in before.items())
+
+
+def test_a_loss_of_one_process_that_is_no_number_is_left_out_by_all(processes, songs, tmp_path):
+    (told, same), (told_too, same_too) = run(_spoil, 2, tmp_path, songs)
+    assert told == told_too
+    assert told.partition(":")[0].count("song") == 4  # of both processes
+    assert same
+    assert same_too
+
+
+# --- shares
+
+
+class Order(list):
+    """A sampler of its own order in every epoch."""
+
+    def set_epoch(self, epoch):
+        pass
+
+
+@given(
+    batches=st.lists(st.integers(1, 5), min_size=1, max_size=12),
+    processes=st.integers(1, 6),
+)
+def test_shares_of_batches_are_as_many_and_have_each_utterance_once(batches, processes):
+    numbers = iter(range(sum(batches)))
+    given_batches = Order([[next(numbers) for _ in range(size)] for size in batches])
+    if sum(batches) < processes:
+        with pytest.raises(InputError, match=f"than the {processes} processes: start fewer"):
+            ShareOfBatches(given_batches, 0, processes)
+        return
+    shares = [ShareOfBatches(given_batches, rank, processes) for rank in range(processes)]
+    assert len(set(map(len, shares))) == 1
+    found = [batch for share in shares for batch in share]
+    assert max(map(len, found)) <= max(batches)
+    utterances = sorted(sum(found, []))
+    assert len(set(utterances)) == len(utterances)
+    # Some are left out only where there is nothing to halve.
+    left_out = sum(batches) - len(utterances)
+    assert not left_out or (left_out < processes and max(map(len, found)) == 1)
+
+
+@pytest.mark.parametrize("processes", [1, 2, 3])
+def test_a_step_of_several_is_a_step_of_one_with_larger_batches(processes):
+    order = ReproducibleRandomSampler(range(24), seed=SEED)
+    shares = [ShareOfBatches(order, rank, processes, 4) for rank in range(processes)]
+    for epoch in (1, 2):
+        for share in shares:
+            share.set_epoch(epoch)
+        steps = [sum(batches, []) for batches in zip(*shares, strict=True)]
+        order.set_epoch(epoch)
+        everything = list(order)
+        size = 4 * processes
+        assert steps == [everything[i : i + size] for i in range(0, 24, size)]
