@@ -1,6 +1,7 @@
 """What a person is told when the input is wrong: one line, and an exit status that is not 0."""
 
 import errno
+import signal
 import sys
 
 CANNOT_WRITE = {
@@ -26,6 +27,20 @@ class InputError(Exception):
 
     def __init__(self, message):
         super().__init__("".join(c if c.isprintable() else repr(c)[1:-1] for c in message))
+
+
+class ProcessEndedError(InputError):
+    """One of several processes that train together is gone, so that the others cannot go on."""
+
+    def __init__(self):
+        super().__init__(
+            "another process of this training has ended, or all were told to: torchrun tells "
+            "which: give the same command again, and it goes on from its last checkpoint"
+        )
+
+
+CONNECTION_LOST = ("Connection closed by peer", "Connection reset by peer", "Broken pipe")
+"""What gloo says, in a RuntimeError, where the process at the other end is gone."""
 
 
 def raise_problems(problems, remedy):
@@ -63,7 +78,8 @@ def raise_problems(problems, remedy):
 def exit_on_input_error(main):
     """Decorate the main function of a program: an ``InputError`` becomes one line and status 1.
 
-    So does what the system says where the disk is full or a permission is missing.
+    So does what the system says where the disk is full or a permission is missing, and the end of
+    another of several processes.
 
     Arguments
     ---------
@@ -78,15 +94,24 @@ def exit_on_input_error(main):
         try:
             return main(*args, **kwargs)
         except InputError as error:
-            print(f"error: {error}", file=sys.stderr)
-            sys.exit(1)
+            problem = error
         except OSError as error:
             if error.errno not in CANNOT_WRITE:
                 raise
             path = error.filename2 or error.filename  # a copy names what it is of, first
             where = f"{path}: " if path else ""
-            remedy = "make room, or give the permission, and start again"
-            print(f"error: {where}{error.strerror}: {remedy}", file=sys.stderr)
-            sys.exit(1)
+            problem = f"{where}{error.strerror}: make room, or give the permission, and start again"
+        except RuntimeError as error:
+            if not _is_connection_lost(error):
+                raise
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)  # no second end while this one is told
+            problem = ProcessEndedError()
+        print(f"error: {problem}", file=sys.stderr)
+        sys.exit(1)
 
     return wrapped
+
+
+def _is_connection_lost(error):
+    of_torch = type(error).__module__ == "torch.distributed"
+    return of_torch or any(text in str(error) for text in CONNECTION_LOST)

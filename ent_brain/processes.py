@@ -2,9 +2,7 @@
 
 import random
 import signal
-import sys
 from dataclasses import replace
-from functools import partial
 from itertools import zip_longest
 
 import numpy as np
@@ -16,15 +14,7 @@ from speechbrain.utils.distributed import (
     is_distributed_initialized,
 )
 
-from ent_brain.errors import InputError
-
-CONNECTION_LOST = ("Connection closed by peer", "Connection reset by peer", "Broken pipe")
-"""What a RuntimeError of gloo says where the process at the other end is gone."""
-
-ENDED = (
-    "another process of this training has ended, or all were told to: see above why, then give "
-    "the same command again, and it goes on from its last checkpoint"
-)
+from ent_brain.errors import InputError, ProcessEndedError
 
 
 def join(run_opts):
@@ -60,22 +50,11 @@ def join(run_opts):
         ) from error
     if is_distributed_initialized():
         signal.signal(signal.SIGTERM, _end)  # which torchrun sends to those that are left
-        sys.excepthook = partial(_tell, sys.excepthook)
     return run_opts
 
 
 def _end(*_):
-    raise InputError(ENDED)
-
-
-def _tell(otherwise, kind, error, traceback):
-    lost = isinstance(error, torch.distributed.DistError) or (
-        isinstance(error, RuntimeError) and any(text in str(error) for text in CONNECTION_LOST)
-    )
-    if lost:
-        print(f"error: {ENDED}", file=sys.stderr)
-    else:
-        otherwise(kind, error, traceback)
+    raise ProcessEndedError
 
 
 def part_random_states():
