@@ -123,8 +123,10 @@ class EmotionTransducerBrain(sb.Brain):
         loader = super().make_dataloader(dataset, stage, ckpt_prefix, **loader_kwargs)
         if stage == sb.Stage.TRAIN:
             if self.train_sampler is None:
-                # SpeechBrain tells the epoch to no batch sampler: all epochs would be the first.
-                self.train_sampler = loader_kwargs.get("batch_sampler")
+                # SpeechBrain tells the epoch to no sampler of ours: all epochs would be the first.
+                self.train_sampler = loader_kwargs.get(
+                    "batch_sampler", loader_kwargs.get("sampler")
+                )
             # SpeechBrain drops the batches that accumulation leaves over at the end of an epoch.
             self.steps_per_epoch = len(loader) // self.grad_accumulation_factor
         return loader
@@ -135,11 +137,14 @@ class EmotionTransducerBrain(sb.Brain):
             return super()._train_loader_specifics(dataset, loader_kwargs)
         sampler, batch_size = loader_kwargs.get("batch_sampler"), None
         if sampler is None:
-            sampler = ReproducibleRandomSampler(dataset, int(os.environ.get("SB_GLOBAL_SEED", 0)))
             batch_size = loader_kwargs["batch_size"]
+            sampler = loader_kwargs.get("sampler")
+        if sampler is None:
+            sampler = ReproducibleRandomSampler(dataset, int(os.environ.get("SB_GLOBAL_SEED", 0)))
         processes = torch.distributed.get_world_size()
         self.train_sampler = ShareOfBatches(sampler, self.rank, processes, batch_size)
-        given = {k: v for k, v in loader_kwargs.items() if k not in ("batch_size", "shuffle")}
+        replaced = ("batch_size", "shuffle", "sampler")
+        given = {key: value for key, value in loader_kwargs.items() if key not in replaced}
         return {**given, "batch_sampler": self.train_sampler}
 
     def on_fit_start(self):

@@ -25,6 +25,9 @@ from ent_brain.segments import Segment
 
 OUTPUT_KEYS = ("id", "sig", "tokens", "token_count", "emotion_index", "entry")
 
+FIRST_SHARE = 0.2
+"""Of the utterances, by duration: what a curriculum begins with."""
+
 MAX_BUCKETS = 16
 """More fill batches no better, and put the same utterances together again and again."""
 
@@ -247,6 +250,51 @@ def make_batch_sampler(dataset, max_batch_nodes):
     )
 
 
+class CurriculumSampler(Sampler):
+    """Draw training utterances from the shortest first, and from ever more of them.
+
+    In a short utterance there is little doubt about when its emotion is. A model that learns from
+    utterance labels alone, and from long utterances at once, may settle for a time that fits them
+    on average. Source: Platanios et al., "Competence-based Curriculum Learning for Neural Machine
+    Translation" (NAACL 2019), with a competence that grows evenly.
+
+    Arguments
+    ---------
+    dataset : DynamicItemDataset
+        As ``make_dataset`` makes it.
+    epochs : float
+        Epochs until all are drawn from. An epoch has as many draws as there are utterances; until
+        the curriculum is over it may have some of them twice and others not, afterwards it has each
+        once.
+    """
+
+    def __init__(self, dataset, epochs):
+        durations = [dataset.data[name]["duration"] for name in dataset.data_ids]
+        self.shortest_first = np.argsort(durations, kind="stable").tolist()
+        self.epochs = epochs
+        self.seed = int(os.environ.get("SB_GLOBAL_SEED", 0))  # as SpeechBrain's random sampler
+        self.set_epoch(1)
+
+    def set_epoch(self, epoch):
+        """Tell the epoch, from 1 on: each has its own draws, the same whenever they are made."""
+        self.epoch = epoch
+
+    def __len__(self):
+        """Count the draws of an epoch."""
+        return len(self.shortest_first)
+
+    def __iter__(self):
+        """Tell the index of each draw."""
+        generator = torch.Generator().manual_seed(self.seed + self.epoch)
+        epochs_before, count = self.epoch - 1, len(self)
+        if epochs_before >= self.epochs:
+            return iter(torch.randperm(count, generator=generator).tolist())
+        done = (epochs_before + torch.arange(count) / count) / self.epochs
+        shares = (FIRST_SHARE + (1 - FIRST_SHARE) * done).clamp(max=1)
+        ranks = (torch.rand(count, generator=generator) * shares * count).long()
+        return iter([self.shortest_first[rank] for rank in ranks.tolist()])
+
+
 class ShareOfBatches(Sampler):
     """The batches of one process of several: all have as many, and no utterance is in two.
 
@@ -257,7 +305,7 @@ class ShareOfBatches(Sampler):
     Arguments
     ---------
     sampler : Sampler
-        Of SpeechBrain, the same in all processes: of batches, or of utterances.
+        The same in all processes: of batches, or of utterances.
     rank, processes : int
     batch_size : int, optional
         Where the sampler is of utterances.

@@ -11,7 +11,7 @@ from speechbrain.utils.logger import get_logger
 
 from ent_brain.brain import EmotionTransducerBrain
 from ent_brain.cache import disk_use, fill
-from ent_brain.dataio import make_batch_sampler, make_dataset
+from ent_brain.dataio import CurriculumSampler, make_batch_sampler, make_dataset
 from ent_brain.errors import InputError, raise_problems
 from ent_brain.evaluation import report
 from ent_brain.files import read_json, write_json
@@ -148,6 +148,9 @@ def train_and_test(hparams, run_opts, train, valid, tests):
     if hparams["max_batch_nodes"] is not None:
         sampler = make_batch_sampler(train_set, hparams["max_batch_nodes"])
         train_opts |= {"batch_size": 1, "shuffle": False, "batch_sampler": sampler}
+    elif hparams.get("curriculum_epochs"):
+        sampler = CurriculumSampler(train_set, hparams["curriculum_epochs"])
+        train_opts |= {"shuffle": False, "sampler": sampler}
     brain = EmotionTransducerBrain(
         tokens,
         modules=hparams["modules"],

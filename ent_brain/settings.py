@@ -30,7 +30,7 @@ KEYS_READ_BY_CODE = {
     *("mixed", "keep_neutral", "mixed_folder", "mixed_speeds"),
     *("number_of_epochs", "warmup_epochs", "opt_class", "lr_schedule", "epoch_counter"),
     *("modules", "checkpointer", "train_logger", "train_dataloader_opts", "test_dataloader_opts"),
-    *("max_batch_nodes", "only_fill_cache"),
+    *("max_batch_nodes", "curriculum_epochs", "only_fill_cache"),
 }
 """Top-level keys that the recipes' code reads, beside SpeechBrain's run options."""
 
@@ -66,8 +66,8 @@ def load_recipe(hparams_file, overrides, device=None):
     InputError
         If the file is missing or does not load, a key (in the file, under one of its includes, or
         on the command line) is one that nothing reads, a value is of another kind than the file's
-        own or out of range, no loss has a positive weight, the weights and the lattice mode do not
-        go together, the output folder cannot be written, or the device is not there.
+        own or out of range, no loss has a positive weight, two settings do not go together, the
+        output folder cannot be written, or the device is not there.
     """
     hparams_file = Path(hparams_file)
     if not hparams_file.is_file():
@@ -81,7 +81,13 @@ def load_recipe(hparams_file, overrides, device=None):
     raise_problems(_unknown_options(own, given), "correct the option or remove it")
     if wrong := _wrong_values(own, given):
         raise InputError("; ".join(wrong))
-    _check_losses({**own, **given}, hparams_file)
+    values = {**own, **given}
+    _check_losses(values, hparams_file)
+    if values.get("curriculum_epochs") and values["max_batch_nodes"] is not None:
+        raise InputError(
+            "curriculum_epochs: max_batch_nodes has an order of its own: set the one to 0 or the "
+            "other to null"
+        )
     check_device(device)
     try:
         with hparams_file.open(encoding="utf-8") as file:

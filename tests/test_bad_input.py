@@ -186,9 +186,8 @@ def audio(folder, _):
 def recipe(folder, _):
     """A recipe's YAML, its fragments beside it."""
     shutil.copytree(ROOT / "hparams", folder / "hparams")
-    path = folder / "recipes" / "RAVDESS" / "hparams" / "ent_fbank.yaml"
-    path.parent.mkdir(parents=True)
-    shutil.copy(ROOT / "recipes" / "RAVDESS" / "hparams" / "ent_fbank.yaml", path)
+    path = folder / YAML
+    shutil.copytree((ROOT / YAML).parent, path.parent)
 
     def read(path=path, device=None, text="", **given):
         given = {"data_folder": "corpus", "output_folder": folder / "out", **given}
@@ -353,8 +352,7 @@ def linked_out(name):
 
 
 def move_yaml(folder):
-    name = folder / "recipes/RAVDESS/hparams/ent_fbank.yaml"
-    return {"path": name.rename(folder / "mine.yaml")}
+    return {"path": (folder / YAML).rename(folder / "mine.yaml")}
 
 
 def yaml_of(content):
@@ -865,6 +863,17 @@ REFUSED = {
             ),
             ("of no path", bad_entry(wav=None), "wav None is no text"),
             ("of no speaker", bad_entry(speaker=7), "speaker 7 is no text"),
+            ("of a number as wav", bad_entry(wav=3), "wav 3 is no text"),
+            (
+                "of audio elsewhere",
+                bad_entry(wav="/etc/a.wav"),
+                "wav '/etc/a.wav' is not a path inside {data_root}/",
+            ),
+            (
+                "of audio above its folder",
+                bad_entry(wav="{data_root}/b/../../a.wav"),
+                "wav '{data_root}/b/../../a.wav' is not a path inside {data_root}/",
+            ),
             (
                 "of half a segment",
                 bad_entry(segments=[{"start": 0}]),
@@ -1062,6 +1071,16 @@ REFUSED = {
         given(rnnt_weight=0, lattice_mode="mil", lm_weight=0.3),
         "rnnt_weight: 0: nothing is transcribed then, so lattice_mode mil and lm_weight have "
         f"nothing to go by: {BY_WORDS}",
+    ),
+    "shortest first, of like length": (
+        recipe,
+        lambda folder: {
+            "path": folder / YAML.replace("ent_fbank", "ent_mix"),
+            "curriculum_epochs": 1,
+            "max_batch_nodes": 1000,
+        },
+        "curriculum_epochs: max_batch_nodes has an order of its own: set the one to 0 or the other "
+        "to null",
     ),
     "frames of 25 ms": (
         recipe,

@@ -8,9 +8,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from speechbrain.dataio.batch import PaddedBatch
-from speechbrain.dataio.sampler import DistributedSamplerWrapper
 
-from ent_brain.dataio import interval_spans, make_batch_sampler, make_dataset, read_audio
+from ent_brain.dataio import (
+    CurriculumSampler,
+    interval_spans,
+    make_batch_sampler,
+    make_dataset,
+    read_audio,
+)
 from ent_brain.emotions import EMOTIONS
 from ent_brain.errors import InputError
 from ent_brain.frontend import FbankFrontend, SSLFrontend
@@ -240,16 +245,23 @@ def test_every_epoch_has_every_utterance_once_in_other_batches(many):
     assert list(again) == epochs[1]
 
 
-def test_processes_share_the_batches_of_an_epoch(many):
-    shares = []
-    for rank in range(2):
-        sampler = make_batch_sampler(many, LIMIT)
-        share = DistributedSamplerWrapper(sampler, num_replicas=2, rank=rank)
-        share.set_epoch(3)
-        shares.append(list(share))
-    assert len(shares[0]) == len(shares[1])
-    # One batch comes twice where their number is odd.
-    assert sorted(set(sum(shares[0] + shares[1], []))) == list(range(400))
+def test_a_curriculum_begins_with_the_shortest(many):
+    seconds = np.array([many.data[name]["duration"] for name in many.data_ids])
+    sampler, epochs = CurriculumSampler(many, 1.5), []
+    for epoch in (1, 2, 3):
+        sampler.set_epoch(epoch)
+        epochs.append(np.array(list(sampler)))
+        assert len(epochs[-1]) == len(sampler) == 400
+    drawn = np.concatenate(epochs[:2])
+    # After a half of 1.5 epochs the shortest 0.2 + 0.8 / 2 of all.
+    assert seconds[drawn[:10]].max() <= np.quantile(seconds, 0.22)
+    assert np.quantile(seconds, 0.5) < seconds[drawn[:300]].max() <= np.quantile(seconds, 0.61)
+    assert seconds[drawn].max() == seconds.max()
+    assert (np.bincount(drawn[600:], minlength=400) > 1).any()
+    assert sorted(epochs[2]) == list(range(400))
+    again = CurriculumSampler(many, 1.5)
+    again.set_epoch(2)
+    assert list(again) == epochs[1].tolist() != epochs[0].tolist()
 
 
 @pytest.mark.parametrize("limit", [1, 10**9])

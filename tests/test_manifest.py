@@ -199,56 +199,6 @@ def test_manifests_of_two_preparations_are_never_mixed(tmp_path, monkeypatch):
     assert {split: path.read_bytes() for split, path in paths.items()} == before
 
 
-GOOD_ENTRY = {
-    "wav": "{data_root}/a.wav",
-    "duration": 1.0,
-    "transcript": "HI",
-    "emotion": "sad",
-    "speaker": "Ann",
-}
-
-
-@pytest.mark.parametrize(
-    ("content", "line"),
-    [
-        (None, "{path}: No such file or directory: {remedy}"),
-        (b"\xff\xfe\xff", "{path}: byte 0 is not UTF-8 text: {remedy}"),
-        (b"{", "{path}: not JSON (Expecting property name enclosed in double quotes: "),
-        (b"[]", "{path}: not a JSON object of utterances by id: {remedy}"),
-        (b'{"a": 1}', "{path}: not a JSON object of utterances by id: {remedy}"),
-        (b'{"a": {}, "a": {}}', "{path}: a is there more than once: {remedy}"),
-        ({"emotion": None}, "a: no emotion: {remedy}"),
-        ({"emotion": "calm"}, "a: unknown emotion 'calm', not one of happy, angry, sad, neutral: "),
-        ({"duration": 0}, "a: duration 0 s: "),
-        ({"wav": 3}, "a: wav 3 is not a path inside {{data_root}}/: {remedy}"),
-        ({"wav": "/etc/a.wav"}, "a: wav '/etc/a.wav' is not a path inside {{data_root}}/: "),
-        (
-            {"wav": "{data_root}/b/../../a.wav"},
-            "a: wav '{{data_root}}/b/../../a.wav' is not a path inside {{data_root}}/: ",
-        ),
-        ({"duration": "1"}, "a: not a manifest's entry ("),
-        ({"segments": [{"start": 0}]}, "a: not a manifest's entry ("),
-        (
-            {"segments": [{"start": 0.5, "end": 2, "emotion": "sad"}]},
-            "a: segment 0.50-2.00 sad must lie between ",
-        ),
-    ],
-)
-def test_what_is_not_a_manifest(tmp_path, content, line):
-    path = tmp_path / "train.json"
-    if isinstance(content, dict):
-        entry = {key: value for key, value in (GOOD_ENTRY | content).items() if value is not None}
-        content = json.dumps({"a": entry}).encode()
-    if content is not None:
-        path.write_bytes(content)
-    remedy = f"write {path} again with the recipe's preparation"
-    with pytest.raises(InputError) as error:
-        read_manifest(path)
-    assert str(error.value).startswith(line.format(path=path, remedy=remedy))
-    assert str(error.value).endswith(remedy)
-    assert "\n" not in str(error.value)
-
-
 def many_utterances():
     sizes = {("Ann", "sad"): 37, ("Ann", "happy"): 5, ("Bob", "sad"): 12, ("Bob", "angry"): 1}
     return [

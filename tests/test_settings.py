@@ -166,7 +166,14 @@ FINETUNED |= {"opt_class", "lr_schedule", "number_of_epochs", "warmup_epochs", "
 FINETUNED |= {"batch_size", "lr", "weight_decay", "remove_vector_weight_decay", "head_weight"}
 FINETUNED |= {"ssl_layers", "feature_cache", "feature_precision", "only_fill_cache"}
 FINETUNED |= {f"mask_{axis}_{what}" for axis in ("time", "feature") for what in ("prob", "length")}
-MIXED = {"mixed", "keep_neutral", "mixed_speeds", "mixed_folder", "lattice_mode"}
+MIXED = {
+    "mixed",
+    "curriculum_epochs",
+    "keep_neutral",
+    "mixed_speeds",
+    "mixed_folder",
+    "lattice_mode",
+}
 VARIANTS = {
     "IEMOCAP/fent": ("IEMOCAP/ent", {"model"}),
     "IEMOCAP/fent_demo": ("IEMOCAP/ent_demo", {"model"}),

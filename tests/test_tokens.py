@@ -127,22 +127,6 @@ def test_pieces_are_read_from_their_file(pieces, tmp_path):
     assert loaded.encode(TRANSCRIPTS[1]) == pieces.encode(TRANSCRIPTS[1])
 
 
-@pytest.mark.parametrize(
-    ("vocab_size", "reason"),
-    [(5000, "Vocabulary size too high"), (20, "Vocabulary size is smaller than required_chars")],
-)
-def test_an_impossible_vocabulary_is_refused(tmp_path, vocab_size, reason):
-    path = tmp_path / "pieces.model"
-    with pytest.raises(InputError) as error:
-        train_sentencepiece(TRANSCRIPTS, path, vocab_size)
-    line = str(error.value)
-    assert line.startswith(f"{path}: {vocab_size} tokens cannot be learnt from these transcripts (")
-    assert reason in line
-    assert line.endswith("): change vocab_size")
-    assert "\n" not in line
-    assert list(tmp_path.iterdir()) == []
-
-
 @pytest.mark.parametrize("content", [None, b"", b"no model"])
 def test_what_is_no_model_is_refused(tmp_path, content):
     path = tmp_path / "pieces.model"
