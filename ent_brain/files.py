@@ -3,8 +3,12 @@
 import errno
 import json
 import secrets
+import time
 from contextlib import contextmanager
 from pathlib import Path
+
+SECONDS_OF_WRITING = 3600
+"""What nobody has written to for so long is not being written."""
 
 
 @contextmanager
@@ -27,6 +31,22 @@ def whole_or_nothing(path):
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def sweep(folder):
+    """Remove what writers that were killed have left in a folder, and in those in it.
+
+    Arguments
+    ---------
+    folder : str or Path
+        That need not be there.
+    """
+    for partial in Path(folder).rglob(".*.partial"):
+        try:
+            if time.time() - partial.stat().st_mtime > SECONDS_OF_WRITING:
+                partial.unlink()
+        except FileNotFoundError:  # its writer has just renamed it, or another has swept
+            continue
 
 
 @contextmanager

@@ -14,7 +14,7 @@ from ent_brain.cache import disk_use, fill
 from ent_brain.dataio import CurriculumSampler, make_batch_sampler, make_dataset
 from ent_brain.errors import InputError, raise_problems
 from ent_brain.evaluation import report
-from ent_brain.files import read_json, write_json
+from ent_brain.files import read_json, sweep, write_json
 from ent_brain.losses import SUPERVISED_MODES
 from ent_brain.manifest import read_manifest
 from ent_brain.mixing import mix
@@ -131,6 +131,9 @@ def train_and_test(hparams, run_opts, train, valid, tests):
         "model settings": {"model": type(model).__name__, **model.settings},
     }
     run_on_main(check_begun, args=[hparams["save_folder"], begun_with])
+    run_on_main(sweep, args=[hparams["output_folder"]])
+    if frontend.cache is not None:
+        run_on_main(sweep, args=[frontend.cache.folder])
     tokens = make_tokens(hparams["tokens"], hparams["vocab_size"], train[0], hparams["save_folder"])
     train_set, valid_set, *test_sets = (
         make_dataset(manifest, root, tokens, frontend, hparams["max_tokens_per_frame"])

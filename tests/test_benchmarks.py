@@ -90,3 +90,17 @@ def test_every_way_to_search_finds_the_same(tmp_path):
     assert [row["search"] for row in rows] == ["greedy"] * 3 + ["beam of 4"] * 2
     assert all(row["the same"] for row in rows)
     assert "NO" not in printed
+
+
+def test_a_long_run_leaves_no_process_and_many_entries_take_their_share(tmp_path):
+    pytest.importorskip("espeakng_loader")
+    run_quickly("soak", "--output", tmp_path / "soak.json")
+    found = read_json(tmp_path / "soak.json")
+    steps = {row["step"]: row for row in found["steps"]}
+    assert {"preparation, cache", "start", "search, report"} <= steps.keys()
+    assert all(row["children"][1] == 0 for name, row in steps.items() if name != "synthesis")
+    most = max(row["peak"] for row in steps.values())
+    assert 100 < most < 2500, "MB"
+    assert [row["entries"] for row in found["entries"]] == [500, 1000, 2000, 4000]
+    assert found["exponents"]["preparation peak"] < 1.2
+    assert found["exponents"]["reading peak"] < 1.2

@@ -441,6 +441,26 @@ def last_weights(folder):
     return torch.load(last.paramfiles["model"])
 
 
+def test_the_seed_alone_decides_what_is_learnt(processes, few_of_iemocap, tmp_path):
+    """Weights and statistics to the bit, whoever reads the audio."""
+    runs = {"once": {"seed": 1}, "again": {"seed": 1, "num_workers": 2}, "other": {"seed": 2}}
+    options = {**SMALL, "data_folder": few_of_iemocap, "number_of_epochs": 2, "batch_size": 4}
+    started = []
+    for name, given in runs.items():
+        folder = tmp_path / name
+        folder.mkdir()
+        argv = command_line("ent_demo.yaml", folder / "out", [], {**options, **given})
+        started.append(processes.Process(target=_program, args=("IEMOCAP", argv, folder)))
+        started[-1].start()
+    for name, process in zip(runs, started, strict=True):
+        process.join()
+        assert process.exitcode == 0, (tmp_path / name / "stderr").read_text()
+    once, again, other = (left_by_training(tmp_path / name / "out") for name in runs)
+    assert once == again
+    assert once["weights"] != other["weights"]
+    assert once["history.json"] != other["history.json"]
+
+
 @pytest.mark.parametrize("moment", MOMENTS)
 def test_a_kill_while_a_checkpoint_is_kept_changes_nothing(
     run, processes, undisturbed, tmp_path, moment

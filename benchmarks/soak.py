@@ -1,0 +1,244 @@
+#!/usr/bin/env python3
+"""Does it last: a corpus of IEMOCAP's size from synthesis to report, watched from outside.
+
+`recipes/IEMOCAP/train.py` fills the cache of SSL features, trains an epoch on them, searches the
+held-out session and writes the report, on 5,531 look-alikes with a small random wav2vec2 and a
+small ENT. Meanwhile its resident memory, open files and child processes are noted. Then ZED's
+preparation and training's own reading take up to 100,000 entries.
+
+> python benchmarks/soak.py [--quick] [--output soak.json]
+
+Linux only: the figures are those of /proc.
+"""
+
+import argparse
+import math
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import soundfile
+import torch
+import transformers
+from epoch import in_its_own_process
+
+from ent_brain.dataio import make_dataset
+from ent_brain.files import write_json
+from ent_brain.frontend import FbankFrontend
+from ent_brain.tokens import CharTokens
+
+ROOT = Path(__file__).resolve().parents[1]
+INTERVAL = 0.2
+"""Seconds between two looks at the program."""
+
+PHASES = {"Going into epoch 1": "epoch, validation", "Loading a checkpoint": "search, report"}
+"""What the program says where a phase of it begins."""
+
+FIGURES = ("preparation seconds", "preparation peak", "reading seconds", "reading peak")
+
+
+@dataclass(frozen=True)
+class Look:
+    """What a program has at a moment."""
+
+    seconds: float
+    resident: float
+    """In MB."""
+    files: int
+    children: int
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--quick", action="store_true", help="few utterances")
+    parser.add_argument("--output", metavar="JSON", type=Path, help="where the figures are kept")
+    options = parser.parse_args()
+    utterances, largest = (100, 4000) if options.quick else (5531, 100_000)
+    with tempfile.TemporaryDirectory() as folder:
+        folder = Path(folder)
+        steps = soak(folder, utterances)
+        entries = preparation(folder / "entries", largest)
+    print(f"{utterances:,} utterances, workers of the loader: 2; {platform.machine()}, ", end="")
+    print(f"cores: {os.cpu_count()}, threads: {torch.get_num_threads()}\n")
+    print("| step | s | peak MB | MB, 2nd quarter | MB, last quarter | growth | files | children |")
+    print("| :-- | --: | --: | --: | --: | --: | --: | --: |")
+    for row in steps:
+        print(
+            f"| {row['step']} | {row['seconds']:.0f} | {row['peak']:.0f} | {row['early']:.0f} "
+            f"| {row['late']:.0f} | {100 * row['growth']:.1f} % | {row['files'][0]} to "
+            f"{row['files'][1]} | {row['children'][0]} to {row['children'][1]} |"
+        )
+    print("\n| entries | preparation s | peak MB | reading s | peak MB |")
+    print("| --: | --: | --: | --: | --: |")
+    for row in entries:
+        cells = [f"{row[name]:.1f}" for name in FIGURES]
+        print(f"| {row['entries']:,} | " + " | ".join(cells) + " |")
+    exponents = {name: growth(entries, name) for name in FIGURES}
+    print("| growth exponent | " + " | ".join(f"{e:.2f}" for e in exponents.values()) + " |")
+    if options.output:
+        write_json({"steps": steps, "entries": entries, "exponents": exponents}, options.output)
+
+
+# --- from synthesis to report
+
+
+def soak(folder, utterances):
+    """Run the recipe, step by step (list of dicts)."""
+    corpus = folder / "iemocap"
+    synth = ["-m", "ent_brain.synth", "iemocap", corpus, "--utterances", utterances, "--seed", 1]
+    train = [ROOT / "recipes" / "IEMOCAP" / "train.py", small_recipe(folder)]
+    train += ["--data_folder", corpus, "--output_folder", folder / "out", "--device", "cpu"]
+    train += ["--feature_cache", folder / "features", "--ssl_hub", folder / "ssl"]
+    train += ["--number_of_epochs", 1, "--warmup_epochs", 0, "--batch_size", 8]
+    train += ["--num_workers", 2, "--noprogressbar"]
+    return [
+        *watch("synthesis", synth),
+        *watch("preparation, cache", [*train, "--only_fill_cache", True]),
+        *watch("start", train),
+    ]
+
+
+def small_recipe(folder):
+    """Write a small SSL model, and IEMOCAP's `ent.yaml` with a small ENT; its path."""
+    torch.manual_seed(0)
+    transformers.logging.disable_progress_bar()
+    ssl = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+    ssl |= {"intermediate_size": 64, "conv_dim": [32] * 7}
+    transformers.Wav2Vec2Model(transformers.Wav2Vec2Config(**ssl)).save_pretrained(folder / "ssl")
+    transformers.Wav2Vec2FeatureExtractor().save_pretrained(folder / "ssl")
+    text = (ROOT / "recipes" / "IEMOCAP" / "hparams" / "ent.yaml").read_text(encoding="utf-8")
+    text = text.replace("../../../hparams", str(ROOT / "hparams"))
+    sizes = ("encoder_dim: 64", "embedding_dim: 32", "predictor_dim: 32", "joint_dim: 32")
+    line = "    dropout: !ref <dropout>\n"
+    assert text.count(line) == 1
+    text = text.replace(line, line + "".join(f"    {size}\n" for size in sizes))
+    (folder / "ent.yaml").write_text(text, encoding="utf-8")
+    return folder / "ent.yaml"
+
+
+def watch(step, arguments):
+    """Run a program and look at it all the while (list of dicts, one for each phase of it)."""
+    command = [sys.executable, *map(str, arguments)]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    phases, begin = {step: []}, time.perf_counter()
+    with tempfile.TemporaryFile("w+") as said:
+        program = subprocess.Popen(command, env=environment, stdout=said, stderr=said)
+        while program.poll() is None:
+            said.seek(0)
+            text = said.read()
+            begun = [name for line, name in PHASES.items() if line in text]
+            looks = phases.setdefault(begun[-1] if begun else step, [])
+            if look := look_at(program.pid, time.perf_counter() - begin):
+                looks.append(look)
+            time.sleep(INTERVAL)
+        if program.returncode:
+            said.seek(0)
+            sys.exit(f"{' '.join(command)}\n{said.read()}")
+    return [row_of(name, looks) for name, looks in phases.items() if len(looks) >= 8]
+
+
+def look_at(pid, seconds):
+    """What a program has now, None where it has just ended."""
+    proc = Path(f"/proc/{pid}")
+    try:
+        resident = int((proc / "statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 1e6
+        files = len(list((proc / "fd").iterdir()))
+        children = len((proc / "task" / str(pid) / "children").read_text().split())
+    except OSError:
+        return None
+    return Look(seconds, resident, files, children)
+
+
+def row_of(step, looks):
+    """What the table shows of a step: the most there was, and how that grew after the warm-up."""
+    quarter = len(looks) // 4
+    early, late = (
+        max(look.resident for look in part)
+        for part in (looks[quarter : 2 * quarter], looks[-quarter:])
+    )
+    return {
+        "step": step,
+        "seconds": looks[-1].seconds - looks[0].seconds,
+        "peak": max(look.resident for look in looks),
+        "early": early,
+        "late": late,
+        "growth": late / early - 1,
+        "files": [looks[quarter].files, looks[-1].files],
+        "children": [looks[quarter].children, looks[-1].children],
+    }
+
+
+# --- many entries
+
+
+def preparation(folder, largest):
+    """Prepare and read corpora of ever more entries (list of dicts)."""
+    rows = []
+    for entries in (largest // 8, largest // 4, largest // 2, largest):
+        corpus = folder / str(entries)
+        corpus.mkdir(parents=True)
+        in_its_own_process(write_entries, corpus, entries)
+        seconds = [in_its_own_process(timed, each, corpus) for each in (prepare, read)]
+        figures = [figure for each in seconds for figure in each]
+        rows.append({"entries": entries, **dict(zip(FIGURES, figures, strict=True))})
+    return rows
+
+
+def write_entries(corpus, entries):
+    """Write a ZED of so many utterances; their audio is one second of noise under many names."""
+    noise = 0.1 * np.random.default_rng(0).standard_normal(16000)
+    soundfile.write(corpus / "noise.wav", noise, 16000)
+    interval = {"emo": "sad", "start": 0.25, "end": 0.75}
+    utterances = {}
+    for index in range(entries):
+        path = Path("wav") / f"{index // 1000}" / f"{index}.wav"
+        (corpus / path).parent.mkdir(parents=True, exist_ok=True)
+        (corpus / path).hardlink_to(corpus / "noise.wav")
+        utterances[f"u{index}"] = {
+            "wav": f"datafolder/{path.as_posix()}",
+            "duration": 1.0,
+            "emotion": [interval],
+            "transcription": f"It is number {index}.",
+        }
+    write_json(utterances, corpus / "ZED.json")
+
+
+def prepare(corpus):
+    """Prepare it, as the recipe does."""
+    sys.path.insert(0, str(ROOT / "recipes" / "ZED"))
+    from zed_prepare import prepare_zed
+
+    prepare_zed(corpus, corpus / "save")
+
+
+def read(corpus):
+    """Read its manifest, as training does."""
+    make_dataset(corpus / "save" / "zed.json", corpus, CharTokens(), FbankFrontend(), 1.0)
+
+
+def timed(function, corpus):
+    """Seconds of a function, and the memory that it needs at its peak in MB."""
+    status = Path("/proc/self/status")
+    Path("/proc/self/clear_refs").write_text("5")  # the peak counts from here
+    before = look_at(os.getpid(), 0).resident
+    begin = time.perf_counter()
+    function(corpus)
+    seconds = time.perf_counter() - begin
+    [peak] = [line for line in status.read_text().splitlines() if line.startswith("VmHWM")]
+    return seconds, int(peak.split()[1]) * 1024 / 1e6 - before
+
+
+def growth(rows, name):
+    """The exponent by which a figure grows with the number of entries."""
+    first, last = rows[0], rows[-1]
+    return math.log(last[name] / first[name]) / math.log(last["entries"] / first["entries"])
+
+
+if __name__ == "__main__":
+    main()
