@@ -53,6 +53,8 @@ class Form:
     """The fastest one counts."""
     precision: str = "fp32"
     """``fp32``, or ``bf16`` for SpeechBrain's mixed precision."""
+    processes: int = 1
+    """As ``torchrun`` would start; each has its share of the threads, and batches of its own."""
 
 
 FORMS = {  # in this order: the third fills the cache for those after it
@@ -65,8 +67,17 @@ FORMS = {  # in this order: the third fills the cache for those after it
     "bucketed 48, bfloat16": Form(
         "later epochs", cached=True, epochs=2, utterances=48, bucketed=True, precision="bf16"
     ),
+    "bucketed 24, two processes": Form(
+        "later epochs", cached=True, epochs=2, utterances=24, bucketed=True, processes=2
+    ),
     "published, bfloat16": Form(
         "encoded in every epoch, lattice copied to T x U", published=True, precision="bf16"
+    ),
+    "published, two processes": Form(
+        "encoded in every epoch, lattice copied to T x U",
+        published=True,
+        utterances=1,
+        processes=2,
     ),
 }
 
@@ -105,10 +116,7 @@ def main():
     with tempfile.TemporaryDirectory() as folder:
         folder = Path(folder)
         prepare(folder, sizes)
-        rows = {
-            name: in_its_own_process(measure, form, folder, sizes, options.threads)
-            for name, form in FORMS.items()
-        }
+        rows = {name: measure(form, folder, sizes, options.threads) for name, form in FORMS.items()}
         first = rows["published"]
         print(_about(folder, sizes, options) + "\n")
     print("| form | | batch | s | times faster | CPU s | peak MB | of it training |")
@@ -136,10 +144,16 @@ def _about(folder, sizes, options):
 
 def in_its_own_process(function, *arguments):
     """Call a function where nothing that ran before has left its memory, imports apart."""
+    return in_processes(function, [arguments])[0]
+
+
+def in_processes(function, calls):
+    """Call a function in a process for each list of arguments, at the same time."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["ent_brain.brain", "ent_brain.synth", "transformers"])
-    with ProcessPoolExecutor(1, mp_context=context) as pool:
-        return pool.submit(function, *arguments).result()
+    with ProcessPoolExecutor(len(calls), mp_context=context) as pool:
+        futures = [pool.submit(function, *arguments) for arguments in calls]
+        return [future.result() for future in futures]
 
 
 def prepare(folder, sizes):
@@ -171,10 +185,26 @@ def measure(form, folder, sizes, threads):
     -------
     dict
         ``seconds`` and ``cpu seconds`` of the fastest epoch, ``reading seconds``, the mean
-        ``batch``, and in MB the process's ``peak`` in training and the part of it that was not
-        there before.
+        ``batch``, and in MB the processes' ``peak`` in training and the part of it that was not
+        there before. Processes wait for the slowest; the other figures are their sums.
     """
-    torch.set_num_threads(threads)
+    calls = [(rank, form, folder, sizes, threads) for rank in range(form.processes)]
+    ranks = in_processes(train, calls)
+    together = {"seconds": max, "reading seconds": max, "batch": max}
+    return {name: together.get(name, sum)([rank[name] for rank in ranks]) for name in ranks[0]}
+
+
+def train(rank, form, folder, sizes, threads):
+    """Train a form for its epochs in one of its processes."""
+    if form.processes > 1:
+        os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank)}
+        torch.distributed.init_process_group(
+            "gloo",
+            init_method=f"file://{folder}/{'published' if form.published else 'ours'}",
+            rank=rank,
+            world_size=form.processes,
+        )
+    torch.set_num_threads(max(threads // form.processes, 1))
     torch.manual_seed(0)
     frontend = _frontend(folder, form.cached)
     dataset = _dataset(folder, frontend)
@@ -197,6 +227,7 @@ def measure(form, folder, sizes, threads):
             "max_grad_norm": 5.0,
             "device": "cpu",
             "precision": form.precision,
+            "distributed_backend": "gloo",
         },
     )
     loader = {"batch_size": form.utterances, "shuffle": True}
