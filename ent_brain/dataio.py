@@ -1,9 +1,9 @@
 """From a manifest to the batches that the Brain sees."""
 
 import os
+from functools import partial
 
 import numpy as np
-import speechbrain as sb
 import torch
 from speechbrain.dataio import audio_io
 from speechbrain.dataio.dataset import DynamicItemDataset
@@ -117,19 +117,6 @@ def make_dataset(manifest, data_root, tokens, frontend, max_tokens_per_frame):
         f"correct or remove these utterances of {manifest}, or raise max_tokens_per_frame",
     )
 
-    @sb.utils.data_pipeline.takes("wav")
-    @sb.utils.data_pipeline.provides("sig")
-    def audio_pipeline(wav):
-        return read_audio(wav, frontend.sample_rate)
-
-    @sb.utils.data_pipeline.takes("entry")
-    @sb.utils.data_pipeline.provides("tokens", "token_count", "emotion_index")
-    def label_pipeline(entry):
-        ids = tokens.encode(entry["transcript"])
-        yield torch.tensor(ids, dtype=torch.long)
-        yield len(ids)
-        yield emotion_index(entry["emotion"])
-
     items = {
         name: {
             "wav": str(path_inside(entry["wav"], DATA_ROOT, data_root)),
@@ -139,11 +126,23 @@ def make_dataset(manifest, data_root, tokens, frontend, max_tokens_per_frame):
         }
         for name, entry in entries.items()
     }
-    dataset = DynamicItemDataset(items, [audio_pipeline, label_pipeline], list(OUTPUT_KEYS))
+    dataset = DynamicItemDataset(items, output_keys=list(OUTPUT_KEYS))
+    # Nothing local, which workers that are not forked could not be given.
+    reader = partial(read_audio, sample_rate=frontend.sample_rate)
+    dataset.add_dynamic_item(reader, takes="wav", provides="sig")
+    labels = ("tokens", "token_count", "emotion_index")
+    dataset.add_dynamic_item(partial(_read_labels, tokens), takes="entry", provides=labels)
     if frontend.cache is not None:
         dataset.add_dynamic_item(frontend.cache.look_up, takes="sig", provides="kept")
         dataset.set_output_keys([*OUTPUT_KEYS, "kept"])
     return dataset
+
+
+def _read_labels(tokens, entry):
+    ids = tokens.encode(entry["transcript"])
+    yield torch.tensor(ids, dtype=torch.long)
+    yield len(ids)
+    yield emotion_index(entry["emotion"])
 
 
 def interval_spans(intervals, tokens, frame_samples, frames):

@@ -70,7 +70,7 @@ def _program(recipe, argv, folder):
     os.chdir(RECIPES / recipe)
     sys.path.insert(0, str(RECIPES / recipe))
     sys.argv = argv
-    runpy.run_path("train.py", run_name="__main__")
+    runpy.run_path(str(RECIPES / recipe / "train.py"), run_name="__main__")
 
 
 @pytest.fixture
