@@ -76,8 +76,8 @@ class Unions:
 def trace(folder, dataset, case, alone_as=None):
     """Train for two epochs; with ``alone_as`` in this process, on what so many would have had."""
     run_opts = {"max_grad_norm": math.inf, **GLOO}
-    run_opts |= {key: case[key] for key in case if key == "grad_accumulation_factor"}
-    terms = {"lm_weight": 0.3, "lattice_mode": "aligned"}
+    run_opts |= {key: case[key] for key in ("grad_accumulation_factor", "precision") if key in case}
+    terms = {"lm_weight": 0.3, "lattice_mode": "aligned", **case.get("terms", {})}
     opt_class = partial(torch.optim.SGD, lr=0.01)
     brain = make_brain(folder, opt_class=opt_class, run_opts=run_opts, **terms)
     prepare, gradients = brain.init_optimizers, []
@@ -182,6 +182,33 @@ def test_statistics_count_each_utterance_once_and_are_the_same_in_all_processes(
         assert of_rank[case]["of few"] == expected["of few"]  # fewer than four processes
         for epoch, of_all in zip(of_rank[case]["history"], expected["history"], strict=True):
             assert epoch == pytest.approx(of_all, rel=1e-4)
+
+
+def _train_closely(folder, songs):
+    dataset = load(songs).filtered_sorted(select_n=8)  # batches of four and of two come out even
+    halves = {"batch_size": 2, "grad_accumulation_factor": 2}
+    cases = {
+        "at once": {"batch_size": 4},
+        "accumulated": halves,
+        "in bfloat16": {**halves, "precision": "bf16"},
+    }
+    found = {}
+    for name, case in cases.items():
+        # Without statistics of what was seen before, or a mean that is not one over utterances.
+        frontend = FbankFrontend(0.04, normalize_utterances=True)
+        terms = {"lm_weight": 0.0, "frontend": frontend}
+        found[name] = trace(folder / name, dataset, {**case, "terms": terms})
+    return found
+
+
+def test_accumulation_and_bfloat16_change_little(processes, songs, tmp_path):
+    for found in run(_train_closely, 2, tmp_path, songs):
+        at_once, accumulated, rough = (each["gradients"] for each in found.values())
+        assert len(at_once) == len(accumulated) == len(rough) == 2
+        for exact, same, close in zip(at_once, accumulated, rough, strict=True):
+            assert (same - exact).norm() < 1e-5 * exact.norm()
+            assert close.isfinite().all()
+            assert (close - exact).norm() < 0.1 * exact.norm()
 
 
 # --- what befalls some of them

@@ -35,6 +35,7 @@ SMALL = {
     "joint_dim": 16,
     "max_symbols": 2,
 }
+SPLITS = ("train", "valid", "test")
 PAPER_TERMS = {"rnnt", "head", "lattice"}
 
 
@@ -594,6 +595,8 @@ def _program_of_two(rank, port, *args):
     [
         # LayerDrop leaves parameters without a gradient, in each process others.
         ("ent_finetune.yaml", [], {"number_of_epochs": 2, "mask_feature_length": 8}),
+        # They fill one cache.
+        ("ent.yaml", [], {"number_of_epochs": 1, "feature_cache": "kept"}),
         # Each process would have checkpoints of its own.
         (
             "ent_demo.yaml",
@@ -602,11 +605,14 @@ def _program_of_two(rank, port, *args):
         ),
     ],
 )
-def test_two_processes_fine_tune_and_debug(
+def test_two_processes_train_by_every_way(
     processes, few_of_iemocap, tiny_ssl, tmp_path, yaml, flags, options
 ):
     options = {**options, "data_folder": few_of_iemocap, "warmup_epochs": 0, "max_symbols": 1}
-    options |= {"ssl_hub": tiny_ssl("wav2vec2")} if "mask_feature_length" in options else {}
+    if yaml != "ent_demo.yaml":
+        options["ssl_hub"] = tiny_ssl("wav2vec2")
+    if "feature_cache" in options:
+        options["feature_cache"] = tmp_path / "kept"
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
@@ -625,6 +631,12 @@ def test_two_processes_fine_tune_and_debug(
     epochs = [epoch["epoch"] for epoch in read_json(tmp_path / "out" / "history.json")]
     assert epochs == list(range(1, options["number_of_epochs"] + 1))
     assert (tmp_path / "out" / "report.html").is_file()
+    if "feature_cache" in options:
+        kept = [path for path in (tmp_path / "kept").rglob("*") if path.is_file()]
+        manifests = (tmp_path / "out" / "save").glob("*.json")
+        heard = [name for path in manifests if path.stem in SPLITS for name in read_json(path)]
+        assert {path.suffix for path in kept} == {".safetensors", ".json"}
+        assert len(kept) == len(heard) + 1
 
 
 # --- what a user gets wrong
