@@ -52,10 +52,10 @@ class EmotionTransducerBrain(sb.Brain):
     ``modules`` are ``frontend`` and ``model``. Of the ``hparams`` it reads the loss weights
     ``rnnt_weight``, ``head_weight``, ``lattice_weight`` and ``lm_weight`` (a term of weight 0 is
     not computed), ``fastemit``, ``lattice_mode`` (a supervised one learns from the intervals that
-    the manifest tells), ``aligned_top``, ``segment_decoding``, ``segment_seconds`` (also the
-    shortest event of ``aligned_event``), ``max_symbols``, ``beam_size`` (in tests; validation
-    searches greedily), ``lr_schedule``, ``warmup_epochs``, ``number_of_epochs``, ``train_logger``,
-    ``output_folder``, and SpeechBrain's own run options.
+    the manifest tells), ``aligned_top``, ``aligned_seconds``, ``segment_decoding``,
+    ``segment_seconds``, ``max_symbols``, ``beam_size`` (in tests; validation searches greedily),
+    ``lr_schedule``, ``warmup_epochs``, ``number_of_epochs``, ``train_logger``, ``output_folder``,
+    and SpeechBrain's own run options.
 
     The validation set chooses the checkpoint: ``evaluate(..., min_key="error")`` loads the one of
     the lowest ``error``, the mean of those of WER, 100 - UA and EDER that can be told.
@@ -347,7 +347,8 @@ class EmotionTransducerBrain(sb.Brain):
             if hparams.lattice_mode == "supervised_aligned":
                 terms["lattice"] = supervised_aligned_loss(*aligned, intervals, *lens)
             else:
-                shortest = self.segment_decoder.frames
+                frame_duration = self.raw_modules.frontend.frame_duration
+                shortest = max(1, round(hparams.aligned_seconds / frame_duration))
                 terms["lattice"] = aligned_event_loss(*aligned, emotions, *lens, shortest)
         elif hparams.lattice_weight and hparams.lattice_mode == "aligned":
             terms["lattice"] = aligned_pooling_loss(

@@ -22,7 +22,7 @@ LATTICE_MODES = (*POOLING_MODES, "aligned", "aligned_event", *SUPERVISED_MODES)
 
 KEYS_READ_BY_CODE = {
     *LOSS_WEIGHTS,
-    *("fastemit", "lattice_mode", "aligned_top", "max_symbols", "beam_size"),
+    *("fastemit", "lattice_mode", "aligned_top", "aligned_seconds", "max_symbols", "beam_size"),
     *("segment_decoding", "segment_seconds"),
     *("seed", "output_folder", "data_folder", "zed_folder", "save_folder", "paper_protocol"),
     *("test_session", "valid_share", "max_train_seconds", "max_tokens_per_frame"),
@@ -39,7 +39,7 @@ ABOVE_0 = {
     *("number_of_epochs", "batch_size", "lr", "max_grad_norm", "vocab_size"),
     *("max_tokens_per_frame", "max_train_seconds", "max_batch_nodes", "aligned_top"),
     *("frame_duration", "encoder_dim", "predictor_dim", "joint_dim", "max_symbols", "beam_size"),
-    "segment_seconds",
+    *("segment_seconds", "aligned_seconds"),
     *("mask_time_length", "mask_feature_length"),
 }
 UP_TO_1 = {"valid_share", "aligned_top", "dropout", "mask_time_prob", "mask_feature_prob"}

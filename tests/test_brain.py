@@ -130,6 +130,7 @@ def make_brain(
         "fastemit": 0.0,
         "lattice_mode": "one",
         "aligned_top": 0.3,
+        "aligned_seconds": 0.3,
         "max_symbols": 3,
         "beam_size": 1,
         "segment_decoding": "argmax",
