@@ -1449,6 +1449,17 @@ def read_or_refused(read):
         return None
 
 
+def read_while_edited(path, edits, read):
+    """The edited bytes of a file, and what is read while it has them."""
+    good = path.read_bytes()
+    spoilt = edited(good, edits)
+    path.write_bytes(spoilt)
+    try:
+        return spoilt, read_or_refused(read)
+    finally:
+        path.write_bytes(good)
+
+
 @pytest.fixture(scope="module")
 def good_iemocap(tmp_path_factory):
     folder = tmp_path_factory.mktemp("iemocap") / "in"
@@ -1460,13 +1471,7 @@ def good_iemocap(tmp_path_factory):
 @drawn(edits=EDITS)
 def test_any_evaluation_is_read_rightly_or_refused(good_iemocap, edits):
     folder, read = good_iemocap
-    good = (folder / EVALUATION).read_bytes()
-    try:
-        spoilt = edited(good, edits)
-        (folder / EVALUATION).write_bytes(spoilt)
-        found = read_or_refused(read)
-    finally:
-        (folder / EVALUATION).write_bytes(good)
+    spoilt, found = read_while_edited(folder / EVALUATION, edits, read)
     if found is None:
         return
     found = {name: entry["emotion"] for split in found.values() for name, entry in split.items()}
@@ -1482,13 +1487,7 @@ def test_any_evaluation_is_read_rightly_or_refused(good_iemocap, edits):
 @drawn(edits=EDITS)
 def test_any_transcription_is_read_rightly_or_refused(good_iemocap, edits):
     folder, read = good_iemocap
-    good = (folder / TRANSCRIPTION).read_bytes()
-    try:
-        spoilt = edited(good, edits)
-        (folder / TRANSCRIPTION).write_bytes(spoilt)
-        found = read_or_refused(read)
-    finally:
-        (folder / TRANSCRIPTION).write_bytes(good)
+    spoilt, found = read_while_edited(folder / TRANSCRIPTION, edits, read)
     if found is None:
         return
     found = {name: entry["transcript"] for split in found.values() for name, entry in split.items()}
