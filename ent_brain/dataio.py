@@ -11,6 +11,7 @@ from speechbrain.dataio.sampler import DynamicBatchSampler
 from torch.utils.data import BatchSampler, Sampler
 from torchaudio.functional import resample
 
+from ent_brain.audio import why_unreadable
 from ent_brain.emotions import EMOTIONS, NEUTRAL, emotion_index
 from ent_brain.errors import InputError, raise_problems
 from ent_brain.manifest import (
@@ -19,7 +20,6 @@ from ent_brain.manifest import (
     Interval,
     path_inside,
     read_manifest,
-    why_unreadable,
 )
 from ent_brain.segments import Segment
 

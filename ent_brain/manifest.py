@@ -11,16 +11,14 @@ neutral ones as well: each begins where the one before ends.
 import json
 import os
 import random
-import re
 from collections import Counter, defaultdict
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
-import numpy as np
-import soundfile
 from speechbrain.utils.logger import get_logger
 
+from ent_brain.audio import DURATION_TOLERANCE, check_audio
 from ent_brain.emotions import EMOTIONS, NEUTRAL
 from ent_brain.errors import InputError, raise_problems
 from ent_brain.segments import Segment, fill_neutral
@@ -29,23 +27,11 @@ from ent_brain.tokens import normalize_transcript
 SAMPLE_RATE = 16000
 """Hz: what every front end expects."""
 
-DURATION_TOLERANCE = 0.1
-"""Seconds: where corpus and audio differ by more, its intervals are of another recording."""
-
 DATA_ROOT = "{data_root}"
 """What stands in a manifest for the folder that its audio lies in."""
 
-BLOCK = 2**20
-"""Samples of each channel that are looked at together."""
-
-LEAST_UNKNOWN_SIZE = 2**31 - 2**16
-"""Bytes from which on a WAV's header means that its writer could not know: it was a pipe."""
-
 MOST_SECONDS = 1e9
 """JSON has numbers of any size, and those that are none."""
-
-UNREADABLE = (soundfile.LibsndfileError, TypeError)
-"""What soundfile raises for a file that is no audio; the latter where the name ends in .raw."""
 
 KEYS = ("wav", "duration", "transcript", "emotion", "speaker")
 """What every entry of a manifest has."""
@@ -170,7 +156,7 @@ def check_utterances(utterances, data_root, problems=()):
     other_rate = several_channels = 0
     for utterance in utterances:
         try:
-            audio = _read_header(utterance.wav)
+            audio = check_audio(utterance.wav)
             checked.append(_complete(utterance, audio))
         except InputError as error:
             problems.append(f"{utterance.id}: {error}")
@@ -186,49 +172,6 @@ def check_utterances(utterances, data_root, problems=()):
     if several_channels:
         logger.info(f"{several_channels} {of_all} mono and will be mixed down when they are read")
     return checked
-
-
-def _read_header(wav):
-    try:
-        there = wav.is_file()
-    except OSError:  # a name that is too long
-        there = False
-    if not there:
-        raise InputError(f"no audio file {wav}")
-    try:
-        audio = soundfile.info(wav)
-        if not audio.frames:
-            raise InputError(f"no samples in {wav}")
-        _check_samples(wav, audio)
-    except UNREADABLE as error:
-        raise InputError(f"unreadable audio {wav} ({why_unreadable(error)})") from error
-    return audio
-
-
-def why_unreadable(error):
-    """Why soundfile could not read a file (str), without its path."""
-    if isinstance(error, TypeError):
-        return "raw samples, without a rate"
-    return getattr(error, "error_string", str(error)).rstrip(".") or "cut off"
-
-
-def _check_samples(wav, audio):
-    """Refuse audio that ends too early, or has samples that are no numbers.
-
-    Of PCM in WAV, as IEMOCAP and ZED are, the header tells; all else is read, at about a second for
-    an hour of FLAC.
-    """
-    # libsndfile shortens what is cut off, and says so in its log alone.
-    sizes = re.search(r"^data : (\d+) \(should be (\d+)\)", audio.extra_info, re.MULTILINE)
-    if sizes and int(sizes[1]) < LEAST_UNKNOWN_SIZE:
-        announced = audio.duration * int(sizes[1]) / int(sizes[2])
-        if announced - audio.duration > DURATION_TOLERANCE:
-            raise InputError(f"{audio.duration:.2f} of {announced:.2f} s of audio in {wav}")
-    if audio.format in ("WAV", "WAVEX") and audio.subtype.startswith("PCM_"):
-        return
-    blocks = soundfile.blocks(wav, BLOCK, dtype="float32", always_2d=True)
-    if not all(np.isfinite(block).all() for block in blocks):
-        raise InputError(f"samples that are no numbers in {wav}")
 
 
 def _complete(utterance, audio):

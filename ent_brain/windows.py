@@ -11,8 +11,8 @@ from torch import Tensor
 from torchaudio.functional import resample
 
 from ent_brain.annotation import Heard
+from ent_brain.audio import UNREADABLE, why_unreadable
 from ent_brain.errors import InputError
-from ent_brain.manifest import UNREADABLE, why_unreadable
 
 OVERLAP = 0.3
 """Share of a window that the next one hears, too, where there is no pause between them."""

@@ -1,0 +1,79 @@
+"""Whether a sound file can be listened to, before anyone does."""
+
+import re
+
+import numpy as np
+import soundfile
+
+from ent_brain.errors import InputError
+
+DURATION_TOLERANCE = 0.1
+"""Seconds: where corpus and audio differ by more, its intervals are of another recording."""
+
+BLOCK = 2**20
+"""Samples of each channel that are looked at together."""
+
+LEAST_UNKNOWN_SIZE = 2**31 - 2**16
+"""Bytes from which on a WAV's header means that its writer could not know: it was a pipe."""
+
+UNREADABLE = (soundfile.LibsndfileError, TypeError)
+"""What soundfile raises for a file that is no audio; the latter where the name ends in .raw."""
+
+
+def check_audio(wav):
+    """Look whether a sound file is there, whole, and has samples that are numbers.
+
+    Arguments
+    ---------
+    wav : Path
+
+    Returns
+    -------
+    soundfile._SoundFileInfo
+        What soundfile tells of it: ``frames``, ``samplerate``, ``channels`` and more.
+
+    Raises
+    ------
+    InputError
+        Which names the file, and says what is wrong with it.
+    """
+    try:
+        there = wav.is_file()
+    except OSError:  # a name that is too long
+        there = False
+    if not there:
+        raise InputError(f"no audio file {wav}")
+    try:
+        audio = soundfile.info(wav)
+        if not audio.frames:
+            raise InputError(f"no samples in {wav}")
+        _check_samples(wav, audio)
+    except UNREADABLE as error:
+        raise InputError(f"unreadable audio {wav} ({why_unreadable(error)})") from error
+    return audio
+
+
+def why_unreadable(error):
+    """Why soundfile could not read a file (str), without its path."""
+    if isinstance(error, TypeError):
+        return "raw samples, without a rate"
+    return getattr(error, "error_string", str(error)).rstrip(".") or "cut off"
+
+
+def _check_samples(wav, audio):
+    """Refuse audio that ends too early, or has samples that are no numbers.
+
+    Of PCM in WAV, as IEMOCAP and ZED are, the header tells; all else is read, at about a second for
+    an hour of FLAC.
+    """
+    # libsndfile shortens what is cut off, and says so in its log alone.
+    sizes = re.search(r"^data : (\d+) \(should be (\d+)\)", audio.extra_info, re.MULTILINE)
+    if sizes and int(sizes[1]) < LEAST_UNKNOWN_SIZE:
+        announced = audio.duration * int(sizes[1]) / int(sizes[2])
+        if announced - audio.duration > DURATION_TOLERANCE:
+            raise InputError(f"{audio.duration:.2f} of {announced:.2f} s of audio in {wav}")
+    if audio.format in ("WAV", "WAVEX") and audio.subtype.startswith("PCM_"):
+        return
+    blocks = soundfile.blocks(wav, BLOCK, dtype="float32", always_2d=True)
+    if not all(np.isfinite(block).all() for block in blocks):
+        raise InputError(f"samples that are no numbers in {wav}")
