@@ -66,13 +66,14 @@ def main():
         entries = preparation(folder / "entries", largest)
     print(f"{utterances:,} utterances, workers of the loader: 2; {platform.machine()}, ", end="")
     print(f"cores: {os.cpu_count()}, threads: {torch.get_num_threads()}\n")
-    print("| step | s | peak MB | MB, 2nd quarter | MB, last quarter | growth | files | children |")
-    print("| :-- | --: | --: | --: | --: | --: | --: | --: |")
+    print("| step | s | peak MB | MB, 2nd quarter | MB, last quarter | growth ", end="")
+    print("| files | children | left behind |")
+    print("| :-- | --: | --: | --: | --: | --: | --: | --: | --: |")
     for row in steps:
         print(
             f"| {row['step']} | {row['seconds']:.0f} | {row['peak']:.0f} | {row['early']:.0f} "
             f"| {row['late']:.0f} | {100 * row['growth']:.1f} % | {row['files'][0]} to "
-            f"{row['files'][1]} | {row['children'][0]} to {row['children'][1]} |"
+            f"{row['files'][1]} | {row['children']} | {row['left']} |"
         )
     print("\n| entries | preparation s | peak MB | reading s | peak MB |")
     print("| --: | --: | --: | --: | --: |")
@@ -128,7 +129,9 @@ def watch(step, arguments):
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     phases, begin = {step: []}, time.perf_counter()
     with tempfile.TemporaryFile("w+") as said:
-        program = subprocess.Popen(command, env=environment, stdout=said, stderr=said)
+        program = subprocess.Popen(
+            command, env=environment, stdout=said, stderr=said, start_new_session=True
+        )
         while program.poll() is None:
             said.seek(0)
             text = said.read()
@@ -140,7 +143,11 @@ def watch(step, arguments):
         if program.returncode:
             said.seek(0)
             sys.exit(f"{' '.join(command)}\n{said.read()}")
-    return [row_of(name, looks) for name, looks in phases.items() if len(looks) >= 8]
+    time.sleep(1)  # What watches over shared memory ends by itself after the program.
+    left = len(processes_of(program.pid))
+    return [
+        row_of(name, looks) | {"left": left} for name, looks in phases.items() if len(looks) >= 8
+    ]
 
 
 def look_at(pid, seconds):
@@ -153,6 +160,20 @@ def look_at(pid, seconds):
     except OSError:
         return None
     return Look(seconds, resident, files, children)
+
+
+def processes_of(session):
+    """Which processes belong to a session, the one that began it and all that those began."""
+    found = []
+    for proc in Path("/proc").glob("[0-9]*"):
+        try:
+            # What is in brackets is a name, which may hold anything.
+            fields = (proc / "stat").read_text().rpartition(")")[2].split()
+        except OSError:  # It has just ended.
+            continue
+        if int(fields[3]) == session:
+            found.append(int(proc.name))
+    return found
 
 
 def row_of(step, looks):
@@ -170,7 +191,7 @@ def row_of(step, looks):
         "late": late,
         "growth": late / early - 1,
         "files": [looks[quarter].files, looks[-1].files],
-        "children": [looks[quarter].children, looks[-1].children],
+        "children": max(look.children for look in looks),
     }
 
 
@@ -193,13 +214,16 @@ def preparation(folder, largest):
 def write_entries(corpus, entries):
     """Write a ZED of so many utterances; their audio is one second of noise under many names."""
     noise = 0.1 * np.random.default_rng(0).standard_normal(16000)
-    soundfile.write(corpus / "noise.wav", noise, 16000)
     interval = {"emo": "sad", "start": 0.25, "end": 0.75}
     utterances = {}
     for index in range(entries):
         path = Path("wav") / f"{index // 1000}" / f"{index}.wav"
-        (corpus / path).parent.mkdir(parents=True, exist_ok=True)
-        (corpus / path).hardlink_to(corpus / "noise.wav")
+        first = corpus / path.parent / f"{index - index % 1000}.wav"
+        if index % 1000:  # A file system bears 65,000 names of one file at most.
+            (corpus / path).hardlink_to(first)
+        else:
+            first.parent.mkdir(parents=True)
+            soundfile.write(first, noise, 16000)
         utterances[f"u{index}"] = {
             "wav": f"datafolder/{path.as_posix()}",
             "duration": 1.0,
