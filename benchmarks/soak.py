@@ -37,6 +37,9 @@ ROOT = Path(__file__).resolve().parents[1]
 INTERVAL = 0.2
 """Seconds between two looks at the program."""
 
+PATIENCE = 10
+"""Seconds that what a program began may outlive it: what watches over shared memory ends last."""
+
 PHASES = {"Going into epoch 1": "epoch, validation", "Loading a checkpoint": "search, report"}
 """What the program says where a phase of it begins."""
 
@@ -143,7 +146,9 @@ def watch(step, arguments):
         if program.returncode:
             said.seek(0)
             sys.exit(f"{' '.join(command)}\n{said.read()}")
-    time.sleep(1)  # What watches over shared memory ends by itself after the program.
+    ended = time.perf_counter()
+    while processes_of(program.pid) and time.perf_counter() < ended + PATIENCE:
+        time.sleep(INTERVAL)
     left = len(processes_of(program.pid))
     return [
         row_of(name, looks) | {"left": left} for name, looks in phases.items() if len(looks) >= 8
@@ -171,7 +176,8 @@ def processes_of(session):
             fields = (proc / "stat").read_text().rpartition(")")[2].split()
         except OSError:  # It has just ended.
             continue
-        if int(fields[3]) == session:
+        state, of_session = fields[0], int(fields[3])
+        if of_session == session and state != "Z":  # Z is one that has ended.
             found.append(int(proc.name))
     return found
 
