@@ -297,7 +297,8 @@ class SSLFrontend(Frontend):
         Returns
         -------
         (Tensor, Tensor)
-            Features [B, T, L, D], 0 in the padding where the model is frozen, and frame counts [B].
+            Features [B, T, L, D], 0 in the padding where the model is frozen, in the precision in
+            which they are kept where they are, and frame counts [B].
         """
         samples = self.sample_lens(wavs, wav_lens)
         frame_lens = self.count_frames(samples)
@@ -308,7 +309,7 @@ class SSLFrontend(Frontend):
             alone = [self._encode(wav) for wav in alone]
         else:
             kept = kept or [self.cache.look_up(wav) for wav in alone]
-            alone = [self._complete(*pair).to(wavs) for pair in zip(kept, alone, strict=True)]
+            alone = [self._complete(*p).to(wavs.device) for p in zip(kept, alone, strict=True)]
         return nn.utils.rnn.pad_sequence(alone, batch_first=True), frame_lens
 
     def _encode(self, wav):

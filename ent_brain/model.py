@@ -7,9 +7,13 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from ent_brain.lattice import Lattice
 from ent_brain.tokens import BLANK
+
+MIX_FRAMES = 512
+"""Frames whose layers are mixed at a time."""
 
 
 class Streams(NamedTuple):
@@ -51,13 +55,23 @@ class ScalarMix(nn.Module):
         self.gamma = nn.Parameter(torch.ones(()))
 
     def forward(self, features):
-        """Mix [B, T, layers, D] to [B, T, D]."""
-        batch, frames, layers, size = features.shape
-        mix = (self.gamma * self.weights.softmax(0)).to(features.dtype)
-        # One product a frame, of the features as they are: einsum or autocast would copy them.
-        with torch.autocast(features.device.type, enabled=False):
-            mixed = mix.expand(batch * frames, 1, layers) @ features.reshape(-1, layers, size)
-        return mixed.view(batch, frames, size)
+        """Mix [B, T, layers, D] of any precision to [B, T, D] in the weights' own.
+
+        Neither all features in that precision nor what a gradient needs of them are held.
+        """
+        mix = self.gamma * self.weights.softmax(0)
+        mixed = [
+            checkpoint(_mixed, block, mix, use_reentrant=False, preserve_rng_state=False)
+            for block in features.flatten(0, 1).split(MIX_FRAMES)
+        ]
+        return torch.cat(mixed).unflatten(0, features.shape[:2])
+
+
+def _mixed(frames, mix):
+    """Layers of frames [N, layers, D] weighted by [layers]: [N, D]."""
+    # One product a frame; einsum or autocast would copy the features once more.
+    with torch.autocast(frames.device.type, enabled=False):
+        return (mix.expand(len(frames), 1, -1) @ frames.to(mix.dtype)).squeeze(1)
 
 
 class Encoder(nn.Module):
@@ -270,7 +284,7 @@ class TransducerModel(nn.Module):
         Arguments
         ---------
         features : Tensor
-            [B, T, L, D] of a front end.
+            [B, T, L, D] of a front end, in any precision.
         frame_lens : Tensor
             [B] int.
         tokens : Tensor
@@ -301,7 +315,8 @@ class TransducerModel(nn.Module):
     def encode(self, features, frame_lens):
         """Encoder streams [B, T, D] of features [B, T, L, D] with [B] lengths."""
         if not self.mixes:
-            encoded = self.encoder(features.squeeze(2), frame_lens)
+            features = features.squeeze(2).to(next(self.parameters()).dtype)
+            encoded = self.encoder(features, frame_lens)
             return Streams(encoded, encoded)
         # Both mixes pass through the one encoder, as one batch.
         mixed = torch.cat([mix(features) for mix in self.mixes])

@@ -5,6 +5,7 @@ import torch
 from oracles import PlainModel
 from torch import nn
 
+from ent_brain import model as model_module
 from ent_brain.losses import lattice_pooling_loss, next_token_loss, transducer_loss
 from ent_brain.model import ENT, FENT, Encoder, PooledHead, Predictor, ScalarMix
 
@@ -100,6 +101,29 @@ def test_scalar_mix_is_a_softmax_weighted_sum_of_layers():
     a, b, c = (torch.tensor([0.0, 1.0, 2.0]).exp() / (1 + 2.718281828 + 7.389056099)).tolist()
     expected = 0.5 * (a * features[:, :, 0] + b * features[:, :, 1] + c * features[:, :, 2])
     torch.testing.assert_close(mix(features), expected)
+
+
+@pytest.mark.parametrize("precision", [torch.float16, torch.bfloat16, torch.float64])
+def test_scalar_mix_takes_features_of_any_precision(precision, monkeypatch):
+    mix, features = ScalarMix(3), random_features().to(precision)
+    target = torch.randn(features[:, :, 0].shape)
+
+    def gradients(mixed):
+        return torch.autograd.grad((mixed * target).sum(), [mix.weights, mix.gamma])
+
+    whole = mix.gamma * torch.einsum("btld,l->btd", features.float(), mix.weights.softmax(0))
+    monkeypatch.setattr(model_module, "MIX_FRAMES", 4)  # several blocks, the last one shorter
+    mixed = mix(features)
+    assert mixed.dtype == torch.float32
+    torch.testing.assert_close(mixed, whole)
+    torch.testing.assert_close(gradients(mixed), gradients(whole))
+
+
+@pytest.mark.parametrize("layers", [1, 3])
+def test_model_takes_features_as_a_cache_keeps_them(layers):
+    model, features = small_model(ENT, feature_layers=layers), random_features(layers).half()
+    kept = model.encode(features, FRAME_LENS)
+    torch.testing.assert_close(kept, model.encode(features.float(), FRAME_LENS))
 
 
 def test_predictor_steps_equal_the_whole_sequence():
