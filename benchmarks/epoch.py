@@ -3,8 +3,9 @@
 
 Every form trains the same ENT on the same utterances with the paper's losses, in a process of its
 own. The SSL model has the true size and random weights; its speed is that of the real one. The
-published way encodes each pair of utterances, padded, in every epoch, copies both sides of the
-lattice to T x U with ``repeat``, and pools in a loop over the batch.
+published way encodes each pair of utterances, padded, in every epoch, runs a bidirectional LSTM on
+packed sequences, copies both sides of the lattice to T x U with ``repeat``, and pools in a loop
+over the batch.
 
 > python benchmarks/epoch.py [--quick] [--threads 1] [--output epoch.json]
 """
@@ -24,6 +25,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import transformers
+from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 from torchaudio.functional import rnnt_loss
 
 from ent_brain.brain import EmotionTransducerBrain
@@ -210,6 +212,8 @@ def train(rank, form, folder, sizes, threads):
     dataset = _dataset(folder, frontend)
     frontend_of_form = PaddedPairs(frontend) if form.published else frontend
     model = ENT(31, frontend.feature_dim, frontend.feature_layers, **dict(sizes.model))
+    if form.published:
+        model.encoder = PackedEncoder(model.encoder)
     kind = PublishedBrain if form.published else TimedBrain
     brain = kind(
         CharTokens(),
@@ -287,6 +291,22 @@ class PaddedPairs(torch.nn.Module):
         hidden = self.frontend._ssl[0](wavs, wav_lens)
         frame_lens = self.frontend.count_frames(self.frontend.sample_lens(wavs, wav_lens))
         return hidden.permute(1, 2, 0, 3), frame_lens
+
+
+class PackedEncoder(torch.nn.Module):
+    """The same function as our encoder, of the same weights, as torch's own packed LSTM."""
+
+    def __init__(self, encoder):
+        super().__init__()
+        sizes = encoder.ahead.input_size, encoder.ahead.hidden_size
+        self.rnn = torch.nn.LSTM(*sizes, batch_first=True, bidirectional=True)
+        weights = encoder.ahead.state_dict()
+        back = {f"{name}_reverse": value for name, value in encoder.back.state_dict().items()}
+        self.rnn.load_state_dict(weights | back)
+
+    def forward(self, features, frame_lens):
+        packed = pack_padded_sequence(features, frame_lens.cpu(), True, enforce_sorted=False)
+        return pad_packed_sequence(self.rnn(packed)[0], batch_first=True)[0]
 
 
 class PublishedBrain(TimedBrain):
