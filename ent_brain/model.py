@@ -12,7 +12,7 @@ from torch.utils.checkpoint import checkpoint
 from ent_brain.lattice import Lattice
 from ent_brain.tokens import BLANK
 
-MIX_FRAMES = 512
+MIX_FRAMES = 128
 """Frames whose layers are mixed at a time."""
 
 
