@@ -16,8 +16,13 @@ from torch import nn
 from ent_brain.cache import FeatureCache, model_digest
 from ent_brain.manifest import SAMPLE_RATE
 
-SSL_MODELS = {"wav2vec2": "Wav2Vec2", "hubert": "HuBERT", "wavlm": "WavLM"}
-"""SpeechBrain's wrapper of each model, in the module of the model's name."""
+SSL_MODELS = {
+    "wav2vec2": ("Wav2Vec2", "facebook/wav2vec2-base"),
+    "hubert": ("HuBERT", "facebook/hubert-base-ls960"),
+    "wavlm": ("WavLM", "microsoft/wavlm-base"),
+}
+"""SpeechBrain's wrapper of each kind of model, in the module of its name; the base model's own name
+on the hub."""
 
 LEAST_DEVIATION = 1e-3
 """That a mel band is divided by: in silence there is none."""
@@ -168,19 +173,21 @@ class SSLFrontend(Frontend):
     """A self-supervised speech model through SpeechBrain's wrappers, frozen or fine-tuned.
 
     Frozen, it gives all hidden states, or the chosen ones; it stays in eval mode, has no gradient,
-    and is no part of this module's parameters, so neither optimiser nor checkpoint holds it. Each
-    utterance is encoded alone, because the base models' group normalisation makes features depend
-    on padding; so they can be kept, and each utterance encoded once for all epochs.
+    and is no part of this module's parameters, so neither optimiser nor checkpoint holds it. Its
+    features can be kept, so that each utterance is encoded once for all epochs.
 
     Fine-tuned, it gives the last hidden state; the convolutions are frozen, and the model's own
     SpecAugment masks its input in training.
+
+    But for training a fine-tuned model, each utterance is encoded alone: the base models' group
+    normalisation makes features depend on padding.
 
     Arguments
     ---------
     model : str
         ``wav2vec2``, ``hubert`` or ``wavlm``.
-    source : str or Path
-        Hub name, or a local folder, which needs no network.
+    source : str or Path, optional
+        Hub name, or a local folder, which needs no network; the hub's base model if None.
     save_path : str or Path
         Where a model from the hub is kept.
     frozen : bool
@@ -198,8 +205,8 @@ class SSLFrontend(Frontend):
     Raises
     ------
     ValueError
-        If the model is not one of the three, a layer is not one of its own or given twice, or
-        layers or a cache are asked of a model that is not frozen.
+        If the model is not one of the three, its source holds one of another kind, a layer is not
+        one of its own or given twice, or layers or a cache are asked of a model that is not frozen.
     """
 
     def __init__(
@@ -218,17 +225,19 @@ class SSLFrontend(Frontend):
             raise ValueError(f"unknown SSL model {model!r}: use one of {', '.join(SSL_MODELS)}")
         if not frozen and (layers is not None or cache_folder is not None):
             raise ValueError("layers are chosen, and features are kept, of a frozen SSL model only")
+        wrapper, base = SSL_MODELS[model]
+        source = str(base if source is None else source)
         self.settings = {
             "model": model,
-            "source": str(source),
+            "source": source,
             "save_path": str(save_path),
             "frozen": frozen,
             "layers": layers,
         }
         # Only here: transformers' models take seconds to import, and log-mel energies need none.
         wrappers = import_module(f"speechbrain.integrations.huggingface.{model}")
-        ssl = getattr(wrappers, SSL_MODELS[model])(
-            source=str(source),
+        ssl = getattr(wrappers, wrapper)(
+            source=source,
             save_path=str(save_path),
             freeze=frozen,
             freeze_feature_extractor=not frozen,
@@ -236,6 +245,8 @@ class SSLFrontend(Frontend):
             output_all_hiddens=frozen,
         )
         config = ssl.model.config
+        if config.model_type != model:  # the wrappers load whatever there is
+            raise ValueError(f"{source}: holds a {config.model_type} model, not a {model} one")
         # In transformers 5 WavLM's model asks for this, its configuration does not have it.
         config.mask_feature_min_masks = getattr(config, "mask_feature_min_masks", 0)
         for key, value in (spec_augment or {}).items():
@@ -287,7 +298,7 @@ class SSLFrontend(Frontend):
         Arguments
         ---------
         wavs : Tensor
-            [B, S] at 16 kHz, S at least 400.
+            [B, S] at 16 kHz; an utterance needs 400 samples.
         wav_lens : Tensor
             [B] relative lengths.
         kept : list of Kept, optional
@@ -297,13 +308,17 @@ class SSLFrontend(Frontend):
         Returns
         -------
         (Tensor, Tensor)
-            Features [B, T, L, D], 0 in the padding where the model is frozen, in the precision in
-            which they are kept where they are, and frame counts [B].
+            Features [B, T, L, D], 0 in the padding but for training a fine-tuned model, in the
+            precision in which they are kept where they are, and frame counts [B].
         """
         samples = self.sample_lens(wavs, wav_lens)
         frame_lens = self.count_frames(samples)
-        if not self.frozen:
-            return self._ssl[0](wavs, wav_lens)[:, :, None], frame_lens
+        [ssl] = self._ssl
+        if not self.frozen and self.training:
+            # A mask must fit: what is shorter is not masked.
+            config, frames = ssl.model.config, self.count_frames(wavs.size(1))
+            config.apply_spec_augment = frames >= config.mask_time_length
+            return ssl(wavs, wav_lens)[:, :, None], frame_lens
         alone = [wav[:count] for wav, count in zip(wavs, samples.tolist(), strict=True)]
         if self.cache is None:
             alone = [self._encode(wav) for wav in alone]
@@ -314,7 +329,10 @@ class SSLFrontend(Frontend):
 
     def _encode(self, wav):
         """Hidden states [T, L, D] of one utterance [S]."""
-        return self._ssl[0](wav[None])[self.layers, 0].transpose(0, 1)
+        [ssl] = self._ssl
+        if self.frozen:
+            return ssl(wav[None])[self.layers, 0].transpose(0, 1)
+        return ssl(wav[None])[0, :, None]
 
     def _complete(self, kept, wav):
         """Features of one utterance as the cache has them, or will have them."""
@@ -351,7 +369,7 @@ def make_frontend(model, **settings):
 
     Example
     -------
-    >>> make_frontend("fbank", source="facebook/wav2vec2-base").frame_duration
+    >>> make_frontend("fbank", source="the source of no SSL model").frame_duration
     0.02
     """
     return FbankFrontend() if model == "fbank" else SSLFrontend(model, **settings)

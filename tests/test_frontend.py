@@ -3,6 +3,7 @@ import os
 import socket
 import subprocess
 import sys
+from importlib import import_module
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from ent_brain.frontend import FbankFrontend, SSLFrontend
+from ent_brain.frontend import SSL_MODELS, FbankFrontend, SSLFrontend
 
 KINDS = ("wav2vec2", "hubert", "wavlm")
 SPEC_AUGMENT = {
@@ -267,6 +268,35 @@ def test_a_batch_changes_no_frozen_feature(frozen):
         assert torch.equal(batched[row, :frames], features[0])
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_model_of_another_kind_is_refused(tiny_ssl, tmp_path, kind):
+    other = KINDS[KINDS.index(kind) - 1]
+    with pytest.raises(ValueError, match=f"holds a {other} model, not a {kind} one"):
+        SSLFrontend(kind, tiny_ssl(other), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("kind", "base"),
+    [
+        ("wav2vec2", "facebook/wav2vec2-base"),
+        ("hubert", "facebook/hubert-base-ls960"),
+        ("wavlm", "microsoft/wavlm-base"),
+    ],
+)
+def test_without_a_source_it_is_the_base_model_of_its_kind(kind, base, tmp_path, monkeypatch):
+    asked = []
+
+    def wrapper(source, **_):
+        asked.append(source)
+        raise OSError("no network")
+
+    module = import_module(f"speechbrain.integrations.huggingface.{kind}")
+    monkeypatch.setattr(module, SSL_MODELS[kind][0], wrapper)
+    with pytest.raises(OSError, match="no network"):
+        SSLFrontend(kind, None, tmp_path)
+    assert asked == [base]
+
+
 def test_a_frozen_model_moves_with_its_front_end(load_ssl):
     frontend = load_ssl("wav2vec2").double()
     wavs, wav_lens = padded(8000)
@@ -281,6 +311,24 @@ def test_finetuned_gives_the_last_hidden_state(finetuned, tiny_ssl):
     assert (finetuned.feature_layers, frame_lens.tolist()) == (1, [49])
     hidden = finetuned.ssl.model((wavs - wavs.mean()) / wavs.std(correction=0)).last_hidden_state
     torch.testing.assert_close(features[:, :, 0], hidden, rtol=1e-3, atol=1e-4)
+
+
+def test_a_batch_changes_no_feature_of_a_finetuned_model_after_training(finetuned):
+    finetuned.eval()
+    wavs, wav_lens = padded(16000, 11701, 3200, 400)
+    batched, frame_lens = finetuned(wavs, wav_lens)
+    for row, utterance in enumerate(alone(wavs, wav_lens)):
+        features, [frames] = finetuned(*utterance)
+        assert frame_lens[row] == frames
+        assert torch.equal(batched[row, :frames], features[0])
+
+
+def test_finetuning_takes_what_is_shorter_than_a_mask(finetuned):
+    finetuned.train()
+    for samples in (400, 4000, 16000):
+        features, frame_lens = finetuned(*padded(samples))
+        assert features.shape[1] == frame_lens[0] == finetuned.count_frames(samples)
+        assert features.isfinite().all()
 
 
 def test_finetuning_trains_all_but_the_convolutions(finetuned):
