@@ -52,7 +52,7 @@ class ScalarMix(nn.Module):
     def __init__(self, layers):
         super().__init__()
         self.weights = nn.Parameter(torch.zeros(layers))
-        self.gamma = nn.Parameter(torch.ones(()))
+        self.gamma = nn.Parameter(torch.ones(1))  # a vector: its weights do not decay
 
     def forward(self, features):
         """Mix [B, T, layers, D] of any precision to [B, T, D] in the weights' own.

@@ -352,3 +352,10 @@ def test_without_a_token_joint_the_predictor_sees_no_token(model_class):
 def test_a_language_model_without_words_is_refused(model_class):
     with pytest.raises(ValueError, match="lm_head without token_joint"):
         small_model(model_class, token_joint=False, lm_head=True)
+
+
+@pytest.mark.parametrize("model_type", [ENT, FENT])
+def test_weights_that_must_not_decay_are_vectors(model_type):
+    """SpeechBrain's remove_vector_weight_decay spares those, but would not spare single numbers."""
+    model = model_type(31, feature_dim=8, feature_layers=3, encoder_dim=6, lm_head=True)
+    assert all(parameter.ndim for parameter in model.parameters())
