@@ -1,5 +1,6 @@
 """Several trainings: each in its own folder, as many at once as there are devices, none twice."""
 
+import os
 import queue
 import statistics
 import subprocess
@@ -16,8 +17,9 @@ from ent_brain.errors import InputError, raise_problems
 from ent_brain.files import read_json, whole_or_nothing, write_json
 from ent_brain.report import results_table
 
-SECONDS_FILE = "seconds.json"
-"""In the folder of a run that is finished: how long it took, by the clock."""
+FINISHED_FILE = "finished.json"
+"""In the folder of a run that is finished: its settings, and how many seconds it took by the clock,
+null where it was stopped in between."""
 
 
 class Run(NamedTuple):
@@ -38,30 +40,28 @@ class Run(NamedTuple):
         """Rows (list[dict]) of its ``results.json``."""
         return read_json(self.folder / "results.json")
 
+    def settings(self):
+        """All that the YAML and the options say, resolved (str)."""
+        hparams_file, _, overrides = parse_arguments(self.command)
+        with Path(hparams_file).open(encoding="utf-8") as file:
+            return resolve_references(file, overrides).getvalue()
+
     def seconds(self):
-        """How long it took (float); None where nothing has measured it."""
-        path = self.folder / SECONDS_FILE
-        return read_json(path) if path.is_file() else None
+        """How long it took (float), once it is finished; None where that was not in one go."""
+        return read_json(self.folder / FINISHED_FILE)["seconds"]
 
 
 def is_finished(run):
-    """Tell whether a run's results are there, and refuse those of other settings (InputError)."""
-    if not (run.folder / "results.json").is_file():
+    """Tell whether a run has been finished, and refuse one of other settings (InputError)."""
+    path = run.folder / FINISHED_FILE
+    if not path.is_file():
         return False
-    hparams_file, _, overrides = parse_arguments(run.command)
-    with Path(hparams_file).open(encoding="utf-8") as file:
-        now = resolve_references(file, overrides).getvalue()
-    kept = (run.folder / "hyperparams.yaml").read_text(encoding="utf-8")
-    if _without_comments(kept) != _without_comments(now):
+    if read_json(path)["settings"] != run.settings():
         raise InputError(
             f"{run.folder}: was run with other settings than are asked for now: "
             "name another output_folder, or remove this one"
         )
     return True
-
-
-def _without_comments(text):
-    return [line for line in text.splitlines() if not line.startswith("#")]
 
 
 def run_all(runs, devices=None):
@@ -71,8 +71,9 @@ def run_all(runs, devices=None):
     ---------
     runs : list of Run
     devices : list of str, optional
-        As many runs at once, each on its own; SpeechBrain's names. One at a time, on the device
-        that the scripts choose, where none are named.
+        As many runs at once, each on its own; SpeechBrain's names. Those on a CPU share its cores,
+        unless OMP_NUM_THREADS says otherwise. One at a time, on the device that the scripts choose,
+        where none are named.
 
     Raises
     ------
@@ -86,16 +87,24 @@ def run_all(runs, devices=None):
     free = queue.SimpleQueue()
     for device in devices or [None]:
         free.put(device)
+    environment = dict(os.environ)
+    if together := (devices or []).count("cpu"):
+        threads = max(1, (os.cpu_count() or 1) // together)
+        environment.setdefault("OMP_NUM_THREADS", str(threads))
 
     def start(run):
         device = free.get()
         try:
             chosen = ["--device", device] if device else []
             print(f"{run.name}: training for {run.folder}", flush=True)
+            in_one_go = not run.folder.exists()
             begun = time.monotonic()
-            status = subprocess.call([sys.executable, str(run.script), *run.command, *chosen])
+            command = [sys.executable, str(run.script), *run.command, *chosen]
+            status = subprocess.call(command, env=environment)
             if not status:
-                write_json(time.monotonic() - begun, run.folder / SECONDS_FILE)
+                seconds = time.monotonic() - begun if in_one_go else None
+                finished = {"settings": run.settings(), "seconds": seconds}
+                write_json(finished, run.folder / FINISHED_FILE)
             return status
         finally:
             free.put(device)

@@ -8,7 +8,7 @@ from ent_brain.files import read_json
 from ent_brain.runs import Run, compare, is_finished, run_all
 
 TRAIN = """
-import json, pathlib, sys
+import json, os, pathlib, sys
 from hyperpyyaml import resolve_references
 
 options = {k[2:]: v for k, v in zip(sys.argv[2::2], sys.argv[3::2])}
@@ -16,9 +16,10 @@ folder, device = pathlib.Path(options["output_folder"]), options.pop("device", N
 seed, rate = int(options["seed"]), int(options.get("rate", 50))
 with open("calls.txt", "a") as calls:
     calls.write(f"{folder.parent.name} {seed} {device}\\n")
+pathlib.Path("threads").write_text(os.environ.get("OMP_NUM_THREADS", "all"))
+folder.mkdir(parents=True, exist_ok=True)
 if rate == 13 and not pathlib.Path("repaired").exists():
     sys.exit(3)
-folder.mkdir(parents=True)
 with open(sys.argv[1]) as file:
     overrides = options | {"seed": seed} | ({"rate": rate} if "rate" in options else {})
     (folder / "hyperparams.yaml").write_text(resolve_references(file, overrides).getvalue())
@@ -64,10 +65,34 @@ def test_what_is_finished_is_not_run_again_and_what_failed_is(recipe):
     assert calls(recipe) == ["bad 1 None", "bad 1 None", "plain 1 None"]
 
 
+def test_what_was_stopped_has_no_minutes(recipe):
+    variants = {"bad": ["small.yaml", "--rate", "13"]}
+    with pytest.raises(InputError):
+        compare(variants, [1], recipe / "train.py", recipe / "out")
+    (recipe / "repaired").touch()
+    compare(variants, [1], recipe / "train.py", recipe / "out")
+    [figures] = read_json(recipe / "out" / "comparison.json")
+    assert "minutes" not in figures["mean"]
+
+
+def test_trainings_on_a_cpu_share_its_cores(recipe, monkeypatch):
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr("os.cpu_count", lambda: 6)
+    for devices, threads in ((None, "all"), (["cuda:0"], "all"), (["cpu"] * 2, "3")):
+        folder = recipe / f"out_{threads}_{devices}"
+        compare({"plain": ["small.yaml"]}, [1], recipe / "train.py", folder, devices)
+        assert (recipe / "threads").read_text() == threads
+
+
 def test_results_of_other_settings_are_refused(recipe):
     run = Run("a", recipe / "train.py", ["small.yaml", "--seed", "1"], recipe / "out" / "a")
     assert not is_finished(run)
     run_all([run])
+    assert is_finished(run)
+    with pytest.raises(InputError, match="out/a: was run with other settings"):
+        is_finished(run._replace(arguments=["small.yaml", "--seed", "2"]))
+    # A training of other settings that was refused leaves its YAML in the folder.
+    (run.folder / "hyperparams.yaml").write_text("seed: 2\n")
     assert is_finished(run)
     with pytest.raises(InputError, match="out/a: was run with other settings"):
         is_finished(run._replace(arguments=["small.yaml", "--seed", "2"]))

@@ -11,7 +11,6 @@ Options beside its own go to ``train.py``.
 """
 
 import argparse
-import os
 import sys
 from pathlib import Path
 
@@ -43,7 +42,7 @@ def main():
     parser.add_argument("--models", nargs="+", choices=("ent", "fent"), default=["ent", "fent"])
     parser.add_argument("--modes", nargs="+", choices=MODES, default=list(MODES), metavar="MODE")
     parser.add_argument("--seeds", type=int, nargs="+", default=[42])
-    parser.add_argument("--devices", help="as cpu,cpu: as many trainings at once, a core each")
+    parser.add_argument("--devices", help="as cpu,cpu: as many trainings at once, each on its own")
     own, rest = parser.parse_known_args()
     folder = own.output_folder.absolute()
     corpora = {"data_folder": folder / "iemocap", "zed_folder": folder / "zed"}
@@ -52,8 +51,6 @@ def main():
     if not corpora["zed_folder"].is_dir():
         write_zed(corpora["zed_folder"], own.zed_utterances, seed=1)
     options = [text for key, path in corpora.items() for text in (f"--{key}", str(path))]
-    if own.devices:
-        os.environ["OMP_NUM_THREADS"] = "1"  # trainings share the cores, not each one all of them
     table = compare(
         variants(own.models, own.modes, [*options, *rest]),
         own.seeds,
