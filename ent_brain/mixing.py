@@ -35,6 +35,9 @@ logger = get_logger(__name__)
 LOUDNESS = -30.0
 """dBFS of every part: its root mean square, full scale being 1."""
 
+RECENT_PARTS = 256
+"""Parts whose samples are kept for mixtures to come: about as many neutral ones has a speaker."""
+
 PATTERNS = ("ne", "en", "nen", "e")
 """What is joined: n a neutral utterance, e the emotional one."""
 
@@ -129,7 +132,7 @@ def mix(manifest, data_root, mixed_folder, save_folder, seed, keep_neutral=False
         mixtures = draw_mixtures(entries, drawn_from, keep_neutral)
         shapes.update(len(parts) for parts in mixtures.values())
 
-        @functools.cache  # neutral ones are parts again and again
+        @functools.lru_cache(RECENT_PARTS)  # a speaker's neutral ones are parts again and again
         def leveled(part, speed=speed):
             return _leveled(entries[part], data_root, speed)
 
