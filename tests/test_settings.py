@@ -1,3 +1,4 @@
+import re
 import shutil
 from pathlib import Path
 
@@ -10,12 +11,13 @@ from speechbrain.core import RunOptions
 from ent_brain.errors import InputError
 from ent_brain.frontend import FbankFrontend, SSLFrontend
 from ent_brain.model import ENT, FENT
-from ent_brain.settings import KEYS_READ_BY_CODE, load_recipe
+from ent_brain.settings import KEYS_READ_BY_CODE, TRAINED_BY, load_recipe
 
 ROOT = Path(__file__).resolve().parents[1]
 YAMLS = sorted(ROOT.glob("recipes/*/hparams/*.yaml"))
 SMALL_MIX = ("RAVDESS", "hparams", "ent_mix.yaml")
 PLACES = {"data_folder": "corpus", "zed_folder": "zed"}
+PLAIN_TAGS = {f"tag:yaml.org,2002:{kind}" for kind in ("bool", "int", "float", "str", "null")}
 
 
 def overrides(folder, **given):
@@ -70,8 +72,7 @@ def test_every_yaml_loads_and_its_parts_fit(recipe):
         outputs = sum(lattice.bias.numel() for lattice in output.token_lattices)
         assert outputs == hparams["vocab_size"]
     kept = hparams["checkpointer"].recoverables
-    assert kept["model"] is model
-    assert kept["frontend"] is frontend
+    assert {name: kept[name] for name in hparams["modules"]} == hparams["modules"]
     assert hparams["train_dataloader_opts"]["shuffle"]
 
 
@@ -82,6 +83,34 @@ def test_what_changes_the_data_or_the_model_is_in_the_output_path(recipe):
     telling += ("max_train_seconds", "calm_as_neutral", "keep_neutral")
     assert all(f"<{key}>" in line for key in telling if f"\n{key}:" in path.read_text())
     assert f"results/{path.stem}/" in line
+
+
+NOTED_OTHERWISE = {
+    "data": {
+        *("test_session", "valid_share", "max_train_seconds", "test_actors", "valid_actors"),
+        *("calm_as_neutral", "mixed", "keep_neutral", "mixed_speeds"),
+    },
+    "tokens": {"tokens", "vocab_size"},
+    "features": {"frontend", "ssl_hub", "ssl_layers", "frame_duration", "normalize_utterances"},
+    "model settings": {"encoder_dim", "predictor_dim", "joint_dim", "dropout"},
+    "nothing that is learnt": {
+        *("data_folder", "zed_folder", "output_folder", "save_folder", "mixed_folder"),
+        *("feature_cache", "only_fill_cache", "num_workers", "max_tokens_per_frame"),
+        *("number_of_epochs", "max_symbols", "beam_size", "segment_decoding", "segment_seconds"),
+    },
+}
+"""What the keys decide of which ``trained_on.json`` is not told by name."""
+
+
+def test_a_training_notes_every_key_that_decides_what_is_learnt(recipe):
+    path, _ = recipe
+    keys = {
+        key.value
+        for key, value in yaml.compose(path.read_text()).value
+        if isinstance(value, yaml.SequenceNode) or value.tag in PLAIN_TAGS
+    } - {"__set_seed"}
+    noted = {key for group in (*TRAINED_BY.values(), *NOTED_OTHERWISE.values()) for key in group}
+    assert keys <= noted
 
 
 def test_the_paper_s_recipes_have_the_paper_s_settings(recipe):
@@ -163,7 +192,15 @@ def test_the_finetune_recipes_have_the_finetune_protocol_s_settings(recipe):
 
 FINETUNED = {"frontend", "ssl", "finetune", "adamw", "modules", "model", "checkpointer"}
 FINETUNED |= {"opt_class", "lr_schedule", "number_of_epochs", "warmup_epochs", "decay_epochs"}
-FINETUNED |= {"batch_size", "lr", "weight_decay", "remove_vector_weight_decay", "head_weight"}
+FINETUNED |= {
+    "batch_size",
+    "lr",
+    "start_lr",
+    "final_lr",
+    "weight_decay",
+    "remove_vector_weight_decay",
+    "head_weight",
+}
 FINETUNED |= {"ssl_layers", "feature_cache", "feature_precision", "only_fill_cache"}
 FINETUNED |= {f"mask_{axis}_{what}" for axis in ("time", "feature") for what in ("prob", "length")}
 MIXED = {
@@ -227,13 +264,32 @@ def test_every_yaml_is_a_variant_or_a_model():
     }
 
 
-def numbers_other_than(node):
-    """Another value of the kind that a YAML's scalar has; None where there is none to try."""
-    if node.tag.endswith(":int"):
-        return int(node.value) + 1
-    if node.tag.endswith(":float") or node.tag == "tag:yaml.org,2002:str":
-        return 0.123
-    return None
+OWN = {
+    "bpe": {"tokens": "bpe", "vocab_size": 5000},
+    "asr": {"rnnt_weight": 1, "head_weight": 0, "lattice_weight": 0, "lm_weight": 0},
+    "ser": {"rnnt_weight": 0, "head_weight": 1, "lattice_weight": 0, "lm_weight": 0},
+    "mix": {"mixed": True, "lattice_mode": "supervised", "mixed_speeds": [100]},
+}
+"""What a variant is named after."""
+
+
+@pytest.mark.parametrize("path", YAMLS, ids=lambda path: f"{path.parts[-3]}-{path.stem}")
+def test_a_variant_is_what_its_name_says(path):
+    own = OWN.get(path.stem.rpartition("_")[2], {})
+    if path.parts[-3:] == SMALL_MIX:
+        own = {"mixed": True, "lattice_mode": "aligned_event"}
+    said = yaml.safe_load(
+        "\n".join(line for line in path.read_text().splitlines() if re.match(r"\w+: [^!]", line))
+    )
+    assert {key: said[key] for key in own} == own
+
+
+def other_than(node):
+    """Another value of the kind that a YAML's scalar has."""
+    kind = node.tag.rpartition(":")[2]
+    if kind == "bool":
+        return node.value.lower() != "true"
+    return int(node.value) + 1 if kind == "int" else 0.123
 
 
 @pytest.mark.parametrize("path", YAMLS, ids=lambda path: f"{path.parts[-3]}-{path.stem}")
@@ -250,25 +306,27 @@ def test_the_command_line_reaches_every_tunable(path):
     as_it_is = said(resolved())
     by_code = KEYS_READ_BY_CODE | set(RunOptions().as_dict())
     for key, node in resolved():
-        value = numbers_other_than(node)
-        if key.value in by_code or not isinstance(node, yaml.ScalarNode) or value is None:
+        if key.value in by_code or node.tag not in PLAIN_TAGS:
             continue
-        changed = said(resolved(**{key.value: value}))
+        changed = said(resolved(**{key.value: other_than(node)}))
         elsewhere = {name for name in changed if changed[name] != as_it_is[name]} - {key.value}
         assert elsewhere, f"{key.value} reaches nothing"
 
 
+PLAIN_NAMES = {
+    *("seed", "number_of_epochs", "warmup_epochs", "batch_size", "lr", "weight_decay"),
+    *("max_grad_norm", "num_workers", "dropout", "encoder_dim", "predictor_dim", "joint_dim"),
+    *("rnnt_weight", "head_weight", "lattice_weight", "lm_weight", "mask_feature_length"),
+}
+"""Keys that SpeechBrain, or the paper, calls so, beneath the heading of a section."""
+
+
 @pytest.mark.parametrize("path", YAMLS, ids=lambda path: f"{path.parts[-3]}-{path.stem}")
 def test_what_is_set_is_explained(path):
-    """A key has a comment, or stands in a section that has one."""
-    section = None
     for line in path.read_text().splitlines():
-        if not line:
-            section = None
-        elif line.startswith("# "):
-            section = line
-        elif line[0].isalpha() and ": !" not in line and not line.endswith(":"):
-            assert "  # " in line or " # " in line or section or line.startswith("seed:"), line
+        key = re.match(r"(\w+): [^!]", line)
+        if key and key[1] not in PLAIN_NAMES:
+            assert " # " in line, line
 
 
 # --- what is refused
