@@ -18,6 +18,7 @@ from ent_brain.files import read_json, sweep, write_json
 from ent_brain.losses import SUPERVISED_MODES
 from ent_brain.manifest import read_manifest
 from ent_brain.mixing import mix
+from ent_brain.settings import TRAINED_BY
 from ent_brain.tokens import CharTokens, load_sentencepiece, train_sentencepiece
 
 # At its import SpeechBrain's training log says on the console that it cannot draw; nobody asked it.
@@ -129,6 +130,10 @@ def train_and_test(hparams, run_opts, train, valid, tests):
         "tokens": {key: hparams[key] for key in ("tokens", "vocab_size")},
         "features": frontend.describe(),
         "model settings": {"model": type(model).__name__, **model.settings},
+        **{
+            kind: {key: hparams[key] for key in keys if key in hparams}
+            for kind, keys in TRAINED_BY.items()
+        },
     }
     run_on_main(check_begun, args=[hparams["save_folder"], begun_with])
     run_on_main(sweep, args=[hparams["output_folder"]])

@@ -20,6 +20,20 @@ from ent_brain.segments import SEGMENT_DECODINGS
 LOSS_WEIGHTS = ("rnnt_weight", "head_weight", "lattice_weight", "lm_weight")
 LATTICE_MODES = (*POOLING_MODES, "aligned", "aligned_event", *SUPERVISED_MODES)
 
+TRAINED_BY = {
+    "loss settings": (*LOSS_WEIGHTS, "fastemit", "lattice_mode", "aligned_top", "aligned_seconds"),
+    "training settings": (
+        *("seed", "lr", "start_lr", "final_lr", "warmup_epochs", "decay_epochs"),
+        *("batch_size", "max_batch_nodes", "curriculum_epochs", "max_grad_norm"),
+        *("weight_decay", "remove_vector_weight_decay"),
+        *("band_warp", "band_masks", "time_masks", "mask_time_prob", "mask_time_length"),
+        *("mask_feature_prob", "mask_feature_length", "feature_precision"),
+    ),
+    "protocol": ("paper_protocol",),
+}
+"""Keys that decide what a training learns or tells of its epochs, beside its data, tokens, features
+and model: with others it is another training."""
+
 KEYS_READ_BY_CODE = {
     *LOSS_WEIGHTS,
     *("fastemit", "lattice_mode", "aligned_top", "aligned_seconds", "max_symbols", "beam_size"),
