@@ -85,6 +85,8 @@ class EmotionTransducerBrain(sb.Brain):
         and the rate of the last step (lr). Each process has its own sums."""
         self.ids_of_step = []
         """Utterances of the gradients that wait for the optimiser's step."""
+        self.left_out = 0
+        """Steps in a row whose gradient was no number; SpeechBrain's own count is of one epoch."""
         if self.checkpointer is not None:
             # With --debug each process makes a folder of its own, and finds other checkpoints.
             self.checkpointer.checkpoints_dir = ddp_broadcast(self.checkpointer.checkpoints_dir)
@@ -184,19 +186,19 @@ class EmotionTransducerBrain(sb.Brain):
         norm = torch.nn.utils.clip_grad_norm_(parameters, self.clip_norm)
         ids, self.ids_of_step = self.ids_of_step, []
         if norm.isfinite():
-            self.nonfinite_count = 0
+            self.left_out = 0
             return
         for parameter in parameters:
             parameter.grad = None  # an optimiser passes over it
-        self.nonfinite_count += 1
+        self.left_out += 1
         ids = take_turns(gather(ids))  # gradients are the same in all processes, so all are here
         problem = f"{', '.join(ids)}: loss or gradient is no number"
-        if self.nonfinite_count > self.nonfinite_patience:
+        if self.left_out > self.nonfinite_patience:
             raise InputError(
-                f"{problem}, as in the {self.nonfinite_count - 1} steps before: lower lr, raise "
+                f"{problem}, as in the {self.left_out - 1} steps before: lower lr, raise "
                 "warmup_epochs, look at these utterances, or allow more by --nonfinite_patience"
             )
-        logger.warning(f"{problem}: this step is left out ({self.nonfinite_count} in a row)")
+        logger.warning(f"{problem}: this step is left out ({self.left_out} in a row)")
 
     def fit_batch(self, batch):
         """Train on a batch; its ids are remembered until the step, which may be of several."""
@@ -378,6 +380,7 @@ class EmotionTransducerBrain(sb.Brain):
         """Start the sums and statistics of a stage."""
         if stage != sb.Stage.TRAIN or not self.step:  # an epoch that is resumed goes on
             self.running.clear()
+            self.ids_of_step.clear()  # of batches that accumulation has left over
         self.heard = []
         """Of the stage so far: id, hypothesis and entry of each utterance of this process."""
         self.stats = TransducerStats(

@@ -222,8 +222,9 @@ def test_a_loss_that_is_no_number_changes_nothing_and_is_named(
     assert all(math.isfinite(value) for value in brain.train_losses.values())
 
 
-def test_too_many_in_a_row_end_the_training_with_advice(tmp_path, dataset, monkeypatch):
-    brain = make_brain(tmp_path, run_opts={"nonfinite_patience": 2})
+@pytest.mark.parametrize("batch_size", [4, 100])  # 100: an epoch is one step
+def test_too_many_in_a_row_end_the_training_with_advice(tmp_path, dataset, monkeypatch, batch_size):
+    brain = make_brain(tmp_path, epochs=4, run_opts={"nonfinite_patience": 2})
     honest = brain._loss_terms
     monkeypatch.setattr(
         brain,
@@ -232,9 +233,47 @@ def test_too_many_in_a_row_end_the_training_with_advice(tmp_path, dataset, monke
     )
     before = weights(brain)
     with pytest.raises(InputError, match="as in the 2 steps before: lower lr, raise") as error:
-        brain.fit(brain.hparams.epoch_counter, dataset, train_loader_kwargs={"batch_size": 4})
+        loader = {"batch_size": batch_size}
+        brain.fit(brain.hparams.epoch_counter, dataset, train_loader_kwargs=loader)
     assert "\n" not in str(error.value)
     assert all(map(torch.equal, before, weights(brain)))
+
+
+def test_a_gradient_that_is_no_number_is_left_out_though_the_loss_is_one(
+    tmp_path, dataset, monkeypatch, caplog
+):
+    brain = make_brain(tmp_path, epochs=1)
+    spoil = dataset.data_ids[0]
+    honest, trained = brain._loss_terms, brain.modules["model"].encoder.ahead.weight_ih_l0
+
+    def terms(predictions, batch, intervals):
+        found = honest(predictions, batch, intervals)
+        if spoil in batch.id:  # the root's slope at 0 is infinite, its value 0
+            found["rnnt"] = found["rnnt"] + (0 * trained.sum()).abs().sqrt()
+        return found
+
+    monkeypatch.setattr(brain, "_loss_terms", terms)
+    brain.fit(brain.hparams.epoch_counter, dataset, train_loader_kwargs={"batch_size": 4})
+    [line] = [r.getMessage() for r in caplog.records if "is no number" in r.getMessage()]
+    assert spoil in line.partition(":")[0].split(", ")
+    assert all(weight.isfinite().all() for weight in weights(brain))
+
+
+def test_of_accumulated_steps_only_their_own_utterances_are_named(tmp_path, dataset, monkeypatch):
+    """SpeechBrain drops what an epoch leaves over; the next step is not of it."""
+    batches = -(-len(dataset) // 4)
+    factor = next(count for count in range(2, batches) if batches % count)
+    brain = make_brain(tmp_path, epochs=2, run_opts={"grad_accumulation_factor": factor})
+    named = []
+    honest = brain._clip_gradients
+
+    def watched(*args):
+        named.append(list(brain.ids_of_step))
+        honest(*args)
+
+    monkeypatch.setattr(brain, "_clip_gradients", watched)
+    brain.fit(brain.hparams.epoch_counter, dataset, train_loader_kwargs={"batch_size": 4})
+    assert {len(ids) for ids in named} <= {4 * factor, 4 * (factor - 1) + len(dataset) % 4}
 
 
 # --- what is hardly an utterance
