@@ -2,7 +2,6 @@
 
 import re
 
-import numpy as np
 import soundfile
 
 from ent_brain.errors import InputError
@@ -16,12 +15,15 @@ BLOCK = 2**20
 LEAST_UNKNOWN_SIZE = 2**31 - 2**16
 """Bytes from which on a WAV's header means that its writer could not know: it was a pipe."""
 
+LOUDEST = 1e6
+"""Of a sample, where full scale is 1: what is beyond is no sound, and its energy no number."""
+
 UNREADABLE = (soundfile.LibsndfileError, TypeError)
 """What soundfile raises for a file that is no audio; the latter where the name ends in .raw."""
 
 
 def check_audio(wav):
-    """Look whether a sound file is there, whole, and has samples that are numbers.
+    """Look whether a sound file is there, whole, and has samples that are sound.
 
     Arguments
     ---------
@@ -53,6 +55,11 @@ def check_audio(wav):
     return audio
 
 
+def are_sound(samples):
+    """Whether samples, a tensor or an array of one at least, are numbers that sound can have."""
+    return bool(abs(samples).max() <= LOUDEST)  # which none is that is no number
+
+
 def why_unreadable(error):
     """Why soundfile could not read a file (str), without its path."""
     if isinstance(error, TypeError):
@@ -61,7 +68,7 @@ def why_unreadable(error):
 
 
 def _check_samples(wav, audio):
-    """Refuse audio that ends too early, or has samples that are no numbers.
+    """Refuse audio that ends too early, or has samples that are no sound.
 
     Of PCM in WAV, as IEMOCAP and ZED are, the header tells; all else is read, at about a second for
     an hour of FLAC.
@@ -75,5 +82,5 @@ def _check_samples(wav, audio):
     if audio.format in ("WAV", "WAVEX") and audio.subtype.startswith("PCM_"):
         return
     blocks = soundfile.blocks(wav, BLOCK, dtype="float32", always_2d=True)
-    if not all(np.isfinite(block).all() for block in blocks):
-        raise InputError(f"samples that are no numbers in {wav}")
+    if not all(map(are_sound, blocks)):
+        raise InputError(f"samples that are no sound in {wav}")

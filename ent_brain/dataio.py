@@ -11,7 +11,7 @@ from speechbrain.dataio.sampler import DynamicBatchSampler
 from torch.utils.data import BatchSampler, Sampler
 from torchaudio.functional import resample
 
-from ent_brain.audio import why_unreadable
+from ent_brain.audio import are_sound, why_unreadable
 from ent_brain.emotions import EMOTIONS, NEUTRAL, emotion_index
 from ent_brain.errors import InputError, raise_problems
 from ent_brain.manifest import (
@@ -50,7 +50,7 @@ def read_audio(path, sample_rate):
     Raises
     ------
     InputError
-        If the file cannot be read, or holds no sample or one that is not a number.
+        If the file cannot be read, or holds no sample or one that is no sound.
     """
     try:
         audio, rate = audio_io.load(str(path))
@@ -60,8 +60,8 @@ def read_audio(path, sample_rate):
     if not audio.numel():
         raise InputError(f"{path}: holds no audio: replace or remove it")
     audio = audio.mean(0)
-    if not audio.isfinite().all():
-        raise InputError(f"{path}: holds samples that are no numbers: replace it")
+    if not are_sound(audio):
+        raise InputError(f"{path}: holds samples that are no sound: replace it")
     return resample(audio, rate, sample_rate) if rate != sample_rate else audio
 
 

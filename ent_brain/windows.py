@@ -11,7 +11,7 @@ from torch import Tensor
 from torchaudio.functional import resample
 
 from ent_brain.annotation import Heard
-from ent_brain.audio import UNREADABLE, why_unreadable
+from ent_brain.audio import UNREADABLE, are_sound, why_unreadable
 from ent_brain.errors import InputError
 
 OVERLAP = 0.3
@@ -139,8 +139,8 @@ def _read(file, count, path):
     except UNREADABLE as error:
         reason = why_unreadable(error)
         raise InputError(f"{path}: cannot be read as audio ({reason}): replace it") from error
-    if not np.isfinite(samples).all():
-        raise InputError(f"{path}: holds samples that are no numbers: replace it")
+    if samples.size and not are_sound(samples):
+        raise InputError(f"{path}: holds samples that are no sound: replace it")
     return samples
 
 

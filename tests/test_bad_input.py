@@ -746,12 +746,17 @@ REFUSED = {
             (
                 "a sample that is not a number",
                 sound("a.wav", nan_at(15999), subtype="FLOAT"),
-                "samples that are no numbers in {folder}/a.wav",
+                "samples that are no sound in {folder}/a.wav",
             ),
             (
                 "an infinite sample",
                 sound("a.wav", nan_at(0, np.inf), subtype="DOUBLE"),
-                "samples that are no numbers in {folder}/a.wav",
+                "samples that are no sound in {folder}/a.wav",
+            ),
+            (
+                "a sample beyond any sound",
+                sound("a.wav", nan_at(0, 1e18), subtype="FLOAT"),
+                "samples that are no sound in {folder}/a.wav",
             ),
             (
                 "a folder as audio",
@@ -798,12 +803,17 @@ REFUSED = {
             (
                 "a sample that is not a number",
                 sound("a.wav", nan_at(8000), subtype="FLOAT"),
-                "holds samples that are no numbers: replace it",
+                "holds samples that are no sound: replace it",
+            ),
+            (
+                "a sample beyond any sound",
+                sound("a.wav", nan_at(3, -1e18), subtype="FLOAT"),
+                "holds samples that are no sound: replace it",
             ),
             (
                 "an infinite sample of 8 channels",
                 sound("a.wav", np.stack([tone()] * 7 + [nan_at(3, -np.inf)], 1), subtype="FLOAT"),
-                "holds samples that are no numbers: replace it",
+                "holds samples that are no sound: replace it",
             ),
         )
     },
@@ -814,7 +824,7 @@ REFUSED = {
             (
                 "a sample that is not a number",
                 sound("a.wav", nan_at(8), subtype="FLOAT"),
-                "holds samples that are no numbers: replace it",
+                "holds samples that are no sound: replace it",
             ),
         )
     },

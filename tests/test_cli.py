@@ -83,7 +83,7 @@ def test_a_bad_file_is_told_and_the_rest_is_done(model, tmp_path, capsys):
     assert run(*asked) == 1
     bad, nan, last = capsys.readouterr().err.splitlines()
     assert bad.startswith(f"error: {tmp_path}/in/bad.wav: cannot be read as audio (")
-    assert nan == f"error: {tmp_path}/in/nan.wav: holds samples that are no numbers: replace it"
+    assert nan == f"error: {tmp_path}/in/nan.wav: holds samples that are no sound: replace it"
     assert last == "error: 2 of 3 recordings failed: see above; the rest is done"
     assert {path.name for path in (tmp_path / "out").iterdir()} == {"good.json", cli.INDEX}
 

@@ -170,7 +170,7 @@ def test_a_model_without_words_or_emotions_tells_what_it_can(tmp_path, trained):
         (None, "cannot be read as audio"),
         (b"not a sound", "cannot be read as audio"),
         (np.zeros(0), "holds no audio: replace or remove it"),
-        (np.full(9, np.nan), "holds samples that are no numbers: replace it"),
+        (np.full(9, np.nan), "holds samples that are no sound: replace it"),
     ],
 )
 def test_what_is_no_recording_is_refused_in_one_line(loaded, tmp_path, content, reason):
