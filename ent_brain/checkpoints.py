@@ -13,7 +13,7 @@ from speechbrain.utils.distributed import ddp_barrier, get_rank, main_process_on
 from speechbrain.utils.logger import get_logger
 
 from ent_brain.errors import InputError
-from ent_brain.files import tensors_written
+from ent_brain.files import written
 from ent_brain.processes import gather
 
 logger = get_logger(__name__)
@@ -57,7 +57,7 @@ class WholeCheckpointer(Checkpointer):
         """
         meta = {**(meta or {}), "recoverables": sorted(self.recoverables)}
         try:
-            with tensors_written():
+            with written():
                 partial = super().save_checkpoint(meta, end_of_epoch, name, verbosity=logging.DEBUG)
         except OSError as error:
             for folder in self.checkpoints_dir.glob(f"{PARTIAL}*"):

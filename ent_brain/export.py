@@ -14,7 +14,7 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from speechbrain.utils.distributed import main_process_only
 
 from ent_brain.errors import InputError, raise_problems
-from ent_brain.files import tensors_written, whole_or_nothing
+from ent_brain.files import whole_or_nothing
 from ent_brain.frontend import SSLFrontend
 from ent_brain.tokens import SentencePieceTokens
 
@@ -73,7 +73,7 @@ def export(brain, folder, longest_window, results="Not measured.", utterances=0,
     folder.mkdir(parents=True, exist_ok=True)
     frontend, model = (brain.raw_modules[name] for name in ("frontend", "model"))
     for name, module in (("frontend", frontend), ("model", model)):
-        with whole_or_nothing(folder / f"{name}.ckpt") as partial, tensors_written():
+        with whole_or_nothing(folder / f"{name}.ckpt") as partial:
             torch.save(module.state_dict(), partial)
     settings, loadables, lines = dict(frontend.settings), ["frontend", "model"], []
     if isinstance(frontend, SSLFrontend):

@@ -2,10 +2,16 @@
 
 import errno
 import json
+import re
 import secrets
 import time
 from contextlib import contextmanager
 from pathlib import Path
+
+from safetensors import SafetensorError
+
+UNWRITTEN = re.compile("inline_container|I/O error|System error")
+"""What PyTorch, safetensors and libsndfile say where a file cannot be written to its end."""
 
 SECONDS_OF_WRITING = 3600
 """What nobody has written to for so long is not being written."""
@@ -27,8 +33,12 @@ def whole_or_nothing(path):
     path = Path(path)
     partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
     try:
-        yield partial
+        with written():
+            yield partial
         partial.replace(path)
+    except OSError as error:
+        error.filename = error.filename or str(path)
+        raise
     finally:
         partial.unlink(missing_ok=True)
 
@@ -50,15 +60,15 @@ def sweep(folder):
 
 
 @contextmanager
-def tensors_written():
-    """Let PyTorch's failure to write a file be the ``OSError`` that it is.
+def written():
+    """Let a library's own failure to write a file be the ``OSError`` that it is.
 
-    PyTorch raises a ``RuntimeError`` that names a line of its source, and not the reason.
+    PyTorch, safetensors and libsndfile raise errors of other kinds.
     """
     try:
         yield
-    except RuntimeError as error:
-        if "inline_container" not in str(error):
+    except (RuntimeError, SafetensorError) as error:
+        if not UNWRITTEN.search(str(error)):
             raise
         raise OSError(errno.ENOSPC, "a file could not be written to its end") from error
 

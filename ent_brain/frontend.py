@@ -14,6 +14,7 @@ from speechbrain.utils.checkpoints import mark_as_saver, register_checkpoint_hoo
 from torch import nn
 
 from ent_brain.cache import FeatureCache, model_digest
+from ent_brain.files import written
 from ent_brain.manifest import SAMPLE_RATE
 
 SSL_MODELS = {
@@ -282,9 +283,10 @@ class SSLFrontend(Frontend):
 
     def save_ssl(self, folder):
         """Save the SSL model as the hub has it, so that ``source`` can name this folder."""
-        ssl = self._ssl[0]
-        ssl.model.save_pretrained(folder)
-        ssl.feature_extractor.save_pretrained(folder)
+        [ssl] = self._ssl
+        with written():
+            ssl.model.save_pretrained(folder)
+            ssl.feature_extractor.save_pretrained(folder)
 
     def count_frames(self, samples):
         """Frames of an utterance: the floor of each convolution in turn."""

@@ -12,6 +12,7 @@ import json
 import os
 import random
 from collections import Counter, defaultdict
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
@@ -21,6 +22,7 @@ from speechbrain.utils.logger import get_logger
 from ent_brain.audio import DURATION_TOLERANCE, check_audio
 from ent_brain.emotions import EMOTIONS, NEUTRAL
 from ent_brain.errors import InputError, raise_problems
+from ent_brain.files import whole_or_nothing
 from ent_brain.segments import Segment, fill_neutral
 from ent_brain.tokens import normalize_transcript
 
@@ -279,20 +281,20 @@ def save_manifests(save_folder, splits, data_root):
     save_folder = Path(save_folder)
     save_folder.mkdir(parents=True, exist_ok=True)
     paths = {split: save_folder / f"{split}.json" for split in splits}
-    partials = {}
-    for split, path in paths.items():
-        manifest = {utterance.id: utterance.entry(data_root) for utterance in splits[split]}
-        difference = _difference(path, manifest)
-        if difference:
-            logger.info(f"{path}: {len(manifest)} utterances ({difference})")
-            partials[split] = path.with_suffix(f".{os.getpid()}.partial")
-            text = json.dumps(dict(sorted(manifest.items())), indent=2, ensure_ascii=False)
-            partials[split].write_text(text + "\n", encoding="utf-8")
-    if not partials:
+    changed = False
+    # Put in place when all are on disk: manifests of one folder never come from two preparations.
+    with ExitStack() as stack:
+        for split, path in paths.items():
+            manifest = {utterance.id: utterance.entry(data_root) for utterance in splits[split]}
+            difference = _difference(path, manifest)
+            if difference:
+                changed = True
+                logger.info(f"{path}: {len(manifest)} utterances ({difference})")
+                partial = stack.enter_context(whole_or_nothing(path))
+                text = json.dumps(dict(sorted(manifest.items())), indent=2, ensure_ascii=False)
+                partial.write_text(text + "\n", encoding="utf-8")
+    if not changed:
         logger.info(f"manifests in {save_folder} are up to date")
-    # Only now that all are on disk: manifests of one folder never come from two preparations.
-    for split, partial in partials.items():
-        partial.replace(paths[split])
     return paths
 
 

@@ -26,6 +26,9 @@ logging.getLogger("speechbrain.utils.train_logger").addFilter(
     lambda record: "torchvision is not available" not in record.getMessage()
 )
 
+# Where a full disk stops the log, one line says so in the end, not a traceback for each of its own.
+logging.raiseExceptions = False
+
 TEST_MIXTURES_SEED = 42
 """Of the mixtures for validation and tests, which are the same whatever a training's seed."""
 

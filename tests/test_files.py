@@ -3,9 +3,22 @@
 import os
 import time
 
+import numpy as np
 import pytest
+import safetensors.torch
+import soundfile
+import torch
 
 from ent_brain.files import sweep, whole_or_nothing
+
+WRITERS = {
+    "text": lambda path: path.write_text("a" * 99_999),
+    "PyTorch": lambda path: torch.save(torch.zeros(99_999), path),
+    "safetensors": lambda path: safetensors.torch.save_file({"a": torch.zeros(99_999)}, path),
+    "libsndfile": lambda path: soundfile.write(
+        path, np.random.default_rng(0).normal(size=99_999), 16000, format="FLAC"
+    ),
+}
 
 
 def test_a_file_takes_its_place_when_it_is_whole(tmp_path):
@@ -20,6 +33,23 @@ def test_a_file_takes_its_place_when_it_is_whole(tmp_path):
         assert path.read_text() == "old"
     assert [file.name for file in tmp_path.iterdir()] == ["a.txt"]
     assert path.read_text() == "new"
+
+
+@pytest.mark.parametrize("library", WRITERS)
+def test_a_full_disk_is_an_error_of_the_system_that_names_the_file(tmp_path, file_limit, library):
+    path = tmp_path / "a"
+    path.write_text("old")
+    file_limit(10_000)
+    with pytest.raises(OSError) as error, whole_or_nothing(path) as partial:
+        WRITERS[library](partial)
+    assert error.value.filename == str(path)
+    assert [file.name for file in tmp_path.iterdir()] == ["a"]
+    assert path.read_text() == "old"
+
+
+def test_an_error_of_another_kind_stays_what_it_is(tmp_path):
+    with pytest.raises(RuntimeError, match="shapes"), whole_or_nothing(tmp_path / "a"):
+        raise RuntimeError("shapes do not fit")
 
 
 def test_what_killed_writers_left_is_swept_and_what_is_being_written_is_not(tmp_path):
