@@ -20,6 +20,7 @@ import soundfile
 import torch
 from speechbrain.utils.checkpoints import Checkpointer
 
+from ent_brain.cache import FeatureCache
 from ent_brain.checkpoints import WholeCheckpointer
 from ent_brain.files import read_json
 from ent_brain.page import read_utterances
@@ -565,8 +566,9 @@ def test_a_kill_at_any_moment_changes_nothing(
         assert left_by_training(folder / "out") == expected
 
 
-def test_two_processes_train_together_and_go_on_when_one_is_killed(iemocap, tmp_path):
-    torchrun = ["-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone"]
+@pytest.mark.parametrize(("count", "killed"), [(2, 1), (4, 0)])
+def test_processes_train_together_and_go_on_when_one_is_killed(iemocap, tmp_path, count, killed):
+    torchrun = ["-m", "torch.distributed.run", f"--nproc_per_node={count}", "--standalone"]
     options = {**SMALL, "number_of_epochs": 6, "data_folder": iemocap, "device": "cpu"}
     options |= {"ckpt_interval_steps": 1, "tokens": "bpe", "vocab_size": 80}
     folder, said = tmp_path / "out", tmp_path / "said"
@@ -579,12 +581,12 @@ def test_two_processes_train_together_and_go_on_when_one_is_killed(iemocap, tmp_
                 assert launcher.poll() is None, said.read_text()
                 time.sleep(0.02)
             of_launcher = Path(f"/proc/{launcher.pid}/task/{launcher.pid}/children")
-            [second] = [
+            [process] = [
                 int(child)
                 for child in of_launcher.read_text().split()
-                if b"\0RANK=1\0" in Path(f"/proc/{child}/environ").read_bytes()
+                if f"\0RANK={killed}\0".encode() in Path(f"/proc/{child}/environ").read_bytes()
             ]
-            os.kill(second, signal.SIGKILL)
+            os.kill(process, signal.SIGKILL)
             assert launcher.wait(timeout=100) == 1
         finally:
             launcher.terminate()
@@ -605,6 +607,14 @@ def test_two_processes_train_together_and_go_on_when_one_is_killed(iemocap, tmp_
 def _program_of_two(rank, port, *args):
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2"}
     os.environ |= {"MASTER_ADDR": "localhost", "MASTER_PORT": str(port)}
+    folder, keep = args[-1], FeatureCache.keep
+
+    def noted(cache, name, features):
+        with (folder / "kept").open("a") as file:
+            file.write(f"{name}\n")
+        return keep(cache, name, features)
+
+    FeatureCache.keep = noted
     _program(*args)
 
 
@@ -655,6 +665,9 @@ def test_two_processes_train_by_every_way(
         heard = [name for path in manifests if path.stem in SPLITS for name in read_json(path)]
         assert {path.suffix for path in kept} == {".safetensors", ".json"}
         assert len(kept) == len(heard) + 1
+        by_rank = [(tmp_path / str(rank) / "kept").read_text().split() for rank in range(2)]
+        assert all(by_rank)
+        assert sorted(sum(by_rank, [])) == sorted(p.stem for p in kept if p.suffix != ".json")
 
 
 # --- what a user gets wrong
