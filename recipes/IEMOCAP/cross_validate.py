@@ -8,15 +8,20 @@ with the others where they stopped.
 """
 
 import argparse
+import os
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
+import torch
 from iemocap_prepare import SESSIONS
 
 from ent_brain.errors import InputError, exit_on_input_error, raise_problems
 from ent_brain.files import whole_or_nothing, write_json
 from ent_brain.report import results_table
 from ent_brain.runs import Run, mean_and_deviation, mean_with_deviation, run_all
+
+METRICS = ("WER", "CER", "WA", "UA", "EDER")
 
 
 def read_arguments(arguments):
@@ -109,24 +114,52 @@ def summarize(folds):
     return [{k: v for k, v in row.items() if k != "test set"} for row in rows], summaries
 
 
-def readme_line(name, summary):
-    """A line of a README's table (str): mean and deviation of each metric of one protocol."""
+def readme_line(name, summary, hardware, seconds):
+    """A line of the README's table of results (str), of one protocol.
+
+    Arguments
+    ---------
+    name : str
+        Of the YAML.
+    summary : dict
+        As ``summarize`` returns it: mean and deviation of each metric.
+    hardware : str
+    seconds : list[float]
+        That each fold took; None where it was stopped in between.
+    """
     cells = [
-        f"{metric} {mean_with_deviation(mean, summary['deviation'][metric])}"
-        for metric, mean in summary["mean"].items()
+        mean_with_deviation(summary["mean"][metric], summary["deviation"][metric])
+        if metric in summary["mean"]
+        else "-"
+        for metric in METRICS
     ]
-    return f"| {name} | {summary['protocol']} | {summary['folds']} folds | {' | '.join(cells)} |"
+    time = "-" if None in seconds else f"{sum(seconds) / 60:.0f} min"
+    protocol = f"{summary['protocol']}, folds: {summary['folds']}"
+    return f"| {' | '.join([version('ent_brain'), name, protocol, *cells, hardware, time])} |"
+
+
+def hardware_of(devices):
+    """What the devices are (str); what training takes by itself where none are named."""
+    devices = devices or ["cuda" if torch.cuda.is_available() else "cpu"]
+    names = [
+        f"CPU of {os.cpu_count()} cores" if device == "cpu" else torch.cuda.get_device_name(device)
+        for device in devices
+    ]
+    return ", ".join(dict.fromkeys(names))
 
 
 @exit_on_input_error
 def main():
     own, rest = read_arguments(sys.argv[1:])
     runs = runs_of(own, rest)
-    run_all(runs, own.devices.split(",") if own.devices else None)
+    devices = own.devices.split(",") if own.devices else None
+    run_all(runs, devices)
     folds = {k: run.results() for k, run in zip(own.sessions, runs, strict=True)}
     rows, summaries = summarize(folds)
     table = results_table(rows)
-    lines = [readme_line(Path(own.yaml).name, summary) for summary in summaries]
+    seconds = [run.seconds() for run in runs]
+    about = hardware_of(devices), seconds
+    lines = [readme_line(Path(own.yaml).name, summary, *about) for summary in summaries]
     write_json({"folds": rows, "summary": summaries}, own.output_folder / "cross_validation.json")
     with whole_or_nothing(own.output_folder / "cross_validation.md") as partial:
         partial.write_text("\n".join([table, "", *lines]) + "\n", encoding="utf-8")

@@ -34,7 +34,7 @@ def call(folder, *flags, script=SCRIPT, **options):
 
 def test_two_folds_are_run_once_and_summarized(iemocap, tmp_path):
     folder = tmp_path / "folds"
-    options = {"data_folder": iemocap, "sessions": "2,4"}
+    options = {"data_folder": iemocap, "sessions": "2,4", "devices": "cpu,cpu"}
     status, said = call(folder, "--noprogressbar", **options)
     assert status == 0, said
     assert {path.name for path in folder.glob("session_*")} == {"session_2", "session_4"}
@@ -54,16 +54,21 @@ def test_two_folds_are_run_once_and_summarized(iemocap, tmp_path):
     assert re.search(r"\| mean +\| valid ", text)
     assert re.search(r"\| deviation \| paper ", text)
     for protocol in ("valid", "paper"):
-        assert re.search(rf"\| ent_demo.yaml \| {protocol} \| 2 folds \| WER [\d.]+ ± ", text)
+        about = rf"\| [\d.]+ \| ent_demo.yaml \| {protocol}, folds: 2 "
+        metrics = r"\| [\d.]+ ± [\d.]+ " * 4 + r"\| - "  # no EDER
+        assert re.search(rf"{about}{metrics}\| CPU of \d+ cores \| \d+ min \|", text)
     assert text.splitlines()[0] in said
 
     written = (folder / "session_2" / "results.json").stat().st_mtime_ns
-    (folder / "session_4" / "results.json").unlink()  # as if stopped before its end
+    for name in ("finished.json", "results.json"):  # as if stopped before its end
+        (folder / "session_4" / name).unlink()
     status, said = call(folder, "--noprogressbar", **options)
     assert status == 0, said
     assert "session 2: finished before" in said
     assert "session 4: training" in said
     assert (folder / "session_2" / "results.json").stat().st_mtime_ns == written
+    assert "Going into epoch" not in said
+    assert re.search(r"\| CPU of \d+ cores \| - \|", said)
 
     status, said = call(folder, "--noprogressbar", **options, lr=0.1)
     assert status == 1
