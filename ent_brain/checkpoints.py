@@ -175,7 +175,7 @@ def save_random_state(_, path):
 
 def load_random_state(_, path, end_of_epoch):
     """Bring back what ``save_random_state`` wrote of this process."""
-    states = torch.load(path, map_location="cpu")
+    states = torch.load(path, map_location="cpu", weights_only=True)
     state = states[(get_rank() or 0) % len(states)]  # processes may be more than they were
     random.setstate(state["python"])
     np.random.set_state(state["numpy"])

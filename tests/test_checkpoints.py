@@ -1,5 +1,6 @@
 import errno
 import os
+import pickle
 import random
 import shutil
 
@@ -116,3 +117,34 @@ def test_the_random_generators_go_on_where_they_were(tmp_path):
     assert draw() != expected
     load_random_state(None, tmp_path / "state", end_of_epoch=True)
     assert draw() == expected
+
+
+class Touch:
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return (open, (self.path, "w"))
+
+
+@pytest.mark.parametrize("part", ["model", "random_state"])
+def test_a_pickle_in_a_checkpoint_is_not_run(checkpointer, tmp_path, part):
+    hooks = {"custom_save_hook": save_random_state, "custom_load_hook": load_random_state}
+    checkpointer.add_recoverable("random_state", None, **hooks)
+    path = checkpointer.save_checkpoint().paramfiles[part]
+    torch.save({"x": Touch(str(tmp_path / "mark"))}, path)
+    with pytest.raises(InputError) as error:
+        checkpointer.recover_if_possible()
+    assert str(error.value) == (
+        f"{path}: damaged (UnpicklingError): remove the folder {path.parent} and start again: the "
+        "run goes on from the checkpoint before, or from the beginning"
+    )
+    assert not (tmp_path / "mark").exists()
+
+
+def test_random_states_are_not_unpickled_whatever_torch_is_told(tmp_path, monkeypatch):
+    monkeypatch.setenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1")
+    torch.save([Touch(str(tmp_path / "mark"))], tmp_path / "state")
+    with pytest.raises(pickle.UnpicklingError):
+        load_random_state(None, tmp_path / "state", end_of_epoch=True)
+    assert not (tmp_path / "mark").exists()
