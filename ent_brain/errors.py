@@ -75,6 +75,17 @@ def raise_problems(problems, remedy):
     raise InputError(f"{count}{shown}{more}: {remedy}")
 
 
+def one_line(error, most=160):
+    r"""What an error says, to be quoted in one of ours; its kind where it says nothing.
+
+    Example
+    -------
+    >>> one_line(ValueError("too\n  long to be read"), 8)
+    'too long'
+    """
+    return " ".join(str(error).split())[:most] or type(error).__name__
+
+
 def exit_on_input_error(main):
     """Decorate the main function of a program: an ``InputError`` becomes one line and status 1.
 

@@ -4,6 +4,8 @@ The folder is data: weights that are read without unpickling, and a YAML that ma
 but what ``CONSTRUCTORS`` names. It loads by itself, offline, and can be pushed to a hub as it is.
 """
 
+import json
+import os
 import re
 from pathlib import Path
 
@@ -11,16 +13,21 @@ import torch
 import yaml
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+from safetensors import safe_open
 from speechbrain.utils.distributed import main_process_only
 
-from ent_brain.errors import InputError, raise_problems
+from ent_brain.errors import InputError, one_line, raise_problems
 from ent_brain.files import whole_or_nothing
-from ent_brain.frontend import SSLFrontend
+from ent_brain.frontend import SSL_MODELS, SSLFrontend
 from ent_brain.tokens import SentencePieceTokens
 
 HPARAMS_FILE = "hyperparams.yaml"
 SSL_FOLDER = "ssl"
 """What an SSL front end starts from: its configuration and weights, as transformers saves them."""
+
+SSL_CONFIG, SSL_WEIGHTS = "config.json", "model.safetensors"
+SSL_FILES = (SSL_CONFIG, SSL_WEIGHTS, "preprocessor_config.json")
+"""All that the folder may hold: others transformers would unpickle, or ask the hub about."""
 
 CONSTRUCTORS = {
     *("ent_brain.frontend.FbankFrontend", "ent_brain.frontend.SSLFrontend"),
@@ -32,6 +39,25 @@ CONSTRUCTORS = {
 """What the YAML of a folder may construct: what ``export`` writes. A whole package is no safe list;
 SpeechBrain itself has functions that run commands or unpickle files."""
 
+SSL_TAG = "!new:ent_brain.frontend.SSLFrontend"
+
+ARGUMENTS = {
+    SSL_TAG: {
+        "model": None,
+        "source": "<ssl_source>",
+        "save_path": SSL_FOLDER,
+        "frozen": None,
+        "layers": None,
+    },
+    "!new:sentencepiece.SentencePieceProcessor": {},
+    "!new:speechbrain.utils.parameter_transfer.Pretrainer": {
+        "loadables": None,
+        "custom_hooks": None,
+    },
+}
+"""What those of them are given that others could have read or write elsewhere, and the value where
+it is always the same."""
+
 TAGS = {
     "!ref",
     f"!name:{__name__}.load_weights",
@@ -41,6 +67,13 @@ TAGS = {
         for kind in ("map", "seq", "str", "int", "float", "bool", "null")
     ),
 }
+
+REFERENCE = re.compile(r"<\w+>")
+"""To a whole part of the YAML: an attribute of one may be a method that writes."""
+
+PLAIN = re.compile(r"(?!.*\.\.)([\w.+ -]+(/[\w.+ -]+)*)?")
+"""Numbers, names, and names on the hub. A text in brackets would be read as a tuple, by a loader of
+YAML that runs what it is told."""
 
 INTERFACE = """\
 # For SpeechBrain's foreign_class(source=..., pymodule_file="interface.py",
@@ -102,15 +135,7 @@ def export(brain, folder, longest_window, results="Not measured.", utterances=0,
         f"segment_seconds: {brain.hparams.segment_seconds}",
         f"longest_window: {longest_window}",
         "",
-        "modules:",
-        "    frontend: !ref <frontend>",
-        "    model: !ref <model>",
-        "",
-        "pretrainer: !new:speechbrain.utils.parameter_transfer.Pretrainer",
-        "    loadables:",
-        *(f"        {name}: !ref <{name}>" for name in loadables),
-        "    custom_hooks:",
-        *(f"        {name}: !name:{__name__}.load_weights" for name in ("frontend", "model")),
+        *_loading(loadables),
     ]
     texts = {
         HPARAMS_FILE: "\n".join([f"# Loaded by {__package__}.inference", "", *lines, ""]),
@@ -130,22 +155,80 @@ def export(brain, folder, longest_window, results="Not measured.", utterances=0,
             partial.write_text(text, encoding="utf-8")
 
 
+def _loading(loadables):
+    """Lines of the YAML by which SpeechBrain loads files into what is constructed."""
+    return [
+        "modules:",
+        "    frontend: !ref <frontend>",
+        "    model: !ref <model>",
+        "",
+        "pretrainer: !new:speechbrain.utils.parameter_transfer.Pretrainer",
+        "    loadables:",
+        *(f"        {name}: !ref <{name}>" for name in loadables),
+        "    custom_hooks:",
+        *(f"        {name}: !name:{__name__}.load_weights" for name in ("frontend", "model")),
+    ]
+
+
 def load_weights(module, path):
     """Load a module's weights, all of them, from a file that is not unpickled.
 
     Raises
     ------
     InputError
-        If the file holds anything but tensors, or not those of the module.
+        If the file holds anything but tensors, or not those of the module, or some that are no
+        numbers.
     """
     try:
-        module.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
+        weights = torch.load(path, map_location="cpu", weights_only=True)
+        module.load_state_dict(weights)
+        _check_finite(weights)
     except Exception as error:  # torch has no one kind for what a broken file can do
-        reason = " ".join(str(error).split()).partition(". ")[0][:160]
-        name = type(module).__name__
-        raise InputError(
-            f"{path}: not the weights of this {name} ({reason}): export again"
-        ) from error
+        raise _not_the_weights(module, path, error) from error
+
+
+def check_ssl_weights(ssl, path):
+    """Refuse the file that an SSL model was loaded from where it does not hold all weights.
+
+    Those that are missing transformers makes up.
+
+    Arguments
+    ---------
+    ssl : nn.Module
+    path : str or Path
+
+    Raises
+    ------
+    InputError
+        If one is missing, or is no number.
+    """
+    with safe_open(path, "pt") as file:
+        held = {_old_name(key) for key in file.keys()}  # noqa: SIM118
+    missing = sorted({_old_name(name) for name in ssl.state_dict()} - held)
+    try:
+        if missing:
+            raise ValueError(f"{len(missing)} are missing, {missing[0]} for one")
+        _check_finite(ssl.state_dict())
+    except ValueError as error:
+        raise _not_the_weights(ssl, path, error) from error
+
+
+def _old_name(name):
+    """A weight's name, with those of weight normalisation as the hub's files have them."""
+    for new, old in (("original0", "weight_g"), ("original1", "weight_v")):
+        name = name.replace(f"parametrizations.weight.{new}", old)
+    return name
+
+
+def _check_finite(weights):
+    for name, values in weights.items():
+        if not values.isfinite().all():
+            raise ValueError(f"{name} holds what is no number")
+
+
+def _not_the_weights(module, path, error):
+    reason, name = one_line(error).partition(". ")[0], type(module).__name__
+    return InputError(f"{path}: not the weights of this {name} ({reason}): export again")
 
 
 def find_model(source, savedir=None, revision=None):
@@ -203,50 +286,100 @@ def check_model(folder):
         raise InputError(
             f"{path}: no such file: name a folder that training left as `pretrained`"
         ) from None
+    except RecursionError:
+        raise InputError(f"{path}: nested too deep: export again") from None
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        reason = " ".join(str(error).split())
-        raise InputError(f"{path}: cannot be read ({reason}): export again") from error
+        raise InputError(f"{path}: cannot be read ({one_line(error)}): export again") from error
     if not isinstance(root, yaml.MappingNode):
         raise InputError(f"{path}: not a YAML of keys and values: export again")
-    problems = []
-    loadables = []
-    for key, node in _nodes(root):
-        tag = node.tag
-        if tag not in TAGS:
-            problems.append(f"line {node.start_mark.line + 1}: {tag} is not allowed")
-        elif isinstance(node, yaml.ScalarNode) and tag.endswith(":str"):
-            parts = re.split(r"[/\\]", node.value)
-            if ".." in parts or node.value.startswith(("/", "\\", "~")) or ":" in parts[0]:
-                problems.append(
-                    f"line {node.start_mark.line + 1}: {node.value!r} leads out of the folder"
-                )
-        if key == "paths":
-            problems.append(f"line {node.start_mark.line + 1}: paths are not allowed")
-        if key == "loadables" and isinstance(node, yaml.MappingNode):
-            loadables = [name.value for name, _ in node.value]
-    for file in folder.rglob("*"):
-        # A hub's cache is links into its own blobs; nothing else may lead elsewhere.
-        inside = folder.resolve(), folder.resolve().parents[1] / "blobs"
-        if not any(file.resolve().is_relative_to(place) for place in inside):
-            problems.append(f"{file.name} leads out of the folder")
+    nodes = list(_nodes(root, set()))
+    problems = [
+        f"line {node.start_mark.line + 1}: {problem}"
+        for node, repeated in nodes
+        for problem in (["an alias is not allowed"] if repeated else _strange_parts(node))
+    ]
     raise_problems(
-        [f"{path}: {problem}" for problem in problems],
+        [f"{path}: {problem}" for problem in (*problems, *_strange_files(folder))],
         "a model from a stranger can run code: look at it, and give trust=True to load it as it is",
     )
-    missing = [name for name in loadables if not (folder / f"{name}.ckpt").is_file()]
-    raise_problems([f"{folder / name}.ckpt: missing" for name in missing], "export or fetch again")
+    has_ssl = any(node.tag == SSL_TAG for node, _ in nodes)
+    needed = [f"{name}.ckpt" for name in _check_loading(path, root)]
+    needed += [f"{SSL_FOLDER}/{name}" for name in SSL_FILES if has_ssl]
+    missing = [name for name in needed if not (folder / name).is_file()]
+    raise_problems([f"{folder / name}: missing" for name in missing], "export or fetch again")
+    if has_ssl:
+        _check_ssl_config(folder / SSL_FOLDER / SSL_CONFIG)
 
 
-def _nodes(node, key=None):
-    """Yield every node of a YAML below a key, with that key."""
-    yield key, node
-    if isinstance(node, yaml.MappingNode):
+def _strange_parts(node):
+    """Yield what an export never has in a node of its YAML."""
+    tag = node.tag
+    if tag not in TAGS:
+        yield f"{tag} is not allowed"
+    elif isinstance(node, yaml.ScalarNode):
+        if not (REFERENCE if tag == "!ref" else PLAIN).fullmatch(node.value):
+            yield f"{node.value!r} is more than a number or a name"
+    elif isinstance(node, yaml.SequenceNode) and tag.startswith("!"):
+        yield f"{tag} of a list is not allowed"
+    elif tag in ARGUMENTS and isinstance(node, yaml.MappingNode):
         for name, value in node.value:
-            yield from _nodes(name)
-            yield from _nodes(value, name.value)
-    elif isinstance(node, yaml.SequenceNode):
-        for value in node.value:
-            yield from _nodes(value, key)
+            if name.value not in ARGUMENTS[tag]:
+                yield f"{name.value} is not allowed here"
+            elif ARGUMENTS[tag][name.value] not in (None, value.value):
+                yield f"{name.value} can only be {ARGUMENTS[tag][name.value]}"
+
+
+def _strange_files(folder):
+    """Yield which files lie elsewhere, or are none that transformers is to see."""
+    # A hub's cache is links into its own blobs; nothing else may lead elsewhere.
+    real = folder.resolve()
+    inside = real, *(parent / "blobs" for parent in real.parents[1:2])
+    for file in folder.rglob("*"):
+        target = Path(os.path.realpath(file))  # resolve() raises where links go round
+        if not any(target.is_relative_to(place) for place in inside):
+            yield f"{file.name} leads out of the folder"
+    for file in (folder / SSL_FOLDER).glob("*"):
+        if file.name not in SSL_FILES:
+            yield f"{SSL_FOLDER}/{file.name} is not allowed"
+
+
+def _check_loading(path, root):
+    """Names of the files that a YAML loads, which must be those that ``export`` has it load."""
+    parts = {key.value: value for key, value in root.value}
+    loadables = ["frontend", "model", *(["processor"] if "processor" in parts else [])]
+    for key, value in yaml.compose("\n".join(_loading(loadables))).value:
+        given = parts.get(key.value)
+        if given is None or _canonical(given) != _canonical(value):
+            raise InputError(f"{path}: {key.value}: not as it was exported: export again")
+    return loadables
+
+
+def _canonical(node):
+    return yaml.serialize(node, canonical=True)
+
+
+def _check_ssl_config(path):
+    try:
+        kind = json.loads(path.read_text(encoding="utf-8"))["model_type"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{path}: cannot be read ({one_line(error)}): export again") from error
+    if kind not in SSL_MODELS:  # transformers would ask whether code of others may be run
+        raise InputError(
+            f"{path}: model_type {kind!r}: not one of {', '.join(SSL_MODELS)}: export again"
+        )
+
+
+def _nodes(node, seen):
+    """Yield every node of a YAML, and whether it was there before: what an alias stands for."""
+    yield node, node in seen
+    if node in seen:
+        return
+    seen.add(node)
+    if isinstance(node, yaml.ScalarNode):
+        return
+    for part in node.value:
+        for child in part if isinstance(node, yaml.MappingNode) else (part,):
+            yield from _nodes(child, seen)
 
 
 def _tag(thing):

@@ -265,13 +265,17 @@ class SSLFrontend(Frontend):
         if cache_folder is not None:
             self.cache = FeatureCache(cache_folder, self.describe(), cache_precision)
 
+    @property
+    def ssl_model(self):
+        """The model of transformers, frozen or not."""
+        return self._ssl[0].model
+
     def describe(self):
         """What the features are computed by (dict): wherever the model was read from."""
-        [ssl] = self._ssl
         return {
             "model": self.settings["model"],
-            "weights": model_digest(ssl.model),
-            "normalize_wav": ssl.normalize_wav,
+            "weights": model_digest(self.ssl_model),
+            "normalize_wav": self._ssl[0].normalize_wav,
             "layers": self.layers,
         }
 
@@ -283,10 +287,9 @@ class SSLFrontend(Frontend):
 
     def save_ssl(self, folder):
         """Save the SSL model as the hub has it, so that ``source`` can name this folder."""
-        [ssl] = self._ssl
         with written():
-            ssl.model.save_pretrained(folder)
-            ssl.feature_extractor.save_pretrained(folder)
+            self.ssl_model.save_pretrained(folder)
+            self._ssl[0].feature_extractor.save_pretrained(folder)
 
     def count_frames(self, samples):
         """Frames of an utterance: the floor of each convolution in turn."""

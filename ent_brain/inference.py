@@ -4,7 +4,6 @@ from itertools import islice
 from pathlib import Path
 
 import torch
-import yaml
 from speechbrain.inference.interfaces import Pretrained
 from tqdm import tqdm
 
@@ -12,9 +11,17 @@ from ent_brain.alignment import align, word_times
 from ent_brain.annotation import Heard, annotate
 from ent_brain.decoding import search
 from ent_brain.emotions import EMOTIONS, NEUTRAL
-from ent_brain.errors import InputError
-from ent_brain.export import HPARAMS_FILE, SSL_FOLDER, check_model, find_model
+from ent_brain.errors import InputError, one_line
+from ent_brain.export import (
+    SSL_FOLDER,
+    SSL_WEIGHTS,
+    check_model,
+    check_ssl_weights,
+    find_model,
+)
 from ent_brain.segments import SegmentDecoder
+from ent_brain.settings import check_device, wrong_values
+from ent_brain.tokens import CharTokens, SentencePieceTokens
 from ent_brain.windows import count_seconds, join, read_windows
 
 SHORTEST = 0.1
@@ -25,6 +32,12 @@ SILENCE = -60.0
 
 CERTAIN = 1 - 1e-6
 """Probability of what no model was asked for: that silence is neutral."""
+
+SETTINGS = {
+    **{"max_symbols": 1, "beam_size": 1, "longest_window": 1.0},
+    **{"segment_decoding": "argmax", "segment_seconds": 1.0},
+}
+"""What an export says of how it is used: keys, and values of their kind."""
 
 WINDOWS_AT_ONCE = 8
 """Windows of a long recording that the model hears together."""
@@ -48,11 +61,37 @@ class EmotionTransducer(Pretrained):
     Word(text="WHERE'S", start=0.16, end=0.4, emotion='angry', probability=0.91)
     """
 
-    HPARAMS_NEEDED = [
-        *("modules", "tokens", "max_symbols", "beam_size"),
-        *("segment_decoding", "segment_seconds", "longest_window"),
-    ]
+    HPARAMS_NEEDED = ["modules", "tokens", *SETTINGS]
     MODULES_NEEDED = ["frontend", "model"]
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self._check()
+
+    def _check(self):
+        """Raise ValueError where parts or settings are none that go together."""
+        problems = wrong_values(SETTINGS, {key: getattr(self.hparams, key) for key in SETTINGS})
+        frontend, model, tokens = self.mods.frontend, self.mods.model, self.hparams.tokens
+        if not isinstance(tokens, CharTokens | SentencePieceTokens):
+            problems.append(f"tokens: {tokens}: no tokens of this package")
+        else:
+            sizes = {
+                "vocab_size": len(tokens),
+                "feature_dim": frontend.feature_dim,
+                "feature_layers": frontend.feature_layers,
+                "num_emotions": len(EMOTIONS),
+            }
+            problems += [
+                f"{key}: the model's is {model.settings[key]}, it must be {size}"
+                for key, size in sizes.items()
+                if model.settings[key] != size
+            ]
+        if not problems and self.hparams.longest_window < 2 * frontend.frame_duration:
+            problems.append(
+                f"longest_window: {self.hparams.longest_window}: give two frames or more"
+            )
+        if problems:
+            raise ValueError("; ".join(problems))
 
     @classmethod
     def from_hparams(cls, source, savedir=None, revision=None, trust=False, **kwargs):
@@ -67,8 +106,8 @@ class EmotionTransducer(Pretrained):
         revision : str, optional
             Branch, tag or commit of a model on the hub.
         trust : bool
-            Whether the folder's YAML may construct and call whatever it names. Without, a YAML that
-            asks for more than a model of this package is refused.
+            Whether the folder's YAML may construct, call, read and fetch whatever it names.
+            Without, a YAML that asks for more than a model of this package is refused.
         **kwargs
             Of SpeechBrain's ``from_hparams``: ``run_opts={"device": "cuda"}``, for one.
 
@@ -81,19 +120,26 @@ class EmotionTransducer(Pretrained):
         InputError
             If there is no model, or one that is incomplete, damaged or not to be trusted.
         """
+        if isinstance(run_opts := kwargs.get("run_opts"), dict):
+            check_device(run_opts.get("device"))
         folder = find_model(source, savedir, revision)
-        if not trust:
-            check_model(folder)
         ssl = folder / SSL_FOLDER
         overrides = {"ssl_source": str(ssl)} if ssl.is_dir() else {}
         overrides |= kwargs.pop("overrides", {})
         try:
-            return super().from_hparams(source=str(folder), overrides=overrides, **kwargs)
-        except (ValueError, TypeError, KeyError, AttributeError, yaml.YAMLError) as error:
-            reason = " ".join(str(part) for part in error.args)
-            raise InputError(
-                f"{folder / HPARAMS_FILE}: makes no model ({reason}): export again"
-            ) from error
+            if not trust:
+                check_model(folder)
+            model = super().from_hparams(source=str(folder), overrides=overrides, **kwargs)
+            frontend, weights = model.mods.frontend, ssl / SSL_WEIGHTS
+            if frontend.settings.get("source") == str(ssl) and weights.is_file():
+                check_ssl_weights(frontend.ssl_model, weights)
+            return model
+        except (InputError, torch.OutOfMemoryError):  # a GPU that is full is no fault of the folder
+            raise
+        except Exception as error:  # there is no one kind for what a damaged folder can do
+            parts = error.args if isinstance(error, TypeError) else [error]  # hyperpyyaml adds one
+            reason = " ".join(map(one_line, parts))
+            raise InputError(f"{folder}: makes no model ({reason}): export again") from error
 
     def transcribe_file(self, path):
         """Words of a sound file (str), normalised as in training."""

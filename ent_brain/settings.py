@@ -53,7 +53,7 @@ ABOVE_0 = {
     *("number_of_epochs", "batch_size", "lr", "max_grad_norm", "vocab_size"),
     *("max_tokens_per_frame", "max_train_seconds", "max_batch_nodes", "aligned_top"),
     *("frame_duration", "encoder_dim", "predictor_dim", "joint_dim", "max_symbols", "beam_size"),
-    *("segment_seconds", "aligned_seconds"),
+    *("segment_seconds", "aligned_seconds", "longest_window"),
     *("mask_time_length", "mask_feature_length"),
 }
 UP_TO_1 = {"valid_share", "aligned_top", "dropout", "mask_time_prob", "mask_feature_prob"}
@@ -93,7 +93,7 @@ def load_recipe(hparams_file, overrides, device=None):
     reader = ruamel.yaml.YAML()
     own, given = reader.load(hparams_file), reader.load(overrides) or {}
     raise_problems(_unknown_options(own, given), "correct the option or remove it")
-    if wrong := _wrong_values(own, given):
+    if wrong := wrong_values(own, given):
         raise InputError("; ".join(wrong))
     values = {**own, **given}
     _check_losses(values, hparams_file)
@@ -128,8 +128,18 @@ def _unknown_options(own, given):
     return problems
 
 
-def _wrong_values(own, given):
-    """Values that are of another kind than the YAML's own, or out of range, one problem each."""
+def wrong_values(own, given):
+    """Values that are of another kind than the YAML's own, or out of range, one problem each.
+
+    Arguments
+    ---------
+    own, given : dict
+        Of the YAML, and those that take the place of some of them.
+
+    Returns
+    -------
+    list[str]
+    """
     choices = {
         "lattice_mode": LATTICE_MODES,
         "segment_decoding": tuple(SEGMENT_DECODINGS),

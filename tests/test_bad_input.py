@@ -252,6 +252,13 @@ def exported(folder, trained):
     return lambda source=folder: EmotionTransducer.from_hparams(source=source)
 
 
+def exported_pieces(folder, trained):
+    brain = trained()
+    brain.tokens = train_sentencepiece(TRANSCRIPTS, folder.parent / "pieces", 31)
+    export(brain, folder, 2.5)
+    return lambda: EmotionTransducer.from_hparams(source=folder)
+
+
 def recording(folder, trained):
     loaded = exported(folder / "pretrained", trained)()
     soundfile.write(folder / "a.wav", tone(), 16000)
@@ -341,6 +348,32 @@ def sentencepiece_of_others(folder):
         vocab_size=40,
         minloglevel=2,
     )
+
+
+def other_pieces(folder):
+    train_sentencepiece(TRANSCRIPTS, folder / "processor.ckpt", 25)
+
+
+def linked_to_itself(name):
+    def spoil(folder):
+        (folder / name).unlink()
+        (folder / name).symlink_to(name)
+
+    return spoil
+
+
+def no_number(folder):
+    weights = torch.load(folder / "model.ckpt")
+    weights["emotion_joint.output.bias"][0] = np.nan
+    torch.save(weights, folder / "model.ckpt")
+
+
+def more(name, content):
+    def spoil(folder):
+        with (folder / name).open("a") as file:
+            file.write(content)
+
+    return spoil
 
 
 def linked_out(name):
@@ -1255,14 +1288,130 @@ REFUSED = {
     "a model's YAML without tokens": (
         exported,
         edit("hyperparams.yaml", "tokens: !new:ent_brain.tokens.CharTokens", ""),
-        "{folder}/hyperparams.yaml: makes no model (Need hparams['tokens']): export again",
+        "{folder}: makes no model (Need hparams['tokens']): export again",
     ),
     "a model's YAML with an unknown size": (
         exported,
         edit("hyperparams.yaml", "joint_dim: 12", "joint_dims: 12"),
-        "{folder}/hyperparams.yaml: makes no model (Invalid argument to class ent_brain.model.ENT "
+        "{folder}: makes no model (Invalid argument to class ent_brain.model.ENT "
         "TransducerModel.__init__() got an unexpected keyword argument 'joint_dims'): export again",
     ),
+    "a model's YAML nested too deep": (
+        exported,
+        more("hyperparams.yaml", "x: " + 5000 * "[" + 5000 * "]"),
+        "{folder}/hyperparams.yaml: nested too deep: export again",
+    ),
+    "a model's YAML that links to itself": (
+        exported,
+        linked_to_itself("hyperparams.yaml"),
+        "{folder}/hyperparams.yaml: cannot be read ([Errno 40] Too many levels of symbolic links: "
+        "'{folder}/hyperparams.yaml'): export again",
+    ),
+    "a model's weights that link to themselves": (
+        exported,
+        linked_to_itself("model.ckpt"),
+        "{folder}/model.ckpt: missing: export or fetch again",
+    ),
+    "a model's weights of nothing": (
+        exported,
+        put("model.ckpt", ""),
+        "{folder}/model.ckpt: not the weights of this ENT (EOFError): export again",
+    ),
+    "a model's weights that are no numbers": (
+        exported,
+        no_number,
+        "{folder}/model.ckpt: not the weights of this ENT (emotion_joint.output.bias holds what is "
+        "no number): export again",
+    ),
+    **{
+        f"a model's YAML without {what}": (
+            exported_pieces,
+            edit("hyperparams.yaml", line, ""),
+            f"{{folder}}/hyperparams.yaml: {part}: not as it was exported: export again",
+        )
+        for what, line, part in (
+            ("the model among the modules", "    model: !ref <model>\n", "modules"),
+            ("the loading of the model", "        model: !ref <model>\n", "pretrainer"),
+            ("the loading of the pieces", "        processor: !ref <processor>\n", "pretrainer"),
+            (
+                "the way to load the model",
+                "        model: !name:ent_brain.export.load_weights\n",
+                "pretrainer",
+            ),
+        )
+    },
+    **{
+        f"a model's pieces, {what}": (
+            exported_pieces,
+            spoil,
+            f"{{folder}}: makes no model ({reason}): export again",
+        )
+        for what, spoil, reason in (
+            ("none", put("processor.ckpt", ""), "INTERNAL: unk is not defined."),
+            (
+                "cut off",
+                cut("processor.ckpt", 0.5),
+                "INTERNAL: could not parse ModelProto from {folder}/processor.ckpt",
+            ),
+            (
+                "of another number",
+                other_pieces,
+                "vocab_size: the model's is 31, it must be 25",
+            ),
+        )
+    },
+    **{
+        f"a model's YAML with {old} as {new}": (
+            exported,
+            edit("hyperparams.yaml", old, new),
+            f"{{folder}}: makes no model ({reason}): export again",
+        )
+        for old, new, reason in (
+            (
+                "joint_dim: 12",
+                "joint_dim: -12",
+                "Trying to create tensor with negative dimension -12: [-12, 16]",
+            ),
+            (
+                "segment_decoding: median",
+                "segment_decoding: foo",
+                "segment_decoding: foo: choose argmax, median, min_duration, single_event, "
+                "lasting_event",
+            ),
+            ("beam_size: 2", "beam_size: 0", "beam_size: 0: give a whole number above 0"),
+            ("beam_size: 2", "beam_size: two", "beam_size: two: give a whole number above 0"),
+            (
+                "max_symbols: 2",
+                "max_symbols: lots",
+                "max_symbols: lots: give a whole number above 0",
+            ),
+            (
+                "longest_window: 2.5",
+                "longest_window: 0",
+                "longest_window: 0: give a number above 0",
+            ),
+            (
+                "longest_window: 2.5",
+                "longest_window: 0.05",
+                "longest_window: 0.05: give two frames or more",
+            ),
+            (
+                "segment_seconds: 0.2",
+                "segment_seconds: .nan",
+                "segment_seconds: nan: give a number above 0",
+            ),
+            (
+                "!new:ent_brain.tokens.CharTokens",
+                "5",
+                "tokens: 5: no tokens of this package",
+            ),
+            (
+                "frame_duration: 0.04",
+                "frame_duration: 0.02",
+                "feature_dim: the model's is 320, it must be 160",
+            ),
+        )
+    },
     "a model linked from elsewhere": (
         exported,
         linked_out("model.ckpt"),

@@ -2,10 +2,13 @@
 
 import pickle
 import shutil
+import tempfile
+from pathlib import Path
 
 import pytest
 import torch
 import yaml
+from safetensors.torch import load_file, save_file
 from speechbrain.inference.interfaces import foreign_class
 
 from ent_brain import export as export_room
@@ -15,6 +18,8 @@ from ent_brain.export import HPARAMS_FILE, export
 from ent_brain.frontend import SSLFrontend
 from ent_brain.inference import EmotionTransducer
 
+PRETRAINER = "speechbrain.utils.parameter_transfer.Pretrainer"
+SSL = "ent_brain.frontend.SSLFrontend"
 WAVS, LENS = 0.1 * torch.randn(2, 8000), torch.tensor([1.0, 0.6])
 
 
@@ -103,12 +108,32 @@ def test_an_ssl_model_goes_with_it(tiny_ssl, tmp_path, trained):
         ),
         ("x: [a, {{b: !copy <model>}}]", "!copy is not allowed"),
         ("? !apply:os.getcwd []\n: 1", "!apply:os.getcwd is not allowed"),
-        ("x: ../secret", "'../secret' leads out of the folder"),
-        ("x: a/../../b", "'a/../../b' leads out of the folder"),
-        ("x: /etc/passwd", "'/etc/passwd' leads out of the folder"),
-        ("x: ~/secret", "'~/secret' leads out of the folder"),
-        ("x: 'https://host/model'", "'https://host/model' leads out of the folder"),
-        ("x: {{paths: {{model: a}}}}", "paths are not allowed"),
+        ("x: ../secret", "'../secret' is more than a number or a name"),
+        ("x: a/../../b", "'a/../../b' is more than a number or a name"),
+        ("x: /etc/passwd", "'/etc/passwd' is more than a number or a name"),
+        ("x: ~/secret", "'~/secret' is more than a number or a name"),
+        ("x: 'https://host/model'", "'https://host/model' is more than a number or a name"),
+        (
+            "x: (a/b, !!python/object/apply:os.mkdir [mark])",
+            "'(a/b, !!python/object/apply:os.mkdir [mark])' is more than a number or a name",
+        ),
+        ("x: !ref /etc/passwd", "'/etc/passwd' is more than a number or a name"),
+        ("x: !ref <model>/../b", "'<model>/../b' is more than a number or a name"),
+        ("x: !ref <frontend.save_ssl>", "'<frontend.save_ssl>' is more than a number or a name"),
+        ("x: &a [*a]", "an alias is not allowed"),
+        (
+            f"x: !new:{PRETRAINER} [null, {{{{model: a}}}}]",
+            f"!new:{PRETRAINER} of a list is not allowed",
+        ),
+        (f"x: !new:{PRETRAINER} {{{{paths: {{{{model: a}}}}}}}}", "paths is not allowed here"),
+        (f"x: !new:{PRETRAINER} {{{{collect_in: a}}}}", "collect_in is not allowed here"),
+        (f"x: !new:{SSL} {{{{cache_folder: a}}}}", "cache_folder is not allowed here"),
+        (f"x: !new:{SSL} {{{{source: someone/evil}}}}", "source can only be <ssl_source>"),
+        (f"x: !new:{SSL} {{{{save_path: a}}}}", "save_path can only be ssl"),
+        (
+            "x: !new:sentencepiece.SentencePieceProcessor {{model_file: a}}",
+            "model_file is not allowed here",
+        ),
     ],
 )
 def test_a_yaml_that_would_do_more_is_refused_before_it_is_loaded(
@@ -155,6 +180,135 @@ def test_a_pickle_in_place_of_weights_is_not_run(folder, tmp_path, save, trust):
     assert not mark.exists()
 
 
+@pytest.fixture
+def ssl_folder(tmp_path, tiny_ssl, trained):
+    path = tmp_path / "pretrained"
+    frontend = SSLFrontend("hubert", tiny_ssl("hubert"), tmp_path / "hub")
+    export(trained(frontend=frontend), path, 2.5)
+    return path
+
+
+def edit_weights(folder, change):
+    path = folder / "ssl" / "model.safetensors"
+    save_file(change(load_file(path)), path, metadata={"format": "pt"})
+
+
+def test_an_ssl_model_with_the_names_that_the_hub_has_goes_with_it(tiny_ssl, tmp_path, trained):
+    """Those of weight normalisation are old ones there, and are written again as they were."""
+    source = tmp_path / "source"
+    shutil.copytree(tiny_ssl("hubert"), source)
+    weights = load_file(source / "model.safetensors")
+    for new, old in (("original0", "weight_g"), ("original1", "weight_v")):
+        name = f"encoder.pos_conv_embed.conv.parametrizations.weight.{new}"
+        weights[f"encoder.pos_conv_embed.conv.{old}"] = weights.pop(name)
+    weights = {f"hubert.{name}": values for name, values in weights.items()}
+    save_file(weights, source / "model.safetensors", metadata={"format": "pt"})
+    frontend = SSLFrontend("hubert", source, tmp_path / "hub")
+    export(trained(frontend=frontend), tmp_path / "pretrained", 2.5)
+    loaded = EmotionTransducer.from_hparams(source=tmp_path / "pretrained")
+    expected = frontend(WAVS, LENS)[0]
+    torch.testing.assert_close(loaded.mods.frontend(WAVS, LENS)[0], expected, rtol=0, atol=0)
+
+
+def test_an_ssl_model_is_that_of_the_folder_alone(ssl_folder, tiny_ssl, tmp_path, monkeypatch):
+    """Neither one in the working directory nor one on the hub takes its place."""
+    shutil.rmtree(ssl_folder / "ssl")
+    shutil.copytree(tiny_ssl("hubert"), tmp_path / "ssl")
+    monkeypatch.chdir(tmp_path)
+    names = ("config.json", "model.safetensors", "preprocessor_config.json")
+    missing = "; ".join(f"{ssl_folder}/ssl/{name}: missing" for name in names)
+    assert refusal(ssl_folder) == f"3 problems: {missing}: export or fetch again"
+
+
+def test_an_ssl_model_keeps_no_features(ssl_folder, tmp_path):
+    edit(
+        ssl_folder, "  save_path: ssl", f"  save_path: ssl\n    cache_folder: !ref {tmp_path}/../x"
+    )
+    assert "cache_folder is not allowed here" in refusal(ssl_folder)
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "reason"),
+    [
+        ("config.json", lambda text: text[:99], "/ssl/config.json: cannot be read ("),
+        (
+            "config.json",
+            lambda text: text.replace('"hubert"', '"bert"'),
+            "/ssl/config.json: model_type 'bert': not one of wav2vec2, hubert, wavlm: export again",
+        ),
+        (
+            "config.json",
+            lambda text: text.replace('"hidden_size": 24', '"hidden_size": 32'),
+            ": makes no model (",
+        ),
+        ("preprocessor_config.json", lambda text: text[:9], ": makes no model ("),
+    ],
+)
+def test_what_is_damaged_of_an_ssl_model_is_one_line(ssl_folder, name, change, reason):
+    path = ssl_folder / "ssl" / name
+    path.write_text(change(path.read_text()))
+    assert refusal(ssl_folder).startswith(f"{ssl_folder}{reason}")
+
+
+def test_ssl_weights_cut_off_are_one_line(ssl_folder):
+    path = ssl_folder / "ssl" / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:5000])
+    assert refusal(ssl_folder).startswith(f"{ssl_folder}: makes no model (")
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (
+            lambda weights: {"x": weights["masked_spec_embed"]},
+            "67 are missing, encoder.layer_norm.bias for one",
+        ),
+        (
+            lambda weights: {k: v for k, v in weights.items() if k != "masked_spec_embed"},
+            "1 are missing, masked_spec_embed for one",
+        ),
+        (
+            lambda weights: {k: v * torch.nan for k, v in weights.items()},
+            "masked_spec_embed holds what is no number",
+        ),
+    ],
+)
+def test_no_ssl_weight_is_made_up(ssl_folder, change, reason):
+    edit_weights(ssl_folder, change)
+    assert refusal(ssl_folder) == (
+        f"{ssl_folder}/ssl/model.safetensors: not the weights of this HubertModel ({reason}): "
+        "export again"
+    )
+
+
+def test_a_pickled_ssl_model_is_not_run(ssl_folder, tmp_path):
+    (ssl_folder / "ssl" / "model.safetensors").unlink()
+    torch.save({"x": Touch(str(tmp_path / "mark"))}, ssl_folder / "ssl" / "pytorch_model.bin")
+    assert "ssl/pytorch_model.bin is not allowed" in refusal(ssl_folder)
+    assert not (tmp_path / "mark").exists()
+
+
+def test_a_folder_may_lie_right_below_the_root(folder):
+    try:
+        root = Path(tempfile.mkdtemp(dir="/"))
+    except OSError:
+        pytest.skip("/ is not writable")
+    try:
+        shutil.copytree(folder, root, dirs_exist_ok=True)
+        EmotionTransducer.from_hparams(source=root)
+    finally:
+        shutil.rmtree(root)
+
+
+def test_a_link_to_itself_is_no_part_of_a_model(folder):
+    (folder / "loop").symlink_to("loop")
+    EmotionTransducer.from_hparams(source=folder)
+
+
+def test_a_device_that_is_not_there_is_no_fault_of_the_folder(folder):
+    assert refusal(folder, run_opts={"device": "abacus"}).startswith("device: 'abacus': ")
+
+
 def test_what_is_damaged_or_of_another_model_is_named(folder):
     content = (folder / "model.ckpt").read_bytes()
     (folder / "model.ckpt").write_bytes(content[: len(content) // 2])
@@ -181,6 +335,12 @@ def test_what_is_missing_is_named(folder, tmp_path):
 def test_what_is_no_yaml_is_refused(folder, content):
     (folder / HPARAMS_FILE).write_text(content)
     assert refusal(folder).startswith(f"{folder}/hyperparams.yaml: ")
+
+
+def test_a_key_that_is_given_twice_is_refused(folder):
+    edit(folder, "beam_size: 2", "max_symbols: 2")
+    message = refusal(folder)
+    assert message.startswith(f"{folder}: makes no model (while constructing a mapping in ")
 
 
 def test_a_link_out_of_the_folder_is_refused(folder, tmp_path):
