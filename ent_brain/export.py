@@ -71,9 +71,9 @@ TAGS = {
 REFERENCE = re.compile(r"<\w+>")
 """To a whole part of the YAML: an attribute of one may be a method that writes."""
 
-PLAIN = re.compile(r"(?!.*\.\.)([\w.+ -]+(/[\w.+ -]+)*)?")
-"""Numbers, names, and names on the hub. A text in brackets would be read as a tuple, by a loader of
-YAML that runs what it is told."""
+PLAIN = re.compile(r"(?!.*\.\.)([\w.+ -]+(/[\w.+@ -]+)*)?")
+"""Numbers, names, and names on the hub, with or without a revision. A text in brackets would be
+read as a tuple, by a loader of YAML that runs what it is told."""
 
 INTERFACE = """\
 # For SpeechBrain's foreign_class(source=..., pymodule_file="interface.py",

@@ -6,8 +6,10 @@ every time in seconds follows from it.
 """
 
 from importlib import import_module
+from pathlib import Path
 
 import torch
+from huggingface_hub import snapshot_download
 from speechbrain.lobes.features import Fbank
 from speechbrain.processing.features import mean_std_update
 from speechbrain.utils.checkpoints import mark_as_saver, register_checkpoint_hooks
@@ -188,7 +190,8 @@ class SSLFrontend(Frontend):
     model : str
         ``wav2vec2``, ``hubert`` or ``wavlm``.
     source : str or Path, optional
-        Hub name, or a local folder, which needs no network; the hub's base model if None.
+        Hub name, after an ``@`` a revision to pin; or a local folder, which needs no network. The
+        hub's base model if None.
     save_path : str or Path
         Where a model from the hub is kept.
     frozen : bool
@@ -238,7 +241,7 @@ class SSLFrontend(Frontend):
         # Only here: transformers' models take seconds to import, and log-mel energies need none.
         wrappers = import_module(f"speechbrain.integrations.huggingface.{model}")
         ssl = getattr(wrappers, wrapper)(
-            source=source,
+            source=_pinned(source, save_path),
             save_path=str(save_path),
             freeze=frozen,
             freeze_feature_extractor=not frozen,
@@ -346,6 +349,14 @@ class SSLFrontend(Frontend):
         # In full precision: what is kept is the same whatever the precision of the training.
         with torch.autocast(wav.device.type, enabled=False):
             return self.cache.keep(kept.name, self._encode(wav))
+
+
+def _pinned(source, save_path):
+    """A source (str) that SpeechBrain's wrappers take: of what names a revision, its files."""
+    name, _, revision = source.partition("@")
+    if not revision or Path(source).exists():
+        return source
+    return snapshot_download(name, revision=revision, cache_dir=save_path)
 
 
 def _check_layers(layers, last):

@@ -298,6 +298,24 @@ def test_without_a_source_it_is_the_base_model_of_its_kind(kind, base, tmp_path,
     assert asked == [base]
 
 
+def test_a_revision_of_a_hub_s_model_is_pinned(tiny_ssl, tmp_path, monkeypatch):
+    asked = []
+
+    def fetch(name, **given):
+        asked.append((name, given))
+        return str(tiny_ssl("wav2vec2"))
+
+    monkeypatch.setattr("ent_brain.frontend.snapshot_download", fetch)
+    frontend = SSLFrontend("wav2vec2", "someone/model@0123abc", tmp_path)
+    assert asked == [("someone/model", {"revision": "0123abc", "cache_dir": tmp_path})]
+    assert frontend.settings["source"] == "someone/model@0123abc"
+
+    folder = tmp_path / "model@home"  # a folder may be called so
+    folder.symlink_to(tiny_ssl("wav2vec2"))
+    SSLFrontend("wav2vec2", folder, tmp_path)
+    assert len(asked) == 1
+
+
 def test_a_frozen_model_moves_with_its_front_end(load_ssl):
     frontend = load_ssl("wav2vec2").double()
     wavs, wav_lens = padded(8000)
