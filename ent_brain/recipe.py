@@ -118,7 +118,7 @@ def train_and_test(hparams, run_opts, train, valid, tests):
     hparams : dict
         As ``load_recipe`` returns them.
     run_opts : dict
-        As ``speechbrain.parse_arguments`` returns them.
+        As ``parse_arguments`` returns them.
     train, valid : tuple
         Manifest, and the folder that ``{data_root}`` in it stands for.
     tests : dict[str, tuple]

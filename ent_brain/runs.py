@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 from hyperpyyaml import resolve_references
-from speechbrain import parse_arguments
 
 from ent_brain.errors import InputError, raise_problems
 from ent_brain.files import read_json, whole_or_nothing, write_json
 from ent_brain.report import results_table
+from ent_brain.settings import parse_arguments
 
 FINISHED_FILE = "finished.json"
 """In the folder of a run that is finished: its settings, and how many seconds it took by the clock,

@@ -1,6 +1,7 @@
 """A recipe's YAML: read with the options of the command line, and checked before anything runs."""
 
 import difflib
+import json
 import math
 import os
 import re
@@ -8,13 +9,17 @@ from collections import Counter
 from pathlib import Path
 
 import ruamel.yaml
+import speechbrain as sb
 import torch
 import yaml
 from hyperpyyaml import load_hyperpyyaml
+from ruamel.yaml.comments import TaggedScalar
+from safetensors import SafetensorError
 from speechbrain.core import RunOptions
 
 from ent_brain.errors import InputError, raise_problems
 from ent_brain.losses import POOLING_MODES, SUPERVISED_MODES
+from ent_brain.manifest import read_text
 from ent_brain.segments import SEGMENT_DECODINGS
 
 LOSS_WEIGHTS = ("rnnt_weight", "head_weight", "lattice_weight", "lm_weight")
@@ -34,17 +39,21 @@ TRAINED_BY = {
 """Keys that decide what a training learns or tells of its epochs, beside its data, tokens, features
 and model: with others it is another training."""
 
-KEYS_READ_BY_CODE = {
+KEYS_OF_EVERY_RECIPE = {
     *LOSS_WEIGHTS,
     *("fastemit", "lattice_mode", "aligned_top", "aligned_seconds", "max_symbols", "beam_size"),
     *("segment_decoding", "segment_seconds"),
-    *("seed", "output_folder", "data_folder", "zed_folder", "save_folder", "paper_protocol"),
-    *("test_session", "valid_share", "max_train_seconds", "max_tokens_per_frame"),
-    *("tokens", "vocab_size", "test_actors", "valid_actors", "calm_as_neutral"),
-    *("mixed", "keep_neutral", "mixed_folder", "mixed_speeds"),
+    *("seed", "output_folder", "data_folder", "save_folder", "paper_protocol"),
+    *("tokens", "vocab_size", "max_tokens_per_frame", "max_batch_nodes"),
     *("number_of_epochs", "warmup_epochs", "opt_class", "lr_schedule", "epoch_counter"),
     *("modules", "checkpointer", "train_logger", "train_dataloader_opts", "test_dataloader_opts"),
-    *("max_batch_nodes", "curriculum_epochs", "only_fill_cache"),
+}
+KEYS_READ_BY_CODE = {
+    *KEYS_OF_EVERY_RECIPE,
+    *("zed_folder", "test_session", "valid_share", "max_train_seconds"),
+    *("test_actors", "valid_actors", "calm_as_neutral"),
+    *("mixed", "keep_neutral", "mixed_folder", "mixed_speeds"),
+    *("curriculum_epochs", "only_fill_cache"),
 }
 """Top-level keys that the recipes' code reads, beside SpeechBrain's run options."""
 
@@ -59,6 +68,58 @@ ABOVE_0 = {
 UP_TO_1 = {"valid_share", "aligned_top", "dropout", "mask_time_prob", "mask_feature_prob"}
 """What the numbers of a recipe are held to; none may lie below 0."""
 
+OR_NULL = {"feature_cache"}
+"""Texts of a recipe that may be left out."""
+
+CANNOT_LOAD = (
+    *(ValueError, TypeError, KeyError, OverflowError, RuntimeError, ImportError, OSError),
+    *(yaml.YAMLError, ruamel.yaml.error.YAMLError),
+)
+"""What a YAML that is none, or the parts of a recipe where a value does not suit them, raise."""
+
+
+def parse_arguments(arguments):
+    r"""Read a recipe's command line as ``speechbrain.parse_arguments`` does, but paths as they are.
+
+    SpeechBrain makes YAML of it, in which `` #`` begins a comment, ``: `` a value, and 2024 is a
+    number; and it takes ``=`` for a space.
+
+    Arguments
+    ---------
+    arguments : list[str]
+
+    Returns
+    -------
+    (str, RunOptions, str)
+        The YAML's path, SpeechBrain's run options, and the other options as YAML.
+
+    Example
+    -------
+    >>> parse_arguments(["ent.yaml", "--data_folder", "/corpora #2", "--lr=0.1"])[2]
+    'data_folder: "/corpora #2"\nlr: 0.1'
+    """
+    quoted, before = [], ""
+    for argument in arguments:
+        name, equals, value = argument.partition("=")
+        if _is_path(before):
+            argument = _quoted(argument)
+        elif equals and _is_path(name):
+            argument = f"{name}={_quoted(value)}"
+        quoted.append(argument)
+        before = argument
+    return sb.parse_arguments(quoted)
+
+
+def _is_path(option):
+    return option in ("--ssl_hub", "--feature_cache") or re.fullmatch(r"--\w+_folder", option)
+
+
+def _quoted(text):
+    """A text as YAML that SpeechBrain's own reading leaves alone; ``null`` stays what it is."""
+    if text == "null":
+        return text
+    return json.dumps(text, ensure_ascii=False).replace("=", r"\x3d")
+
 
 def load_recipe(hparams_file, overrides, device=None):
     """Load a recipe's YAML with the overrides of the command line.
@@ -67,7 +128,7 @@ def load_recipe(hparams_file, overrides, device=None):
     ---------
     hparams_file : str or Path
     overrides : str
-        As ``speechbrain.parse_arguments`` returns them.
+        As ``parse_arguments`` returns them.
     device : str, optional
         What the run is to use, by PyTorch's name.
 
@@ -78,20 +139,25 @@ def load_recipe(hparams_file, overrides, device=None):
     Raises
     ------
     InputError
-        If the file is missing or does not load, a key (in the file, under one of its includes, or
-        on the command line) is one that nothing reads, a value is of another kind than the file's
-        own or out of range, no loss has a positive weight, two settings do not go together, the
-        output folder cannot be written, or the device is not there.
+        If the file is missing or does not load, a key that every recipe has is not there, a key (in
+        the file, under one of its includes, or on the command line) is one that nothing reads, a
+        value is of another kind than the file's own or out of range, no loss has a positive weight,
+        two settings do not go together, the output folder cannot be written, or the device is not
+        there.
     """
     hparams_file = Path(hparams_file)
     if not hparams_file.is_file():
         raise InputError(f"{hparams_file}: no such YAML: name one of the recipe's hparams folder")
-    raise_problems(_unknown_keys(hparams_file), "correct the key or remove it")
+    text = read_text(hparams_file, "save it as UTF-8")
+    raise_problems(_unknown_keys(text, hparams_file), "correct the key or remove it")
+    own = _read(text, hparams_file)
+    missing = sorted(KEYS_OF_EVERY_RECIPE - own.keys())
+    raise_problems(
+        [f"{hparams_file}: no key {key!r}" for key in missing], "take it from the recipe's own YAML"
+    )
     if overrides:
         _key_value_pairs(overrides, "command line")
-    # Numbers as hyperpyyaml reads them: 1e-3 is one in YAML 1.2 alone.
-    reader = ruamel.yaml.YAML()
-    own, given = reader.load(hparams_file), reader.load(overrides) or {}
+    given = _read(overrides, "command line") or {}
     raise_problems(_unknown_options(own, given), "correct the option or remove it")
     if wrong := wrong_values(own, given):
         raise InputError("; ".join(wrong))
@@ -106,14 +172,33 @@ def load_recipe(hparams_file, overrides, device=None):
     try:
         with hparams_file.open(encoding="utf-8") as file:
             hparams = load_hyperpyyaml(file, overrides)
-    except (ValueError, TypeError, KeyError, OSError, yaml.YAMLError) as error:
+    except SafetensorError as error:  # which does not say of what file
+        source = values.get("ssl_hub") or values.get("frontend")
+        raise InputError(
+            f"{hparams_file}: weights of {source}: damaged ({error}): fetch them again"
+        ) from error
+    except CANNOT_LOAD as error:
         named = isinstance(error, OSError) and error.filename
         parts = (named, error.strerror) if named else error.args
         reason = " ".join(" ".join(map(str, parts)).split())
+        reason = reason.partition(" Exception raised from ")[0]  # PyTorch's own calls follow
         raise InputError(f"{hparams_file}: {reason}") from error
     if not os.access(hparams["output_folder"], os.W_OK):
         raise InputError(f"{hparams['output_folder']}: cannot be written: name another one")
     return hparams
+
+
+def _read(text, origin):
+    """Keys and values of a YAML as hyperpyyaml reads them: 1e-3 is a number in YAML 1.2 alone."""
+    try:
+        return ruamel.yaml.YAML().load(text)
+    except CANNOT_LOAD as error:
+        raise _not_yaml(origin, error) from error
+
+
+def _not_yaml(origin, error):
+    reason = "nested too deeply" if isinstance(error, RecursionError) else str(error)
+    return InputError(f"{origin}: not YAML ({' '.join(reason.split())})")
 
 
 def _unknown_options(own, given):
@@ -122,7 +207,7 @@ def _unknown_options(own, given):
     problems = []
     for key in given:
         if key not in own:
-            near = difflib.get_close_matches(key, known, n=1)
+            near = difflib.get_close_matches(str(key), known, n=1)
             hint = f" (--{near[0]} is near)" if near else ""
             problems.append(f"--{key}: no such option{hint}")
     return problems
@@ -149,21 +234,56 @@ def wrong_values(own, given):
         choices["test_session"] += (None,)
     problems = []
     for key, value in {**own, **given}.items():
-        if key in choices:
-            right = repr(value) in map(repr, choices[key])
+        if key not in choices:
+            problems += _wrong_parts(key, key, own[key], value, own)
+        elif repr(value) not in map(repr, choices[key]):
             remedy = "choose " + ", ".join(map(_as_yaml, choices[key]))
-        elif isinstance(own[key], bool):
-            right, remedy = isinstance(value, bool), "give True or False"
-        elif isinstance(own[key], int | float) or (own[key] is None and key in ABOVE_0):
-            right = _is_right_number(key, own[key], value)
-            remedy = "give a whole number" if isinstance(own[key], int) else "give a number"
-            remedy += " above 0" if key in ABOVE_0 else " from 0"
-            remedy += " to 1" if key in UP_TO_1 else ""
-        else:
-            continue
-        if not right:
             problems.append(f"{key}: {_as_yaml(value)}: {remedy}")
     return problems
+
+
+def _wrong_parts(name, key, model, value, own):
+    """What of a value is of another kind than the YAML's own (``model``), one problem each."""
+    if isinstance(model, TaggedScalar):
+        if value is model:
+            return
+        referred = re.fullmatch(r"<([^<>]+)>", model.value)
+        if referred and referred[1] in own:
+            yield from _wrong_parts(name, referred[1], own[referred[1]], value, own)
+            return
+        if not referred:  # a path, of other keys, or what is to be named
+            model = "" if key.endswith("_folder") else None
+    remedy = None
+    if isinstance(model, dict):
+        if isinstance(value, dict):
+            for part in value:
+                if part not in model:
+                    yield f"{name}: has no key {part!r}: correct the key or remove it"
+                else:
+                    inner = f"{name}[{part}]"
+                    yield from _wrong_parts(inner, part, model[part], value[part], own)
+        else:
+            remedy = f"give keys and values, as {{{next(iter(model), '')}: ...}}"
+    elif isinstance(model, list):
+        if isinstance(value, list):
+            for index, part in enumerate(value if model else ()):
+                yield from _wrong_parts(f"{name}[{index}]", key, model[0], part, own)
+        else:
+            remedy = "give a list, as [1, 2]"
+    elif isinstance(model, TaggedScalar):
+        remedy = "the YAML makes it: change it there"
+    elif isinstance(model, bool):
+        remedy = None if isinstance(value, bool) else "give True or False"
+    elif isinstance(model, int | float) or (model is None and key in ABOVE_0):
+        if not _is_right_number(key, model, value):
+            remedy = "give a whole number" if isinstance(model, int) else "give a number"
+            remedy += " above 0" if key in ABOVE_0 else " from 0"
+            remedy += " to 1" if key in UP_TO_1 else ""
+    elif isinstance(model, str):
+        right = isinstance(value, str) or (value is None and key in OR_NULL)
+        remedy = None if right else "give text"
+    if remedy:
+        yield f"{name}: {_as_yaml(value)}: {remedy}"
 
 
 def _is_right_number(key, own, value):
@@ -203,9 +323,8 @@ def check_device(device):
         raise InputError(f"device: {device!r}: {reason}: name one that is there, cpu is") from error
 
 
-def _unknown_keys(hparams_file):
+def _unknown_keys(text, hparams_file):
     """Keys of a YAML that nothing reads, one problem each."""
-    text = hparams_file.read_text(encoding="utf-8")
     pairs = _key_value_pairs(text, hparams_file)
     referred = set(re.findall(r"<([A-Za-z_]\w*)", text))
     known = KEYS_READ_BY_CODE | referred | set(RunOptions().as_dict())
@@ -218,21 +337,41 @@ def _unknown_keys(hparams_file):
             if not fragment.is_file():
                 problems.append(f"{hparams_file}: includes {fragment}, which is not there")
                 continue
-            defined = {k.value for k, _ in _key_value_pairs(fragment.read_text("utf-8"), fragment)}
+            fragment_text = read_text(fragment, "save it as UTF-8")
+            defined = {k.value for k, _ in _key_value_pairs(fragment_text, fragment)}
             given = {k.value for k, _ in value.value} if value.value else set()
             problems += [f"{fragment}: has no key {name!r}" for name in sorted(given - defined)]
     return problems
 
 
 def _key_value_pairs(text, origin):
-    """Nodes of keys and values of a YAML mapping; a key given twice is refused."""
+    """Nodes of keys and values of a YAML mapping; a key given twice, at any depth, is refused."""
     try:
         node = yaml.compose(text)
-    except yaml.YAMLError as error:
-        raise InputError(f"{origin}: not YAML ({' '.join(str(error).split())})") from error
-    if not isinstance(node, yaml.MappingNode):
+        mappings = list(_mappings(node))
+    except (yaml.YAMLError, RecursionError) as error:
+        raise _not_yaml(origin, error) from error
+    keys = [[key for key, _ in mapping.value] for mapping in mappings]
+    are_names = all(isinstance(key, yaml.ScalarNode) for of_one in keys for key in of_one)
+    if not isinstance(node, yaml.MappingNode) or not are_names:
         raise InputError(f"{origin}: not a YAML of keys and values")
-    uses = Counter(key.value for key, _ in node.value)
-    repeated = [f"{key} is given {count} times" for key, count in uses.items() if count > 1]
-    raise_problems([f"{origin}: {problem}" for problem in repeated], "keep one of them")
+    repeated = [
+        f"{origin}: {key} is given {count} times"
+        for of_one in keys
+        for key, count in Counter(key.value for key in of_one).items()
+        if count > 1
+    ]
+    raise_problems(repeated, "keep one of them")
     return node.value
+
+
+def _mappings(node):
+    """The mappings (yaml.MappingNode) in a YAML's node, itself among them, from the outside in."""
+    if isinstance(node, yaml.MappingNode):
+        yield node
+        for pair in node.value:
+            for part in pair:
+                yield from _mappings(part)
+    elif isinstance(node, yaml.SequenceNode):
+        for part in node.value:
+            yield from _mappings(part)

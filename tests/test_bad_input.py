@@ -1021,8 +1021,35 @@ REFUSED = {
                 "lr: [1 ^ expected ',' or ']', but got '<stream end>' in \"<unicode string>\", "
                 "line 2, column 1: ^)",
             ),
+            ("many lists", "lr: " + "[" * 3000, "not YAML (nested too deeply)"),
+            ("a list as key", "[1, 2]: 3\n", "not a YAML of keys and values"),
         )
     },
+    "a YAML in Latin-1": (
+        recipe,
+        put(YAML, b"lr: caf\xe9\n"),
+        f"{{folder}}/{YAML}: byte 7 is not UTF-8 text: save it as UTF-8",
+    ),
+    "a YAML without a loss": (
+        recipe,
+        edit(YAML, "\nrnnt_weight: 0.5", ""),
+        f"{{folder}}/{YAML}: no key 'rnnt_weight': take it from the recipe's own YAML",
+    ),
+    "a key given twice under an include": (
+        recipe,
+        edit(YAML, "    weight_decay: !ref", "    lr: 1\n    weight_decay: !ref"),
+        f"{{folder}}/{YAML}: lr is given 2 times: keep one of them",
+    ),
+    "a batch of none in a YAML": (
+        recipe,
+        edit(YAML, "    batch_size: 32", "    batch_size: 0"),
+        "test_dataloader_opts[batch_size]: 0: give a whole number above 0",
+    ),
+    "a class that there is not": (
+        recipe,
+        edit(YAML, "!new:ent_brain.model.ENT", "!new:ent_brain.model.TNE"),
+        f"{{folder}}/{YAML}: There is no such class as ent_brain.model.TNE",
+    ),
     "a YAML away from its fragments": (
         recipe,
         move_yaml,
@@ -1057,6 +1084,52 @@ REFUSED = {
         given(text="lr: 1\nlr: 2\n"),
         "command line: lr is given 2 times: keep one of them",
     ),
+    "a part of an option given twice": (
+        recipe,
+        given(test_dataloader_opts="{batch_size: 1, batch_size: 2}"),
+        "command line: batch_size is given 2 times: keep one of them",
+    ),
+    "an option nested too deeply": (
+        recipe,
+        given(test_actors="[" * 3000),
+        "command line: not YAML (nested too deeply)",
+    ),
+    "an option of a day that there is not": (
+        recipe,
+        given(tokens="2024-13-45"),
+        "command line: not YAML (month must be in 1..12)",
+    ),
+    "a number as option": (
+        recipe,
+        given(text="5: 3\n"),
+        "--5: no such option: correct the option or remove it",
+    ),
+    **{
+        f"{key} {value}": (recipe, given(**{key: value}), message)
+        for key, value, message in (
+            ("test_actors", "[[1]]", "test_actors[0]: [1]: give a whole number from 0"),
+            (
+                "test_dataloader_opts",
+                "{batch_size: 0}",
+                "test_dataloader_opts[batch_size]: 0: give a whole number above 0",
+            ),
+            (
+                "train_dataloader_opts",  # where the YAML refers to another key
+                "{batch_size: 0}",
+                "train_dataloader_opts[batch_size]: 0: give a whole number above 0",
+            ),
+            (
+                "epoch_counter",
+                "{limit: 0}",
+                "epoch_counter[limit]: 0: give a whole number above 0",
+            ),
+            (
+                "test_dataloader_opts",
+                "{batch_sise: 2}",
+                "test_dataloader_opts: has no key 'batch_sise': correct the key or remove it",
+            ),
+        )
+    },
     "an unknown option": (
         recipe,
         given(xyz=3),
@@ -1084,6 +1157,15 @@ REFUSED = {
             ("head_weight", ".inf", "inf", "give a number from 0"),
             ("aligned_top", 1.2, "1.2", "give a number above 0 to 1"),
             ("paper_protocol", 1, "1", "give True or False"),
+            ("lr", "[1]", "[1]", "give a number above 0"),
+            ("data_folder", 2024, "2024", "give text"),
+            ("data_folder", "null", "null", "give text"),
+            ("output_folder", 5, "5", "give text"),
+            ("tokens", "[char]", "['char']", "give text"),
+            ("test_actors", 3, "3", "give a list, as [1, 2]"),
+            ("model", 5, "5", "give keys and values, as {vocab_size: ...}"),
+            ("epoch_counter", "null", "null", "give keys and values, as {limit: ...}"),
+            ("opt_class", 5, "5", "the YAML makes it: change it there"),
             (
                 "segment_decoding",
                 "mode",

@@ -84,6 +84,12 @@ def test_trainings_on_a_cpu_share_its_cores(recipe, monkeypatch):
         assert (recipe / "threads").read_text() == threads
 
 
+def test_a_corpus_may_lie_in_a_folder_of_any_name(recipe):
+    (recipe / "small.yaml").write_text("data_folder: x\noutput_folder: !PLACEHOLDER\n")
+    run = Run("a", recipe / "train.py", ["small.yaml", "--data_folder", "/a: b #2"], recipe / "out")
+    assert "data_folder: '/a: b #2'" in run.settings()
+
+
 def test_results_of_other_settings_are_refused(recipe):
     run = Run("a", recipe / "train.py", ["small.yaml", "--seed", "1"], recipe / "out" / "a")
     assert not is_finished(run)

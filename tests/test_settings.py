@@ -11,7 +11,7 @@ from speechbrain.core import RunOptions
 from ent_brain.errors import InputError
 from ent_brain.frontend import FbankFrontend, SSLFrontend
 from ent_brain.model import ENT, FENT
-from ent_brain.settings import KEYS_READ_BY_CODE, TRAINED_BY, load_recipe
+from ent_brain.settings import KEYS_READ_BY_CODE, TRAINED_BY, load_recipe, parse_arguments
 
 ROOT = Path(__file__).resolve().parents[1]
 YAMLS = sorted(ROOT.glob("recipes/*/hparams/*.yaml"))
@@ -405,6 +405,54 @@ def test_an_option_that_nothing_reads_is_refused(own_yaml, tmp_path):
     )
 
 
+ODD_FOLDERS = [
+    *("/my corpora #2", "/a: b", "2024", "2024-13-45", "1e3", "true", "/a=b", "--x", "-", "[1]"),
+    *(
+        "{a: b}",
+        "*a",
+        "!new:a",
+        "(3)",
+        'a "b"',
+        "it's",
+        "a\\nb",
+        "two\nlines",
+        "\u00e9t\u00e9 \u65e5",
+        "# ",
+    ),
+]
+
+
+@pytest.mark.parametrize("equals", [False, True])
+@pytest.mark.parametrize("name", ODD_FOLDERS)
+def test_a_folder_may_have_any_name(own_yaml, tmp_path, monkeypatch, name, equals):
+    monkeypatch.chdir(tmp_path)
+    given = {"--data_folder": name, "--output_folder": f"out/{name}", "--lr": "1e-4"}
+    pairs = [(f"{k}={v}",) if equals else (k, v) for k, v in given.items()]
+    arguments = [str(own_yaml), *(text for pair in pairs for text in pair), "--device", "cpu"]
+    path, run_opts, overrides = parse_arguments(arguments)
+    hparams = load_recipe(path, overrides, run_opts["device"])
+    assert (hparams["data_folder"], hparams["output_folder"]) == (name, f"out/{name}")
+    assert (hparams["save_folder"], hparams["lr"]) == (f"out/{name}/save", 1e-4)
+
+
+def test_what_a_yaml_computes_may_be_given(own_yaml, tmp_path):
+    text = own_yaml.read_text().replace(
+        "\njoint_dim: 96\n", "\njoint_dim: !ref <encoder_dim> // 4\n"
+    )
+    own_yaml.write_text(text)
+    for given, expected in (({}, 96), ({"joint_dim": 64}, 64)):
+        hparams = load_recipe(own_yaml, overrides(tmp_path, data_folder="x", **given))
+        assert hparams["model"].settings["joint_dim"] == expected
+
+
+def test_a_cache_is_a_folder_or_none(tmp_path):
+    path = ROOT / "recipes" / "IEMOCAP" / "hparams" / "ent.yaml"
+    for text, expected in (("null", None), ("my features #2", "my features #2")):
+        given = ["--data_folder", "x", "--frontend", "fbank", "--feature_cache", text]
+        arguments = [str(path), *given, "--output_folder", str(tmp_path / "out")]
+        assert load_recipe(path, parse_arguments(arguments)[2])["feature_cache"] == expected
+
+
 def test_a_corpus_must_be_named(own_yaml, tmp_path):
     line = refused(own_yaml, tmp_path)
     assert line.startswith(f"{own_yaml}: ")
@@ -551,6 +599,23 @@ def test_a_front_end_s_missing_model_is_refused(tmp_path):
     line = refused(path, tmp_path, data_folder="x", ssl_hub=tmp_path / "nowhere")
     assert line.startswith(f"{path}: ")
     assert "nowhere" in line
+
+
+def test_damaged_weights_of_a_front_end_are_refused(tmp_path, tiny_ssl):
+    path = ROOT / "recipes" / "IEMOCAP" / "hparams" / "ent.yaml"
+    source = shutil.copytree(tiny_ssl("wav2vec2"), tmp_path / "ssl")
+    weights = source / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1000])
+    line = refused(path, tmp_path, data_folder="x", ssl_hub=source)
+    assert line.startswith(f"{path}: weights of {source}: damaged (")
+    assert line.endswith("): fetch them again")
+
+
+@pytest.mark.parametrize("size", [10**10, 10**30])
+def test_a_model_that_no_memory_holds_is_refused(own_yaml, tmp_path, size):
+    line = refused(own_yaml, tmp_path, data_folder="x", encoder_dim=size)
+    assert line.startswith(f"{own_yaml}: ")
+    assert len(line) < 400
 
 
 def test_a_frame_duration_that_does_not_go_is_refused(own_yaml, tmp_path):

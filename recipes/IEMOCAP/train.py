@@ -13,12 +13,12 @@ from speechbrain.utils.distributed import run_on_main
 from ent_brain.errors import exit_on_input_error
 from ent_brain.processes import join
 from ent_brain.recipe import mixed_sets, train_and_test
-from ent_brain.settings import load_recipe
+from ent_brain.settings import load_recipe, parse_arguments
 
 
 @exit_on_input_error
 def main():
-    hparams_file, run_opts, overrides = sb.parse_arguments(sys.argv[1:])
+    hparams_file, run_opts, overrides = parse_arguments(sys.argv[1:])
     run_opts = join(run_opts)
     hparams = load_recipe(hparams_file, overrides, run_opts["device"])
     sb.create_experiment_directory(hparams["output_folder"], hparams_file, overrides)

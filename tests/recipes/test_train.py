@@ -758,6 +758,16 @@ def test_a_wrong_option_is_refused_before_anything_is_read(run, options, part):
     assert_refused(outcome, part)
 
 
+def test_a_corpus_in_a_folder_of_any_name_is_found(run, tmp_path, iemocap):
+    corpus = tmp_path / "my corpora #2: old=1"
+    corpus.symlink_to(iemocap)
+    outcome = run("IEMOCAP", "ent_demo.yaml", data_folder=corpus, vocab_size=5)
+    assert_refused(outcome, "error: vocab_size: 5: char tokens are 31: correct it\n")
+    assert outcome.read("save/train.json")
+    noted = (outcome.folder / "hyperparams.yaml").read_text()
+    assert f"data_folder: '{corpus}'" in " ".join(noted.split())  # a long line is folded
+
+
 def test_a_misspelt_key_of_a_yaml_is_refused(run, tmp_path):
     own = own_hparams(tmp_path, "ent_demo.yaml")
     own.write_text(own.read_text().replace("\nmax_symbols:", "\nmax_symbol: 3\nmax_symbols:"))
