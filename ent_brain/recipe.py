@@ -185,14 +185,28 @@ def train_and_test(hparams, run_opts, train, valid, tests):
             )
             for name, dataset in test_sets.items()
         }
+    train_loader = _make_train_loader(brain, train_set, train_opts)
     brain.fit(
         hparams["epoch_counter"],
-        train_set,
+        train_loader,
         valid_set,
-        train_loader_kwargs=train_opts,
         valid_loader_kwargs=hparams["test_dataloader_opts"],
     )
     report(brain, test_sets, hparams, [item["duration"] for item in train_set.data.values()])
+
+
+def _make_train_loader(brain, train_set, train_opts):
+    """The loader of the training set, of an epoch with a step at least (``InputError`` if not)."""
+    batches_a_step = brain.grad_accumulation_factor
+    if batches_a_step < 1:
+        raise InputError(f"grad_accumulation_factor: {batches_a_step}: give a whole number above 0")
+    loader = brain.make_dataloader(train_set, sb.Stage.TRAIN, **train_opts)
+    if not brain.steps_per_epoch:
+        raise InputError(
+            f"grad_accumulation_factor: {batches_a_step}: no step is ever taken, as an epoch has "
+            f"{len(loader)} batches: give {len(loader)} at most"
+        )
+    return loader
 
 
 def _check_intervals(datasets, lattice_mode):

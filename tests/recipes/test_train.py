@@ -758,6 +758,19 @@ def test_a_wrong_option_is_refused_before_anything_is_read(run, options, part):
     assert_refused(outcome, part)
 
 
+@pytest.mark.parametrize(
+    ("factor", "reason"),
+    [
+        (0, "give a whole number above 0"),
+        (100, "no step is ever taken, as an epoch has 11 batches: give 11 at most"),
+    ],
+)
+def test_an_epoch_without_a_step_is_refused(run, iemocap, factor, reason):
+    options = {**SMALL, "data_folder": iemocap, "grad_accumulation_factor": factor}
+    outcome = run("IEMOCAP", "ent_demo.yaml", **options, batch_size=4)
+    assert_refused(outcome, f"error: grad_accumulation_factor: {factor}: {reason}\n")
+
+
 def test_a_corpus_in_a_folder_of_any_name_is_found(run, tmp_path, iemocap):
     corpus = tmp_path / "my corpora #2: old=1"
     corpus.symlink_to(iemocap)
