@@ -20,9 +20,8 @@ from tqdm import tqdm
 
 from ent_brain.annotation import FORMATS
 from ent_brain.errors import InputError, exit_on_input_error
-from ent_brain.files import read_json
 from ent_brain.inference import EmotionTransducer
-from ent_brain.manifest import DATA_ROOT, path_inside
+from ent_brain.manifest import DATA_ROOT, check_id, path_inside, read_entries
 from ent_brain.page import write_report
 from ent_brain.settings import check_device
 from ent_brain.windows import count_seconds, read_windows
@@ -224,18 +223,16 @@ def find_recordings(files, data_root, scratch):
 
 
 def _of_manifest(path, data_root):
-    try:
-        wavs = {name: entry["wav"] for name, entry in read_json(path).items()}
-    except (ValueError, AttributeError, TypeError, KeyError) as error:
-        raise InputError(f"{path}: not a manifest of a recipe: name one or sound files") from error
+    entries = read_entries(path, "name a manifest of a recipe, or sound files")
     if data_root is None:
         raise InputError(f"{path}: tells files in {DATA_ROOT}: say where that is by --data_root")
     recordings = []
-    for name, wav in sorted(wavs.items()):
+    for name, entry in sorted(entries.items()):
         try:
-            recordings.append(
-                Recording(name.replace(os.sep, "_"), path_inside(wav, DATA_ROOT, data_root))
-            )
+            file_name = name.replace(os.sep, "_")
+            check_id(file_name)
+            wav = path_inside(entry.get("wav"), DATA_ROOT, data_root)
+            recordings.append(Recording(file_name, wav))
         except InputError as error:
             raise InputError(f"{path}: {name}: {error}: correct it") from error
     return recordings

@@ -38,6 +38,9 @@ MOST_SECONDS = 1e9
 KEYS = ("wav", "duration", "transcript", "emotion", "speaker")
 """What every entry of a manifest has."""
 
+MOST_ID_BYTES = 200
+"""File systems take names of 255; some of ours have a digest or an ending beside the id."""
+
 logger = get_logger(__name__)
 
 
@@ -117,6 +120,24 @@ def path_inside(text, start, folder):
     return Path(folder) / inside
 
 
+def check_id(name):
+    r"""Refuse an utterance's id that can be no file's name, or would name one of another folder.
+
+    Example
+    -------
+    >>> check_id("Ses01F_impro01_F000")
+    >>> check_id("../Ses01F_impro01_F000")
+    Traceback (most recent call last):
+    ...
+    ent_brain.errors.InputError: an id names files: no / \ or NUL, not . or .., 1 to 200 bytes
+    """
+    fits = 0 < len(os.fsencode(name)) <= MOST_ID_BYTES
+    if not fits or name in (".", "..") or set(name) & set("/\\\0"):
+        raise InputError(
+            f"an id names files: no / \\ or NUL, not . or .., 1 to {MOST_ID_BYTES} bytes"
+        )
+
+
 def check_utterances(utterances, data_root, problems=()):
     """Check utterances against their audio and complete them; report all problems together.
 
@@ -137,10 +158,10 @@ def check_utterances(utterances, data_root, problems=()):
     Raises
     ------
     InputError
-        Audio missing, unreadable, cut off, empty or not as long as the corpus says, samples that
-        are no numbers, transcript missing or without a word, an unknown emotion, an interval that
-        is empty or outside the audio, an id used twice. Other sampling rates and several channels
-        are only mentioned in the log.
+        An id that can be no file's name, audio missing, unreadable, cut off, empty or not as long
+        as the corpus says, samples that are no numbers, transcript missing or without a word, an
+        unknown emotion, an interval that is empty or outside the audio, an id used twice. Other
+        sampling rates and several channels are only mentioned in the log.
 
     Example
     -------
@@ -158,6 +179,7 @@ def check_utterances(utterances, data_root, problems=()):
     other_rate = several_channels = 0
     for utterance in utterances:
         try:
+            check_id(utterance.id)
             audio = check_audio(utterance.wav)
             checked.append(_complete(utterance, audio))
         except InputError as error:
@@ -350,14 +372,16 @@ def read_entries(path, remedy):
 def read_manifest(path):
     """Read a manifest (dict[str, dict], ``{data_root}`` not replaced) and check every entry.
 
-    ``InputError`` if it is missing or not JSON; if an entry lacks a key, or has an unknown emotion
-    or an impossible duration or interval, or audio elsewhere than in ``{data_root}``.
+    ``InputError`` if it is missing, not JSON or without an utterance; if an id can be no file's
+    name; if an entry lacks a key, or has an unknown emotion or an impossible duration or interval,
+    or audio elsewhere than in ``{data_root}``.
     """
     remedy = f"write {path} again with the recipe's preparation"
     entries = read_entries(path, remedy)
-    problems = []
+    problems = [] if entries else [f"{path}: no utterance"]
     for name, entry in entries.items():
         try:
+            check_id(name)
             _check_entry(entry)
         except InputError as error:
             problems.append(f"{name}: {error}")

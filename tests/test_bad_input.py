@@ -396,9 +396,15 @@ def yaml_of(content):
     return spoil
 
 
+def of_id(name):
+    """A manifest with an utterance of this id."""
+    return put("train.json", json.dumps({name: GOOD_ENTRY}))
+
+
 YAML = "recipes/RAVDESS/hparams/ent_fbank.yaml"
 NOTHING = "correct {folder}, nothing was written"
 NOT_AGAIN = "write {folder}/train.json again with the recipe's preparation"
+ID = "an id names files: no / \\ or NUL, not . or .., 1 to 200 bytes"
 OTHER_FOLDER = "name another output_folder, or remove this one"
 EMOTIONS_ARE = "not one of happy, angry, sad, neutral"
 SPEAKING = "Ses01F_impro01_F000"
@@ -803,6 +809,7 @@ REFUSED = {
         lambda folder: {"wav": (folder / "a.wav").rename(folder / "a.raw")},
         f"a: unreadable audio {{folder}}/a.raw (raw samples, without a rate): {NOTHING}",
     ),
+    "an id in another folder": (utterance, given(id="../b"), f"../b: {ID}: {NOTHING}"),
     "a link to nowhere": (
         utterance,
         all_of(remove("a.wav"), lambda folder: (folder / "a.wav").symlink_to("nowhere")),
@@ -863,6 +870,17 @@ REFUSED = {
     },
     # --- manifests
     **{
+        f"a manifest with the id {name[:9]!r}": (
+            manifest,
+            of_id(name),
+            f"{said}: {ID}: {NOT_AGAIN}",
+        )
+        for name, said in (
+            *((name, name) for name in ("../../evil", "/a", "a\\b", ".", "..", "", "\u00e9" * 101)),
+            ("a\0b", "a\\x00b"),
+        )
+    },
+    **{
         f"a manifest {name}": (manifest, spoil, f"{{folder}}/train.json: {reason}: {NOT_AGAIN}")
         for name, spoil, reason in (
             ("that is not there", remove("train.json"), "No such file or directory"),
@@ -874,6 +892,7 @@ REFUSED = {
                 "(char 1))",
             ),
             ("of a list", put("train.json", "[]"), "not a JSON object of utterances by id"),
+            ("of nothing", put("train.json", "{}"), "no utterance"),
             ("of numbers", put("train.json", '{"a": 1}'), "not a JSON object of utterances by id"),
             (
                 "of one utterance twice",

@@ -17,6 +17,8 @@ from ent_brain.files import write_json
 from ent_brain.inference import EmotionTransducer
 
 RATE = 16000
+A_MANIFEST = "name a manifest of a recipe, or sound files"
+NO_ID = "an id names files: no / \\ or NUL, not . or .., 1 to 200 bytes"
 
 
 @pytest.fixture(scope="module")
@@ -166,7 +168,24 @@ def test_processes_share_the_files(model, tmp_path, monkeypatch, processes):
     [
         (["{tmp}/no.wav"], "{tmp}/no.wav: no such file or folder: check the path"),
         (["{tmp}/empty"], "{tmp}/empty: no recordings there: name files or their folder"),
-        (["{tmp}/x.json"], "{tmp}/x.json: not a manifest of a recipe: name one or sound files"),
+        (["{tmp}/x.json"], f"{{tmp}}/x.json: not a JSON object of utterances by id: {A_MANIFEST}"),
+        (["{tmp}/deep.json"], f"{{tmp}}/deep.json: not JSON (nested too deeply): {A_MANIFEST}"),
+        (
+            ["{tmp}/zero.json", "--data_root", "{tmp}"],
+            f"{{tmp}}/zero.json: a\\x00b: {NO_ID}: correct it",
+        ),
+        (
+            ["{tmp}/long.json", "--data_root", "{tmp}"],
+            f"{{tmp}}/long.json: {'a' * 300}: {NO_ID}: correct it",
+        ),
+        (
+            ["{tmp}/none.json", "--data_root", "{tmp}"],
+            "{tmp}/none.json: a: wav None is not a path inside {data_root}/: correct it",
+        ),
+        (
+            ["{tmp}/nothing.json", "--data_root", "{tmp}"],
+            "{tmp}/nothing.json: no recordings there: name files or their folder",
+        ),
         (
             ["{tmp}/a.wav", "{tmp}/b/a.wav"],
             "{tmp}/a.wav and {tmp}/b/a.wav: both would be 'a.wav': name the folder that holds "
@@ -199,7 +218,12 @@ def test_what_is_wrong_is_one_line(model, tmp_path, capsys, arguments, message):
     write(tmp_path / "a.wav")
     write(tmp_path / "b" / "a.wav")
     (tmp_path / "empty").mkdir()
-    (tmp_path / "x.json").write_text("[1]")
+    for name, content in (
+        *(("x", "[1]"), ("nothing", "{}"), ("none", '{"a": {}}'), ("deep", "[" * 100_000)),
+        ("zero", json.dumps({"a\0b": {"wav": "{data_root}/a.wav"}})),
+        ("long", json.dumps({"a" * 300: {"wav": "{data_root}/a.wav"}})),
+    ):
+        (tmp_path / f"{name}.json").write_text(content)
     given = [text.replace("{tmp}", str(tmp_path)) for text in arguments]
     assert run("annotate", "--model", model, *given) == 1
     assert capsys.readouterr().err == f"error: {message.replace('{tmp}', str(tmp_path))}\n"

@@ -43,6 +43,21 @@ def mixed_from(manifest, folder, seed=1, **options):
     return path, read_manifest(path)
 
 
+def test_nothing_is_written_outside_the_mixed_folder(tmp_path):
+    manifest = write_corpus(tmp_path / "corpus", {"sad": 1}, speakers=["Ann"])
+    [entry] = json.loads(manifest.read_text()).values()
+    manifest.write_text(json.dumps({"../../evil": entry}))
+    before = set(tmp_path.rglob("*"))
+    mixed = tmp_path / "a" / "b"
+    with pytest.raises(InputError) as error:
+        mix(manifest, manifest.parent, mixed, mixed, seed=1)
+    assert str(error.value) == (
+        "../../evil: an id names files: no / \\ or NUL, not . or .., 1 to 200 bytes: "
+        f"write {manifest} again with the recipe's preparation"
+    )
+    assert set(tmp_path.rglob("*")) - before == {tmp_path / "a", mixed}
+
+
 @pytest.fixture
 def corpus(tmp_path):
     return write_corpus(tmp_path / "corpus")
