@@ -150,8 +150,9 @@ class _Followed(dict):
 
 
 def _damaged(path, error):
+    kind = type(error.__cause__ if isinstance(error, InputError) else error).__name__
     return InputError(
-        f"{path}: damaged ({type(error).__name__}): remove the folder {path.parent} and start "
+        f"{path}: damaged ({kind}): remove the folder {path.parent} and start "
         "again: the run goes on from the checkpoint before, or from the beginning"
     )
 

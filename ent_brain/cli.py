@@ -314,8 +314,9 @@ def _not_done(folder, recordings, formats):
     """Recordings whose annotations are not there; ``InputError`` where those of others are."""
     index = folder / INDEX
     sources = {}
-    for line in index.read_text(encoding="utf-8").splitlines() if index.is_file() else ():
-        with suppress(ValueError):  # a full disk may have cut a line
+    for line in index.read_bytes().splitlines() if index.is_file() else ():
+        # A full disk may have cut a line; whatever else is no line of ours tells nothing.
+        with suppress(ValueError, TypeError, KeyError, RecursionError):
             entry = json.loads(line)
             sources[entry["name"]] = entry["source"]
     endings = [FORMATS[name][0] for name in formats]

@@ -17,7 +17,8 @@ SHOWN_PROBLEMS = 5
 class InputError(Exception):
     r"""The input is wrong: the message is one line that says what, where and what to do.
 
-    Characters of the input that are not printed, line ends among them, are written out.
+    Characters of the input that are not printed, line ends among them, are written out. Of one that
+    PyTorch brings from a loader's worker, in which it is the end of a traceback, the line is kept.
 
     Example
     -------
@@ -26,6 +27,8 @@ class InputError(Exception):
     """
 
     def __init__(self, message):
+        if message.startswith("Caught InputError in "):
+            message = message.rstrip().rpartition("\n")[2].partition(": ")[2]
         super().__init__("".join(c if c.isprintable() else repr(c)[1:-1] for c in message))
 
 

@@ -10,6 +10,8 @@ from pathlib import Path
 
 from safetensors import SafetensorError
 
+from ent_brain.errors import InputError
+
 UNWRITTEN = re.compile("inline_container|I/O error|System error")
 """What PyTorch, safetensors and libsndfile say where a file cannot be written to its end."""
 
@@ -79,6 +81,9 @@ def write_json(value, path):
         partial.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
 
 
-def read_json(path):
-    """Read a JSON file that this package wrote."""
-    return json.loads(Path(path).read_text(encoding="utf-8"))
+def read_json(path, remedy="remove it and give the command again that wrote it"):
+    """Read a JSON file that this package wrote; ``InputError`` ending in ``remedy`` if damaged."""
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path}: damaged ({type(error).__name__}): {remedy}") from error

@@ -33,6 +33,8 @@ from ent_brain.report import PALETTE, cell_text
 RESULTS_FILE, UTTERANCES_FILE, PAGE_FILE = "results.json", "utterances.jsonl", "report.html"
 """In the folder of an evaluation: the rows of the table, its utterances, and the page of both."""
 
+EVALUATE_AGAIN = "give the training's command again, which evaluates once more"
+
 EMBEDDED_BYTES = 16 * 2**20
 """Of MP3, some 50 minutes of speech: more is linked, so that the page opens at once. Every browser
 plays MP3 and goes to any place in it, which Chromium does not in a short FLAC."""
@@ -73,15 +75,18 @@ def write_utterances(utterances, path):
 
 
 def read_utterances(path):
-    """Read what ``write_utterances`` wrote (list[Utterance])."""
+    """Read what ``write_utterances`` wrote (list[Utterance]); ``InputError`` if it is damaged."""
     utterances = []
-    with Path(path).open(encoding="utf-8") as file:
-        for line in file:
+    for number, line in enumerate(Path(path).read_bytes().splitlines(), 1):
+        try:
             fields = json.loads(line)
             for key in ("annotation", "reference"):
                 if fields[key] is not None:
                     fields[key] = Annotation.from_json(json.dumps(fields[key]))
             utterances.append(Utterance(**fields))
+        except (ValueError, TypeError, KeyError, RecursionError) as error:
+            reason = f"damaged ({type(error).__name__})"
+            raise InputError(f"{path} line {number}: {reason}: {EVALUATE_AGAIN}") from error
     return utterances
 
 
@@ -102,7 +107,7 @@ def write_report(folder, progressbar=True):
     Raises
     ------
     InputError
-        If no evaluation has left its files in the folder.
+        If no evaluation has left its files in the folder, or one of them is damaged.
     """
     folder = Path(folder)
     for name in (RESULTS_FILE, UTTERANCES_FILE):
@@ -111,9 +116,12 @@ def write_report(folder, progressbar=True):
                 f"{folder / name}: is not there: name the output folder of a finished evaluation"
             )
     utterances = read_utterances(folder / UTTERANCES_FILE)
+    results = read_json(folder / RESULTS_FILE, EVALUATE_AGAIN)
+    if not isinstance(results, list) or not all(isinstance(row, dict) for row in results):
+        raise InputError(f"{folder / RESULTS_FILE}: no rows of a table: {EVALUATE_AGAIN}")
     title = f"Evaluation of {folder.resolve().name}"
     path = folder / PAGE_FILE
-    write_page(path, title, read_json(folder / RESULTS_FILE), utterances, progressbar=progressbar)
+    write_page(path, title, results, utterances, progressbar=progressbar)
     return path
 
 

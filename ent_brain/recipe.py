@@ -238,7 +238,7 @@ def check_begun(save_folder, begun_with):
     Raises
     ------
     InputError
-        Which names what is other now.
+        Which names what is other now; or if ``trained_on.json`` is damaged.
 
     Example
     -------
@@ -253,7 +253,10 @@ def check_begun(save_folder, begun_with):
     """
     path = Path(save_folder) / "trained_on.json"
     begun = path.exists() and any(Path(save_folder).glob(f"{CKPT_PREFIX}+*"))
-    before = read_json(path) if begun else begun_with
+    remedy = "name another output_folder, or remove this one"
+    before = read_json(path, remedy) if begun else begun_with
+    if not isinstance(before, dict) or not all(isinstance(v, dict) for v in before.values()):
+        raise InputError(f"{path}: does not say what the training was begun with: {remedy}")
     others = []
     for kind, settings in begun_with.items():
         was = before.get(kind, {})
@@ -263,8 +266,7 @@ def check_begun(save_folder, begun_with):
             others.append(f"other {kind} ({', '.join(said)})")
     if others:
         raise InputError(
-            f"{save_folder}: the training in it was begun with {', '.join(others)}: "
-            "name another output_folder, or remove this one"
+            f"{save_folder}: the training in it was begun with {', '.join(others)}: {remedy}"
         )
     write_json(begun_with, path)
 

@@ -20,15 +20,19 @@ import torch
 from hypothesis import given as drawn
 from hypothesis import settings
 from hypothesis import strategies as st
+from torch.utils.data import DataLoader
 
 from ent_brain.checkpoints import WholeCheckpointer
 from ent_brain.dataio import interval_spans, make_batch_sampler, make_dataset, read_audio
 from ent_brain.errors import InputError
 from ent_brain.export import export
+from ent_brain.files import read_json, write_json
 from ent_brain.frontend import FbankFrontend
 from ent_brain.inference import EmotionTransducer
 from ent_brain.manifest import Interval, Utterance, check_utterances, read_manifest, save_manifests
 from ent_brain.model import ENT, FENT
+from ent_brain.page import Utterance as Spoken
+from ent_brain.page import write_report, write_utterances
 from ent_brain.recipe import check_begun, make_tokens
 from ent_brain.segments import Segment
 from ent_brain.settings import load_recipe
@@ -167,6 +171,12 @@ def dataset(folder, _):
     return read
 
 
+def worker(folder, _):
+    """What a loader's worker reads."""
+    read = dataset(folder, _)
+    return lambda: list(DataLoader(read(), batch_size=None, num_workers=1))
+
+
 def batches(folder, _):
     read = dataset(folder, _)
     return lambda limit=1000: make_batch_sampler(read(), limit)
@@ -225,7 +235,7 @@ def checkpoint(folder, _):
             "history",
             [],
             custom_save_hook=lambda value, path: path.write_text(json.dumps(value)),
-            custom_load_hook=lambda value, path, _: json.loads(path.read_text()),
+            custom_load_hook=lambda value, path, _: read_json(path),
         )
         return made
 
@@ -245,6 +255,15 @@ def training(folder, _):
     (folder / "CKPT+1").mkdir(parents=True)
     check_begun(folder, begun)
     return lambda **changes: check_begun(folder, {**begun, **changes})
+
+
+def evaluated(folder, trained):
+    """What an evaluation leaves."""
+    said = recording(folder, trained)()
+    write_json([{"test set": "songs", "WER": 10.0}], folder / "results.json")
+    spoken = [Spoken(said, str(folder / "a.wav"), said)] * 2
+    write_utterances(spoken, folder / "utterances.jsonl")
+    return lambda: write_report(folder, progressbar=False)
 
 
 def exported(folder, trained):
@@ -404,6 +423,8 @@ def of_id(name):
 YAML = "recipes/RAVDESS/hparams/ent_fbank.yaml"
 NOTHING = "correct {folder}, nothing was written"
 NOT_AGAIN = "write {folder}/train.json again with the recipe's preparation"
+BEGUN_WITH = "does not say what the training was begun with"
+EVALUATE = "give the training's command again, which evaluates once more"
 ID = "an id names files: no / \\ or NUL, not . or .., 1 to 200 bytes"
 OTHER_FOLDER = "name another output_folder, or remove this one"
 EMOTIONS_ARE = "not one of happy, angry, sad, neutral"
@@ -865,6 +886,17 @@ REFUSED = {
                 "a sample that is not a number",
                 sound("a.wav", nan_at(8), subtype="FLOAT"),
                 "holds samples that are no sound: replace it",
+            ),
+        )
+    },
+    **{
+        f"{name}, read by a loader's worker": (worker, spoil, f"{{folder}}/a.wav: {reason}")
+        for name, spoil, reason in (
+            ("audio of no sample", sound("a.wav", tone(0)), "holds no audio: replace or remove it"),
+            (
+                "audio of another kind",
+                put("a.wav", "no audio at all"),
+                "cannot be read as audio (Format not recognised): replace it",
             ),
         )
     },
@@ -1330,6 +1362,45 @@ REFUSED = {
                     }
                 ),
                 "model settings (encoder_dim was 16, model was ENT)",
+            ),
+        )
+    },
+    **{
+        f"a training's note {name}": (
+            training,
+            spoil,
+            f"{{folder}}/trained_on.json: {reason}: {OTHER_FOLDER}",
+        )
+        for name, spoil, reason in (
+            ("cut off", cut("trained_on.json", 0.5), "damaged (JSONDecodeError)"),
+            ("of a list", put("trained_on.json", "[]"), BEGUN_WITH),
+            ("of numbers", put("trained_on.json", '{"data": 1}'), BEGUN_WITH),
+        )
+    },
+    # --- evaluations
+    **{
+        f"an evaluation with {name}": (evaluated, spoil, f"{{folder}}/{reason}: {EVALUATE}")
+        for name, spoil, reason in (
+            (
+                "results cut off",
+                cut("results.json", 0.5),
+                "results.json: damaged (JSONDecodeError)",
+            ),
+            ("a number as result", put("results.json", "[1]"), "results.json: no rows of a table"),
+            (
+                "utterances cut off",
+                cut("utterances.jsonl", 0.9),
+                "utterances.jsonl line 2: damaged (JSONDecodeError)",
+            ),
+            (
+                "a number as utterance",
+                put("utterances.jsonl", "1\n"),
+                "utterances.jsonl line 1: damaged (TypeError)",
+            ),
+            (
+                "half an utterance",
+                put("utterances.jsonl", '{"annotation": {}, "reference": null}\n'),
+                "utterances.jsonl line 1: damaged (KeyError)",
             ),
         )
     },

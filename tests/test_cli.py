@@ -106,6 +106,18 @@ def test_files_of_one_name_are_kept_apart(model, tmp_path, capsys):
     )
 
 
+def test_an_index_with_damaged_lines_tells_what_it_still_tells(model, tmp_path, capsys):
+    path = write(tmp_path / "a.wav")
+    asked = ("annotate", path, "--model", model, "--out", tmp_path / "out")
+    assert run(*asked) == 0
+    index = tmp_path / "out" / cli.INDEX
+    damaged = [b"1", b"[]", b'{"name": []}', b'{"name": [], "source": 1}', b"\xff", b"[" * 100_000]
+    index.write_bytes(b"\n".join([*damaged, index.read_bytes(), b'{"na']))
+    capsys.readouterr()
+    assert run(*asked) == 0
+    assert "0file" in capsys.readouterr().err
+
+
 def test_a_bad_file_of_one_process_leaves_the_others_to_their_work(model, tmp_path):
     for index in range(6):
         write(tmp_path / "in" / f"{index}.wav", seed=index)

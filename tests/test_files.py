@@ -9,7 +9,8 @@ import safetensors.torch
 import soundfile
 import torch
 
-from ent_brain.files import sweep, whole_or_nothing
+from ent_brain.errors import InputError
+from ent_brain.files import read_json, sweep, whole_or_nothing
 
 WRITERS = {
     "text": lambda path: path.write_text("a" * 99_999),
@@ -64,3 +65,20 @@ def test_what_killed_writers_left_is_swept_and_what_is_being_written_is_not(tmp_
     sweep(tmp_path)
     assert sorted((tmp_path / "save").iterdir()) == sorted(kept)
     sweep(tmp_path / "not there")
+
+
+@pytest.mark.parametrize(
+    ("content", "kind"),
+    [
+        (b'{"a": [1', "JSONDecodeError"),
+        (b"\xff", "UnicodeDecodeError"),
+        (b"[" * 100_000, "Recursion"),
+    ],
+)
+def test_a_damaged_file_is_named(tmp_path, content, kind):
+    path = tmp_path / "a.json"
+    path.write_bytes(content)
+    with pytest.raises(InputError) as error:
+        read_json(path, "write it again")
+    assert str(error.value).startswith(f"{path}: damaged ({kind}")
+    assert str(error.value).endswith("): write it again")
