@@ -17,7 +17,7 @@ ablations: .venv/demo
 	$(BIN)/python recipes/ZED/ablations.py --output_folder $(DEMO)/ablations --devices cpu,cpu --noprogressbar
 
 test: .venv/dev
-	$(BIN)/python -m pytest --numprocesses auto --dist loadfile
+	$(BIN)/python -m pytest --numprocesses auto --dist worksteal
 
 lint: .venv/dev
 	$(BIN)/ruff check .

@@ -30,7 +30,9 @@ SSL_CONFIGS = {
 
 
 def pytest_addoption(parser):
-    parser.addoption("--long", action="store_true", help="kill trainings 30 times, not 3")
+    parser.addoption(
+        "--long", action="store_true", help="kill trainings 30 times, not 3; all YAMLs go on"
+    )
 
 
 @pytest.fixture(scope="session")
