@@ -31,7 +31,7 @@ SSL_CONFIGS = {
 
 def pytest_addoption(parser):
     parser.addoption(
-        "--long", action="store_true", help="kill trainings 30 times, not 3; all YAMLs go on"
+        "--long", action="store_true", help="more kills, processes and resumed trainings"
     )
 
 

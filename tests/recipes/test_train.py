@@ -207,6 +207,14 @@ YAMLS = sorted(RECIPES.glob("*/hparams/*.yaml"))
 KINDS = dict(zip(YAMLS, itertools.cycle(("wav2vec2", "hubert", "wavlm")), strict=False))
 """Which SSL model a YAML is tried with."""
 
+GOING_ON = {
+    RECIPES / recipe / "hparams" / f"{stem}.yaml"
+    for recipe, stem in (
+        *(("IEMOCAP", "ent"), ("IEMOCAP", "ent_finetune"), ("IEMOCAP", "ent_mix")),
+        *(("RAVDESS", "fent_fbank"), ("ZED", "ent_demo")),
+    )
+}
+
 
 @pytest.mark.parametrize("path", YAMLS, ids=lambda path: f"{path.parts[-3]}-{path.stem}")
 def test_every_yaml_trains_goes_on_and_scores(
@@ -216,8 +224,7 @@ def test_every_yaml_trains_goes_on_and_scores(
     options = {"data_folder": small_ravdess if recipe == "RAVDESS" else few_of_iemocap}
     options |= {"zed_folder": zed} if recipe == "ZED" else {}
     options |= {key: value for key, value in SMALL.items() if f"\n{key}:" in text}
-    options |= {"max_symbols": 1, "beam_size": 1}
-    options |= {} if "_finetune" in stem else {"batch_size": 8}
+    options |= {"max_symbols": 1, "beam_size": 1, "batch_size": 8}
     if "\nssl_hub:" in text:
         options |= {"frontend": KINDS[path], "ssl_hub": tiny_ssl(KINDS[path])}
     if "\nfeature_cache:" in text:
@@ -228,9 +235,9 @@ def test_every_yaml_trains_goes_on_and_scores(
         options["test_session"] = 3
     if "_finetune" in stem:
         options["mask_feature_length"] = 8  # of the small model's 24 channels
-    # A FENT's YAML differs from its ENT's in the model alone (test_settings.py): one goes on, or
-    # all in the long mode.
-    goes_on = stem == "fent" or not stem.startswith("fent") or request.config.getoption("--long")
+    # One YAML of each kind goes on, and all in the long mode: a process takes longer than its
+    # training.
+    goes_on = path in GOING_ON or request.config.getoption("--long")
     last = 2 if goes_on else 1
     for epochs in range(1, last + 1):
         outcome = run(recipe, path.name, **options | {"number_of_epochs": epochs})
@@ -571,7 +578,11 @@ def test_a_kill_at_any_moment_changes_nothing(
 
 
 @pytest.mark.parametrize(("count", "killed"), [(2, 1), (4, 0)])
-def test_processes_train_together_and_go_on_when_one_is_killed(iemocap, tmp_path, count, killed):
+def test_processes_train_together_and_go_on_when_one_is_killed(
+    iemocap, tmp_path, count, killed, request
+):
+    if count > 2 and not request.config.getoption("--long"):
+        pytest.skip("in the long mode")
     torchrun = ["-m", "torch.distributed.run", f"--nproc_per_node={count}", "--standalone"]
     options = {**SMALL, "number_of_epochs": 4, "data_folder": iemocap, "device": "cpu"}
     options |= {"ckpt_interval_steps": 1, "tokens": "bpe", "vocab_size": 80}
