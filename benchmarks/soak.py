@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """Does it last: a corpus of IEMOCAP's size from synthesis to report, watched from outside.
 
-`recipes/IEMOCAP/train.py` fills the cache of SSL features, trains an epoch on them, searches the
-held-out session and writes the report, on 5,531 look-alikes with a small random wav2vec2 and a
+`recipes/IEMOCAP/train.py` fills the cache of SSL features, trains three epochs on them, searches
+the held-out session and writes the report, on 5,531 look-alikes with a small random wav2vec2 and a
 small ENT. Meanwhile its resident memory, open files and child processes are noted. Then ZED's
 preparation and training's own reading take up to 100,000 entries.
 
@@ -40,7 +40,11 @@ INTERVAL = 0.2
 PATIENCE = 10
 """Seconds that what a program began may outlive it: what watches over shared memory ends last."""
 
-PHASES = {"Going into epoch 1": "epoch, validation", "Loading a checkpoint": "search, report"}
+PHASES = {
+    "Going into epoch 1": "first epoch",
+    "Going into epoch 2": "later epochs",
+    "Loading a checkpoint": "search, report",
+}
 """What the program says where a phase of it begins."""
 
 FIGURES = ("preparation seconds", "preparation peak", "reading seconds", "reading peak")
@@ -99,7 +103,7 @@ def soak(folder, utterances):
     train = [ROOT / "recipes" / "IEMOCAP" / "train.py", small_recipe(folder)]
     train += ["--data_folder", corpus, "--output_folder", folder / "out", "--device", "cpu"]
     train += ["--feature_cache", folder / "features", "--ssl_hub", folder / "ssl"]
-    train += ["--number_of_epochs", 1, "--warmup_epochs", 0, "--batch_size", 8]
+    train += ["--number_of_epochs", 3, "--warmup_epochs", 0, "--batch_size", 8]
     train += ["--num_workers", 2, "--noprogressbar"]
     return [
         *watch("synthesis", synth),
