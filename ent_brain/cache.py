@@ -207,7 +207,8 @@ def disk_use(frontend, datasets):
 def fill(frontend, datasets, device="cpu"):
     """Compute all features of datasets that are not kept yet, with a progress bar.
 
-    The processes of a distributed launch share the utterances among them.
+    The longest utterance is the first: what does not fit into memory shows at the start. The
+    processes of a distributed launch share the utterances among them.
 
     Arguments
     ---------
@@ -218,12 +219,19 @@ def fill(frontend, datasets, device="cpu"):
     device : str or torch.device
     """
     rank, processes = (int(os.environ.get(k, d)) for k, d in (("RANK", 0), ("WORLD_SIZE", 1)))
-    total = sum(len(dataset) for dataset in datasets)
-    whole = torch.ones(1, device=device)
+    utterances = sorted(
+        (
+            (dataset, index, dataset.data[name]["duration"])
+            for dataset in datasets
+            for index, name in enumerate(dataset.data_ids)
+        ),
+        key=lambda utterance: -utterance[2],
+    )
+    total, whole = len(utterances), torch.ones(1, device=device)
     with tqdm(total=total, unit="utterance", disable=rank > 0, dynamic_ncols=True) as progress:
-        for dataset in datasets:
-            for index in range(rank, len(dataset), processes):
-                item = dataset[index]
-                if item["kept"].features is None:
-                    frontend(item["sig"][None].to(device), whole, [item["kept"]])
-                progress.update(min(processes, len(dataset) - index))
+        for place in range(rank, total, processes):
+            dataset, index, _ = utterances[place]
+            item = dataset[index]
+            if item["kept"].features is None:
+                frontend(item["sig"][None].to(device), whole, [item["kept"]])
+            progress.update(min(processes, total - place))

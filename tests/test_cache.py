@@ -388,6 +388,16 @@ def test_filling_ahead_encodes_what_is_missing(load_ssl, no_encoding, manifest, 
     fill(frontend, [dataset])
 
 
+def test_the_longest_utterance_is_filled_first(load_ssl, manifest, monkeypatch):
+    frontend = load_ssl()
+    honest, lengths = frontend._encode, []
+    monkeypatch.setattr(frontend, "_encode", lambda wav: lengths.append(len(wav)) or honest(wav))
+    dataset = dataset_of(manifest, frontend)
+    fill(frontend, [dataset.filtered_sorted(select_n=2), dataset])
+    assert len(set(lengths)) > 1
+    assert lengths == sorted(lengths, reverse=True)
+
+
 def test_processes_share_the_filling(load_ssl, manifest, monkeypatch, capfd):
     frontend = load_ssl()
     monkeypatch.setenv("WORLD_SIZE", "2")
