@@ -159,7 +159,7 @@ def check_utterances(utterances, data_root, problems=()):
     ------
     InputError
         An id that can be no file's name, audio missing, unreadable, cut off, empty or not as long
-        as the corpus says, samples that are no numbers, transcript missing or without a word, an
+        as the corpus says, samples that are no sound, transcript missing or without a word, an
         unknown emotion, an interval that is empty or outside the audio, an id used twice. Other
         sampling rates and several channels are only mentioned in the log.
 
