@@ -63,7 +63,7 @@ class Utterance:
     emotion: str  # one of EMOTIONS
     speaker: str
     segments: tuple[Segment, ...] | None = None  # None: intervals not known
-    samples: int = 0  # at the file's own rate; 0: the corpus does not say
+    samples: int | None = None  # at the file's own rate; None: the corpus does not say
     sample_rate: int = SAMPLE_RATE
     intervals: tuple[Interval, ...] | None = None  # all of it, where words are known by interval
 
@@ -205,7 +205,8 @@ def _complete(utterance, audio):
     if not transcript:
         raise InputError(f"no word in the transcript {utterance.transcript!r}")
     duration = audio.frames / audio.samplerate
-    if utterance.samples and abs(utterance.duration - duration) > DURATION_TOLERANCE:
+    known = utterance.samples is not None
+    if known and abs(utterance.duration - duration) > DURATION_TOLERANCE:
         raise InputError(
             f"{duration:.2f} s of audio, {utterance.duration:.2f} s by the corpus's own account"
         )

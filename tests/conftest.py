@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 import transformers
+from hypothesis import settings
 from speechbrain.utils.importutils import LazyModule
 
 # Hypothesis asks every module for its file, upon which SpeechBrain's lazy modules would import
@@ -31,8 +32,15 @@ SSL_CONFIGS = {
 
 def pytest_addoption(parser):
     parser.addoption(
-        "--long", action="store_true", help="more kills, processes and resumed trainings"
+        "--long", action="store_true", help="more kills, processes, resumed trainings and fuzzing"
     )
+
+
+def pytest_configure(config):
+    """The ordinary mode draws what it always draws: it fails by a change alone."""
+    settings.register_profile("ordinary", max_examples=150, derandomize=True, deadline=None)
+    settings.register_profile("long", max_examples=2000, deadline=None)
+    settings.load_profile("long" if config.getoption("--long") else "ordinary")
 
 
 @pytest.fixture(scope="session")

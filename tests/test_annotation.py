@@ -3,7 +3,7 @@ import json
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from ent_brain.annotation import FORMATS, Annotation, Heard, Word, annotate
@@ -80,7 +80,6 @@ def test_an_annotation_is_not_changed():
         SILENCE.text = "WORDS"
 
 
-@settings(deadline=None)
 @given(annotation=annotations())
 def test_rttm_by_pyannote(annotation, tmp_path_factory):
     load_rttm = pytest.importorskip("pyannote.database.util").load_rttm
@@ -94,7 +93,6 @@ def test_rttm_by_pyannote(annotation, tmp_path_factory):
     assert tracks == [tuple(segment) for segment in annotation.segments]
 
 
-@settings(deadline=None)
 @given(annotation=annotations())
 def test_textgrid_by_praatio(annotation, tmp_path_factory):
     textgrid = pytest.importorskip("praatio.textgrid")
@@ -115,7 +113,6 @@ def test_textgrid_by_praatio(annotation, tmp_path_factory):
         assert entries[-1][1] == annotation.duration
 
 
-@settings(deadline=None)
 @given(annotation=annotations())
 def test_webvtt_by_webvtt_py(annotation, tmp_path_factory):
     webvtt = pytest.importorskip("webvtt")

@@ -298,7 +298,7 @@ def brute_force_spans(intervals, frame_samples, frames):
     ]
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(
     lengths=st.lists(st.integers(30, 90), min_size=1, max_size=3),
     cut=st.integers(0, 1),

@@ -45,7 +45,6 @@ def test_log_mel_energies_wait_for_no_import_of_transformers():
     subprocess.run([sys.executable, "-c", program], check=True)
 
 
-@settings(deadline=None)
 @given(st.integers(1, 40000), st.sampled_from([0.02, 0.04]))
 def test_fbank_frames_are_known_before_they_are_computed(samples, frame_duration):
     frontend = FbankFrontend(frame_duration).eval()
@@ -231,7 +230,7 @@ def test_frozen_features_are_those_of_transformers(load_ssl, tiny_ssl, kind):
     torch.testing.assert_close(features[0], torch.stack(hidden, 2)[0], rtol=1e-3, atol=1e-4)
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(samples=st.integers(400, 40000))
 def test_ssl_frames_are_known_before_they_are_computed(frozen, samples):
     features, [frames] = frozen(torch.ones(1, samples), torch.ones(1))

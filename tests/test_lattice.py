@@ -85,7 +85,7 @@ def test_autocast_does_not_narrow_the_logits():
 sizes = st.lists(st.tuples(st.integers(1, 9), st.integers(0, 6)), min_size=1, max_size=6)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(sizes, st.sampled_from([1, 20, 60, 200, 10_000]), st.sampled_from([0.0, 0.25, 1.0]))
 def test_every_valid_node_is_in_exactly_one_tile(sizes, elements, padded_share):
     lattices = random_lattices(sizes, [2])
@@ -99,7 +99,7 @@ def test_every_valid_node_is_in_exactly_one_tile(sizes, elements, padded_share):
         assert starts == sorted(starts)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(sizes, st.sampled_from([1, 20, 60, 200, 10_000]), st.sampled_from([0.0, 0.25, 1.0]))
 def test_a_tile_keeps_to_its_budget_and_its_padded_share(sizes, elements, padded_share):
     lattices = random_lattices(sizes, [7], width=5)  # the widest layer is the output

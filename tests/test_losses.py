@@ -127,7 +127,7 @@ def test_gradients_equal_finite_differences(name):
 sizes_of_batches = st.lists(st.tuples(st.integers(1, 6), st.integers(0, 5)), min_size=1, max_size=4)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(
     sizes=sizes_of_batches,
     outputs=st.sampled_from([[2], [5], [1, 4]]),
@@ -350,7 +350,7 @@ def test_moderate_lattice_equals_the_forward_algorithm_in_double_precision():
     assert_equal_all(gradients(ours.sum(), lattices), gradients(expected.sum(), doubles))
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     sizes=sizes_of_batches,
     outputs=st.sampled_from([[2], [5], [1, 4], [2, 1, 2]]),
@@ -547,7 +547,7 @@ def test_pooling_equals_the_dense_reference(mode, plan_name):
         )
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     sizes=sizes_of_batches,
     mode=st.sampled_from(MODES),
@@ -834,7 +834,7 @@ def intervals_of(draw, size):
     return spans
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(sizes=sizes_of_batches, data=st.data())
 def test_any_intervals_equal_the_dense_regions(sizes, data):
     intervals = [data.draw(intervals_of(size)) for size in sizes]

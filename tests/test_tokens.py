@@ -1,6 +1,6 @@
 import pytest
 import sentencepiece
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from ent_brain.errors import InputError
@@ -112,7 +112,6 @@ def test_pieces_are_longer_than_characters(pieces):
     assert len(pieces.encode(TRANSCRIPTS[0])) < len(TRANSCRIPTS[0])
 
 
-@settings(deadline=None)
 @given(st.lists(st.sampled_from(" ".join(TRANSCRIPTS).split()), max_size=12))
 def test_pieces_come_back(pieces, words):
     transcript = " ".join(words)

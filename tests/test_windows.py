@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torchaudio.functional import resample
 
@@ -82,7 +82,6 @@ def spoken(draw):
 
 
 @given(spoken())
-@settings(deadline=None)
 def test_words_of_overlapping_windows_are_joined_without_loss_or_double(case):
     """A window hears all words that are whole in it, and nothing of the others."""
     words, seconds = case
