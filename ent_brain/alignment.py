@@ -7,6 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ent_brain.decoding import pad_tokens
 from ent_brain.losses import arc_log_probs
 from ent_brain.tokens import BLANK
 
@@ -104,19 +105,14 @@ def align(model, encoded, frame_lens, hypotheses):
     list[Hypothesis]
         The same but for their ``frames``.
     """
-    counts = [len(hypothesis.tokens) for hypothesis in hypotheses]
-    if not any(counts):
+    if not any(hypothesis.tokens for hypothesis in hypotheses):
         return hypotheses
-    tokens = torch.nn.utils.rnn.pad_sequence(
-        [torch.tensor(hypothesis.tokens, dtype=torch.long) for hypothesis in hypotheses],
-        batch_first=True,
-    ).to(frame_lens.device)
-    token_lens = torch.tensor(counts, device=frame_lens.device)
+    tokens, token_lens = pad_tokens(hypotheses, frame_lens.device)
     lattices = model.token_lattices(encoded, model.predict(tokens, token_lens))
     frames = best_path(lattices, tokens, frame_lens, token_lens).frames.cpu()
     return [
-        hypothesis._replace(frames=row[:count].tolist())
-        for hypothesis, row, count in zip(hypotheses, frames, counts, strict=True)
+        hypothesis._replace(frames=row[: len(hypothesis.tokens)].tolist())
+        for hypothesis, row in zip(hypotheses, frames, strict=True)
     ]
 
 

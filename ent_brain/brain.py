@@ -20,12 +20,13 @@ from speechbrain.utils.logger import get_logger
 from ent_brain.alignment import align
 from ent_brain.checkpoints import load_random_state, save_random_state
 from ent_brain.dataio import ShareOfBatches
-from ent_brain.decoding import search
+from ent_brain.decoding import judge_events, search
 from ent_brain.errors import InputError
 from ent_brain.files import read_json, write_json
 from ent_brain.losses import (
     SUPERVISED_MODES,
     aligned_event_loss,
+    aligned_events,
     aligned_pooling_loss,
     lattice_pooling_loss,
     next_token_loss,
@@ -223,10 +224,10 @@ class EmotionTransducerBrain(sb.Brain):
         # they do not.
         modules = self.modules if stage == sb.Stage.TRAIN else self.raw_modules
         features, frame_lens = modules["frontend"](*batch.sig, **kept)
-        token_lens, intervals = batch.token_count, self._intervals(batch, stage)
+        token_lens = batch.token_count
         if not self.hparams.rnnt_weight:  # then the model never sees a token
             token_lens = torch.zeros_like(token_lens)
-        output = modules["model"](features, frame_lens, batch.tokens.data, token_lens, intervals)
+        output = modules["model"](features, frame_lens, batch.tokens.data, token_lens)
         hypotheses = []
         if stage != sb.Stage.TRAIN:
             beam_size = self.hparams.beam_size if stage == sb.Stage.TEST else 1
@@ -240,6 +241,10 @@ class EmotionTransducerBrain(sb.Brain):
             hypotheses = [best for (best,) in found]
         if stage == sb.Stage.TEST:
             hypotheses = align(self.raw_modules.model, output.encoded, frame_lens, hypotheses)
+        if stage != sb.Stage.TRAIN:
+            hypotheses = judge_events(
+                self.raw_modules.model, output.encoded, hypotheses, self.segment_decoder
+            )
         return SimpleNamespace(
             output=output, frame_lens=frame_lens, token_lens=token_lens, hypotheses=hypotheses
         )
@@ -277,10 +282,8 @@ class EmotionTransducerBrain(sb.Brain):
             self.hparams.segment_seconds,
         )
 
-    def _intervals(self, batch, stage):
-        """Known intervals of each utterance where they are to be learnt from; None elsewhere."""
-        if stage == sb.Stage.TEST or self.hparams.lattice_mode not in SUPERVISED_MODES:
-            return None
+    def _known_intervals(self, batch):
+        """Intervals of each utterance as its manifest tells them."""
         known = [entry["intervals"] for entry in batch.entry]
         if not self.hparams.rnnt_weight:  # one position is all there is
             known = [[(*span[:3], 0, 1) for span in spans] for spans in known]
@@ -294,7 +297,7 @@ class EmotionTransducerBrain(sb.Brain):
         self.heard += zip(batch.id, predictions.hypotheses, batch.entry, strict=False)
         if stage == sb.Stage.TEST:
             return torch.zeros(())
-        terms = self._loss_terms(predictions, batch, self._intervals(batch, stage))
+        terms = self._loss_terms(predictions, batch)
         counts = _counts(predictions.token_lens)
         shares = self._shares(counts, stage)
         loss = sum(
@@ -326,33 +329,35 @@ class EmotionTransducerBrain(sb.Brain):
         shares = own / of_all * torch.distributed.get_world_size()
         return dict(zip(counts, shares.float(), strict=True))
 
-    def _loss_terms(self, predictions, batch, intervals):
+    def _loss_terms(self, predictions, batch):
         """Unweighted loss terms by name: those whose weight is not 0."""
         output, hparams = predictions.output, self.hparams
         lens = predictions.frame_lens, predictions.token_lens
         tokens, emotions = batch.tokens.data, batch.emotion_index
-        terms, posteriors = {}, None
+        mode = hparams.lattice_mode if hparams.lattice_weight else None
+        terms, posteriors, intervals = {}, None, None
         if hparams.rnnt_weight:
             alignment = transducer_alignment(
                 output.token_lattices, tokens, *lens, fastemit=hparams.fastemit
             )
             posteriors = alignment.posteriors
             terms["rnnt"] = alignment.nll.mean()
-        if hparams.head_weight:
-            terms["head"] = _head_loss(output, emotions, intervals)
-        if hparams.lattice_weight and hparams.lattice_mode == "supervised":
+        if hparams.lattice_mode in SUPERVISED_MODES:
+            intervals = self._known_intervals(batch)
+        if mode == "supervised":
             terms["lattice"] = supervised_lattice_loss(output.emotion_lattice, intervals, *lens)
-        elif hparams.lattice_weight and hparams.lattice_mode in WITHOUT_WORDS_MODES:
+        elif mode in WITHOUT_WORDS_MODES:
             if posteriors is None:  # nothing is transcribed: one position, where all frames are
                 posteriors = output.encoded.emotion.new_ones(*output.encoded.emotion.shape[:2], 1)
             aligned = output.emotion_lattice, posteriors
-            if hparams.lattice_mode == "supervised_aligned":
+            if mode == "supervised_aligned":
                 terms["lattice"] = supervised_aligned_loss(*aligned, intervals, *lens)
             else:
                 frame_duration = self.raw_modules.frontend.frame_duration
                 shortest = max(1, round(hparams.aligned_seconds / frame_duration))
                 terms["lattice"] = aligned_event_loss(*aligned, emotions, *lens, shortest)
-        elif hparams.lattice_weight and hparams.lattice_mode == "aligned":
+                intervals = aligned_events(*aligned, emotions, *lens, shortest)
+        elif mode == "aligned":
             terms["lattice"] = aligned_pooling_loss(
                 output.token_lattices,
                 output.emotion_lattice,
@@ -362,13 +367,35 @@ class EmotionTransducerBrain(sb.Brain):
                 top=hparams.aligned_top,
                 posteriors=posteriors,
             )
-        elif hparams.lattice_weight:
+        elif mode is not None:
             terms["lattice"] = lattice_pooling_loss(
-                output.emotion_lattice, emotions, *lens, mode=hparams.lattice_mode
+                output.emotion_lattice, emotions, *lens, mode=mode
             )
+        if hparams.head_weight:
+            terms["head"] = self._head_loss(output, emotions, intervals)
         if hparams.lm_weight:
             terms["lm"] = next_token_loss(output.lm_logits, tokens, predictions.token_lens)
         return terms
+
+    def _head_loss(self, output, emotions, intervals):
+        """Cross-entropy of the pooled head over utterances and their intervals, known or found.
+
+        Of each utterance the mean over it and its intervals: the head is to tell both.
+        """
+        cross_entropy = torch.nn.functional.cross_entropy
+        if intervals is None:
+            return cross_entropy(output.head_logits, emotions)
+        streams = output.encoded, output.predicted
+        of_intervals = self.raw_modules.model.classify_intervals(*streams, intervals)
+        owners = [row for row, spans in enumerate(intervals) for _ in spans]
+        labels = [span[0] for spans in intervals for span in spans]
+        rows = torch.tensor([*range(len(intervals)), *owners], device=emotions.device)
+        losses = cross_entropy(
+            torch.cat((output.head_logits, of_intervals)),
+            torch.cat((emotions, emotions.new_tensor(labels))),
+            reduction="none",
+        )
+        return (losses / rows.bincount()[rows]).sum() / len(intervals)
 
     def on_fit_batch_end(self, batch, outputs, loss, should_step):
         """Step the schedule with the optimiser."""
@@ -436,24 +463,6 @@ class EmotionTransducerBrain(sb.Brain):
         """Load the checkpoint that a key chooses; without a key keep the weights as they are."""
         if max_key or min_key:
             super().on_evaluate_start(max_key, min_key)
-
-
-def _head_loss(output, emotions, intervals):
-    """Cross-entropy of the pooled head over utterances and, where they are known, intervals.
-
-    Of each utterance the mean over it and its intervals: the head is to tell both.
-    """
-    cross_entropy = torch.nn.functional.cross_entropy
-    if intervals is None:
-        return cross_entropy(output.head_logits, emotions)
-    owners = [row for row, spans in enumerate(intervals) for _ in spans]
-    labels = [span[0] for spans in intervals for span in spans]
-    rows = torch.tensor([*range(len(intervals)), *owners], device=emotions.device)
-    logits = torch.cat((output.head_logits, output.interval_logits))
-    losses = cross_entropy(
-        logits, torch.cat((emotions, emotions.new_tensor(labels))), reduction="none"
-    )
-    return (losses / rows.bincount()[rows]).sum() / len(intervals)
 
 
 def _counts(token_lens):

@@ -1,5 +1,6 @@
 """Search: the words of an utterance, the frame of each token, and the emotion of every frame."""
 
+from bisect import bisect_left
 from itertools import chain, islice
 from typing import NamedTuple
 
@@ -39,6 +40,8 @@ class Hypothesis(NamedTuple):
     score: float
     """Log-probability, nats: of the path's tokens and blanks, or summed over several paths of these
     tokens by the beam search."""
+    event_log_probs: Tensor | None = None
+    """[E] of ``judge_events``."""
 
 
 def greedy_search(model, features, frame_lens, max_symbols=32):
@@ -129,6 +132,61 @@ def search(model, encoded, frame_lens, beam_size=1, n_best=1, max_symbols=32):
         )
     )
     return [list(islice(hypotheses, len(of_utterance))) for of_utterance in paths]
+
+
+@torch.no_grad()
+def judge_events(model, encoded, hypotheses, decoder):
+    """Let the pooled head tell how likely the event of each emotion has its emotion.
+
+    Frames tell when each emotion is, if it is anywhere; which of them it is the head tells better.
+    It hears all of an event at once, where a sum over frames counts what neighbours have in common
+    once for each of them.
+
+    Arguments
+    ---------
+    model : ENT or FENT
+        In eval mode.
+    encoded : Streams
+        [B, T, D] each, what the hypotheses were searched in.
+    hypotheses : list[Hypothesis]
+    decoder : SegmentDecoder
+        Whose ``events`` are judged if it looks for a ``lasting_event``.
+
+    Returns
+    -------
+    list[Hypothesis]
+        With ``event_log_probs``, if there is a pooled head and something to judge.
+    """
+    if model.pooled_head is None or decoder.method != "lasting_event":
+        return hypotheses
+    tokens, token_lens = pad_tokens(hypotheses, encoded.emotion.device)
+    intervals = []
+    for tokens_of_one, frames, log_probs, *_ in hypotheses:
+        intervals.append([])
+        for emotion, (a, b) in decoder.events(log_probs).items():
+            c = bisect_left(frames, a)
+            d = bisect_left(frames, b) if b < len(log_probs) else len(tokens_of_one) + 1
+            intervals[-1].append((emotion, a, b, c, max(c + 1, d)))
+    logits = model.classify_intervals(encoded, model.predict(tokens, token_lens), intervals)
+    judged = logits.float().log_softmax(-1).cpu().split([len(spans) for spans in intervals])
+    return [
+        hypothesis._replace(event_log_probs=_of_events(log_probs, [span[0] for span in spans]))
+        for hypothesis, spans, log_probs in zip(hypotheses, intervals, judged, strict=True)
+    ]
+
+
+def _of_events(log_probs, emotions):
+    """[E] log-probability of each event's own emotion, of [K, E]; -inf where there is no event."""
+    of_events = torch.full_like(log_probs[0], -torch.inf)
+    of_events[emotions] = log_probs[range(len(emotions)), emotions]
+    return of_events
+
+
+def pad_tokens(hypotheses, device):
+    """Tokens [B, U] of hypotheses, and how many there are of each, [B]."""
+    tokens = [torch.tensor(hypothesis.tokens, dtype=torch.long) for hypothesis in hypotheses]
+    token_lens = torch.tensor([len(of_one) for of_one in tokens], device=device)
+    return torch.nn.utils.rnn.pad_sequence(tokens, batch_first=True).to(device), token_lens
 
 
 class _Path(NamedTuple):

@@ -141,7 +141,9 @@ def _utterances(brain, name, dataset):
             seconds,
             word_times(words, hypothesis.frames, frame_duration, seconds),
             log_probs,
-            None if log_probs is None else brain.segment_decoder.labels(log_probs),
+            None
+            if log_probs is None
+            else brain.segment_decoder.labels(log_probs, hypothesis.event_log_probs),
             hypothesis.utterance_log_probs,
         )
         annotation = annotate(utterance, heard, frame_duration)

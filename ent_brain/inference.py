@@ -9,7 +9,7 @@ from tqdm import tqdm
 
 from ent_brain.alignment import align, word_times
 from ent_brain.annotation import Heard, annotate
-from ent_brain.decoding import search
+from ent_brain.decoding import judge_events, search
 from ent_brain.emotions import EMOTIONS, NEUTRAL
 from ent_brain.errors import InputError, one_line
 from ent_brain.export import (
@@ -223,6 +223,12 @@ class EmotionTransducer(Pretrained):
             for name, heard in zip(names, self._hear(wavs, wav_lens), strict=True)
         ]
 
+    @property
+    def segment_decoder(self):
+        """What tells the emotions of frames from their probabilities (SegmentDecoder)."""
+        decoding = self.hparams.segment_decoding, self.hparams.segment_seconds
+        return SegmentDecoder(self.mods.frontend.frame_duration, *decoding)
+
     def _hear_file(self, path, progressbar):
         """What the model makes of a sound file, ``Heard``."""
         frontend, longest = self.mods.frontend, self.hparams.longest_window
@@ -264,6 +270,7 @@ class EmotionTransducer(Pretrained):
             )
         ]
         hypotheses = align(model, encoded, frame_lens, hypotheses)
+        hypotheses = judge_events(model, encoded, hypotheses, self.segment_decoder)
         lengths = (samples / frontend.sample_rate).tolist()
         return [
             self._heard(*parts) for parts in zip(hypotheses, lengths, silent.tolist(), strict=True)
@@ -279,9 +286,9 @@ class EmotionTransducer(Pretrained):
                 None if log_probs is None else _neutral_like(log_probs)
                 for log_probs in (of_frames, of_utterance)
             )
+            hypothesis = hypothesis._replace(event_log_probs=None)
         if of_frames is not None:
-            decoding = self.hparams.segment_decoding, self.hparams.segment_seconds
-            labels = SegmentDecoder(frame_duration, *decoding).labels(of_frames)
+            labels = self.segment_decoder.labels(of_frames, hypothesis.event_log_probs)
         times = word_times(words, hypothesis.frames, frame_duration, seconds)
         return Heard(seconds, times, of_frames, labels, of_utterance)
 

@@ -5,6 +5,7 @@ T x U x J hidden layer or a vocabulary-wide axis: what a pass leaves behind is t
 """
 
 import math
+from itertools import pairwise
 from typing import NamedTuple
 
 import torch
@@ -295,23 +296,62 @@ def aligned_event_loss(
     tensor(1.3863)
     """
     probs = aligned_emotions(emotion_lattice, posteriors, token_lens)
-    valid = torch.arange(probs.size(1), device=probs.device) < frame_lens[:, None]
-    calm = _log(probs[..., neutral]) * valid
-    felt = _log(probs.gather(-1, emotions[:, None, None].expand(-1, probs.size(1), 1))[..., 0])
-    # An event from frame a to b adds gains[b] - gains[a] to what an utterance without it has.
-    gains = torch.nn.functional.pad(((felt * valid) - calm).cumsum(1) * EVIDENCE, (1, 0))
-    last = frame_lens[:, None]
-    border = torch.arange(gains.size(1), device=gains.device)
-    inner = (border >= shortest) & (border <= last - shortest)
-    starts, ends = inner | (border == 0), inner | (border == last)
-    latest = torch.where(last < shortest, 0, border - shortest)  # start of an event of that end
-    ends = ends & (latest >= 0)
-    latest = latest.clamp(min=0)
+    calm, gains = _event_gains(probs, emotions, frame_lens, neutral)
+    starts, ends, latest = _event_borders(gains, frame_lens, shortest)
+    gains = gains * EVIDENCE
     begun = (-gains).masked_fill(~starts, -LARGEST_GAIN).logcumsumexp(1).gather(1, latest)
     of_all = (gains + begun).masked_fill(~ends, -LARGEST_GAIN).logsumexp(1)
     count = (starts.cumsum(1).gather(1, latest) * ends).sum(1)
     event = (of_all - count.log()) / EVIDENCE + calm.sum(1)
     return _reduce(-torch.where(emotions == neutral, calm.sum(1), event) / frame_lens, reduction)
+
+
+@torch.no_grad()
+def aligned_events(
+    emotion_lattice, posteriors, emotions, frame_lens, token_lens, shortest, neutral=NEUTRAL
+):
+    """The most probable event of each utterance, of those that ``aligned_event_loss`` weighs.
+
+    Arguments
+    ---------
+    emotion_lattice, posteriors, emotions, frame_lens, token_lens, shortest, neutral
+        As for ``aligned_event_loss``.
+
+    Returns
+    -------
+    list
+        Intervals of each utterance without gaps, the event and what is neutral before or after it,
+        as ``supervised_lattice_loss`` takes them. A token belongs to where its frame is expected.
+
+    Example
+    -------
+    >>> rows = torch.tensor([[[-9.0], [9.0], [9.0]]])  # the last two frames are sad
+    >>> output = torch.tensor([[0.0], [0.0], [9.0], [-9.0]]), torch.zeros(4)
+    >>> lattice = Lattice(rows, torch.zeros(1, 1, 1), *output)
+    >>> lens, sad = (torch.tensor([3]), torch.tensor([0])), torch.tensor([2])
+    >>> aligned_events(lattice, torch.ones(1, 3, 1), sad, *lens, shortest=1)
+    [[(3, 0, 1, 0, 1), (2, 1, 3, 0, 1)]]
+    """
+    probs = aligned_emotions(emotion_lattice, posteriors, token_lens)
+    _, gains = _event_gains(probs, emotions, frame_lens, neutral)
+    starts, ends, latest = _event_borders(gains, frame_lens, shortest)
+    begun, start = (-gains).masked_fill(~starts, -LARGEST_GAIN).cummax(1)
+    best = (gains + begun.gather(1, latest)).masked_fill(~ends, -LARGEST_GAIN).argmax(1)
+    first = start.gather(1, latest.gather(1, best[:, None]))[:, 0]
+    position = torch.arange(posteriors.size(2), device=posteriors.device, dtype=posteriors.dtype)
+    passed = torch.nn.functional.pad((posteriors @ position).round().long(), (1, 0)).tolist()
+    columns = emotions, first, best, frame_lens, token_lens
+    intervals = []
+    for row, (emotion, *event, frames, tokens) in enumerate(
+        zip(*(column.tolist() for column in columns), strict=True)
+    ):
+        borders = sorted({0, frames, *event})
+        intervals.append([])
+        for a, b in pairwise(borders):
+            c, d = passed[row][a], passed[row][b] if b < frames else tokens + 1
+            felt = emotion if [a, b] == event else neutral
+            intervals[row].append((felt, a, b, c, max(c + 1, d)))
+    return intervals
 
 
 def aligned_emotions(emotion_lattice, posteriors, token_lens):
@@ -583,6 +623,27 @@ def _class_weights(spans, nodes, logits):
         share = _inside(span, frames, positions).to(weights.dtype) / (b * d - a * c).clamp(min=1)
         weights.scatter_add_(1, emotion[:, None], share[:, None])
     return weights
+
+
+def _event_gains(probs, emotions, frame_lens, neutral):
+    """Of frames [B, T]: log p(neutral), 0 in the padding. And what an event adds, [B, T+1].
+
+    An event from frame a to b adds gains[b] - gains[a] to what an utterance without it has.
+    """
+    valid = torch.arange(probs.size(1), device=probs.device) < frame_lens[:, None]
+    calm = _log(probs[..., neutral]) * valid
+    felt = _log(probs.gather(-1, emotions[:, None, None].expand(-1, probs.size(1), 1))[..., 0])
+    return calm, torch.nn.functional.pad(((felt * valid) - calm).cumsum(1), (1, 0))
+
+
+def _event_borders(gains, frame_lens, shortest):
+    """Where events may start and end, and the latest start of an event of each end, [B, T+1]."""
+    last = frame_lens[:, None]
+    border = torch.arange(gains.size(1), device=gains.device)
+    inner = (border >= shortest) & (border <= last - shortest)
+    latest = torch.where(last < shortest, 0, border - shortest)
+    ends = (inner | (border == last)) & (latest >= 0)
+    return inner | (border == 0), ends, latest.clamp(min=0)
 
 
 @torch.no_grad()

@@ -310,7 +310,7 @@ class TransducerStats:
             self.emotions.append([name], [emotion], [EMOTIONS.index(entry["emotion"])])
             if entry["segments"] is None:
                 continue
-            frames = self.decoder.labels(hypothesis.emotion_log_probs)
+            frames = self.decoder.labels(hypothesis.emotion_log_probs, hypothesis.event_log_probs)
             tracks = [frames, [NEUTRAL] * len(frames), [emotion] * len(frames)]
             tracks.append(hypothesis.emotion_log_probs.argmax(1).tolist())
             for stats, track in zip(self.diarization.values(), tracks, strict=False):

@@ -36,9 +36,9 @@ class TransducerOutput(NamedTuple):
     lm_logits: Tensor | None
     """[B, U+1, V]"""
     encoded: Streams
-    """[B, T, D] each, for a search that follows."""
-    interval_logits: Tensor | None
-    """[K, E] of the intervals of all utterances; None where none were asked for."""
+    """[B, T, D] each."""
+    predicted: Streams
+    """[B, U+1, D] each."""
 
 
 class ScalarMix(nn.Module):
@@ -278,7 +278,7 @@ class TransducerModel(nn.Module):
         self.lm_head = nn.Linear(encoder_dim, vocab_size) if lm_head else None
         self.apply(_initialize)
 
-    def forward(self, features, frame_lens, tokens, token_lens, intervals=None):
+    def forward(self, features, frame_lens, tokens, token_lens):
         """Describe the lattices of a batch and classify its utterances.
 
         Arguments
@@ -291,9 +291,6 @@ class TransducerModel(nn.Module):
             [B, U] ids; padding is fed as blank.
         token_lens : Tensor
             [B] int.
-        intervals : list, optional
-            Of each utterance those that the pooled head is to classify by themselves, as
-            ``losses.supervised_lattice_loss`` takes them.
 
         Returns
         -------
@@ -309,7 +306,7 @@ class TransducerModel(nn.Module):
             self.classify(encoded, frame_lens, predicted, token_lens),
             self.lm_head(predicted.vocabulary) if self.lm_head else None,
             encoded,
-            self.classify_intervals(encoded, predicted, intervals),
+            predicted,
         )
 
     def encode(self, features, frame_lens):
@@ -352,12 +349,20 @@ class TransducerModel(nn.Module):
         )
 
     def classify_intervals(self, encoded, predicted, intervals):
-        """Logits [K, E] of the pooled head over the frames and positions of each interval.
+        """Logits of the pooled head over the frames and positions of each interval.
 
-        None without a head or without intervals.
+        Arguments
+        ---------
+        encoded, predicted : Streams
+            [B, T, D] and [B, U+1, D] each.
+        intervals : list
+            Of each utterance, as ``losses.supervised_lattice_loss`` takes them.
+
+        Returns
+        -------
+        Tensor
+            [K, E] of the intervals of all utterances.
         """
-        if self.pooled_head is None or intervals is None:
-            return None
         spans = [(row, *span[1:]) for row, known in enumerate(intervals) for span in known]
         return self.pooled_head(
             torch.stack([encoded.emotion[row, a:b].mean(0) for row, a, b, _, _ in spans]),

@@ -38,7 +38,8 @@ class SegmentDecoder:
         in which every emotion lasts at least ``seconds``, or all of a shorter recording.
         ``single_event``: the most probable sequence of neutral, one emotion, and neutral again,
         any of which may be empty; for corpora with at most one emotional event an utterance.
-        ``lasting_event``: the same where there is just one, of at least ``seconds``.
+        ``lasting_event``: the same where there is just one, of at least ``seconds``; which emotion
+        it has may be told apart from when each is (``decoding.judge_events``).
         Another name raises ``ValueError``.
     seconds : float
         Of the median's window, or the shortest duration.
@@ -69,27 +70,61 @@ class SegmentDecoder:
         """Frames of ``seconds``, 1 at least."""
         return max(1, round(self.seconds / self.frame_duration))
 
-    def labels(self, log_probs):
-        """Class index of each frame (list[int]) from log-probabilities [T, E] on the CPU."""
+    def labels(self, log_probs, event_log_probs=None):
+        """Tell the emotion of each frame.
+
+        Arguments
+        ---------
+        log_probs : Tensor
+            [T, E] on the CPU.
+        event_log_probs : Tensor, optional
+            [E] on the CPU: how likely the event of each of ``events`` has its emotion, for
+            ``lasting_event``, which else takes the one that the frames speak for most.
+
+        Returns
+        -------
+        list[int]
+            Class indices.
+        """
         if not len(log_probs):
             return []
-        return SEGMENT_DECODINGS[self.method](log_probs.double().numpy(), self.frames).tolist()
+        told = () if event_log_probs is None else (event_log_probs.double().numpy(),)
+        return SEGMENT_DECODINGS[self.method](
+            log_probs.double().numpy(), self.frames, *told
+        ).tolist()
+
+    def events(self, log_probs):
+        """Tell when each emotion is, if it is the one of a ``lasting_event``.
+
+        Arguments
+        ---------
+        log_probs : Tensor
+            [T, E] on the CPU.
+
+        Returns
+        -------
+        dict[int, tuple[int, int]]
+            By class index, without neutral: the first frame and the one after the last.
+        """
+        starts, ends, _ = _lasting_events(log_probs.double().numpy(), self.frames)
+        spans = enumerate(zip(starts.tolist(), ends.tolist(), strict=True))
+        return {emotion: span for emotion, span in spans if emotion != NEUTRAL}
 
     def segments(self, log_probs):
         """Runs of equal labels (list[Segment]) from log-probabilities [T, E] on the CPU."""
         return segments_from_frames(self.labels(log_probs), self.frame_duration)
 
 
-def _most_probable(log_probs, _):
+def _most_probable(log_probs, *_):
     return log_probs.argmax(1)
 
 
-def _most_probable_median(log_probs, frames):
+def _most_probable_median(log_probs, frames, *_):
     window = frames + 1 - frames % 2  # odd, so that it has a middle
     return median_filter(np.exp(log_probs), size=(window, 1), mode="nearest").argmax(1)
 
 
-def _lasting(log_probs, shortest):
+def _lasting(log_probs, shortest, *_):
     """The most probable labels of which every run has at least ``shortest`` frames, or all."""
     count = len(log_probs)
     if count < 2 * shortest:
@@ -116,7 +151,7 @@ def _lasting(log_probs, shortest):
     return labels
 
 
-def _single_event(log_probs, _):
+def _single_event(log_probs, *_):
     """The most probable labels of the form neutral, one emotion, neutral."""
     gains = log_probs - log_probs[:, [NEUTRAL]]
     sums = np.concatenate((np.zeros((1, gains.shape[1])), gains.cumsum(0)))
@@ -130,20 +165,28 @@ def _single_event(log_probs, _):
     return labels
 
 
-def _lasting_event(log_probs, shortest):
+def _lasting_event(log_probs, shortest, event_log_probs=None):
     """The most probable labels with one emotion for at least ``shortest`` frames, or for all."""
+    starts, ends, gains = _lasting_events(log_probs, shortest)
+    gains = gains if event_log_probs is None else event_log_probs.copy()
+    gains[NEUTRAL] = -np.inf
+    emotion = gains.argmax()
+    labels = np.full(len(log_probs), NEUTRAL)
+    labels[starts[emotion] : ends[emotion]] = emotion
+    return labels
+
+
+def _lasting_events(log_probs, shortest):
+    """The most probable event of each emotion: its start, its end and its gain on neutral, [E]."""
     count = len(log_probs)
     shortest = min(shortest, count)
     gains = log_probs - log_probs[:, [NEUTRAL]]
     sums = np.concatenate((np.zeros((1, gains.shape[1])), gains.cumsum(0)))
     # As in ``_single_event``, but from each end the start lies ``shortest`` frames before at least.
-    lows = np.minimum.accumulate(sums[: count - shortest + 1])
-    rises = np.delete(sums[shortest:] - lows, NEUTRAL, axis=1)
-    end, emotion = np.unravel_index(rises.argmax(), rises.shape)
-    emotion += emotion >= NEUTRAL
-    labels = np.full(count, NEUTRAL)
-    labels[sums[: end + 1, emotion].argmin() : end + shortest] = emotion
-    return labels
+    rises = sums[shortest:] - np.minimum.accumulate(sums[: count - shortest + 1])
+    latest = rises.argmax(0)
+    starts = [sums[: last + 1, emotion].argmin() for emotion, last in enumerate(latest)]
+    return np.array(starts), latest + shortest, rises.max(0)
 
 
 SEGMENT_DECODINGS = {

@@ -217,18 +217,23 @@ def aligned_event(frame_probs, emotions, shortest, evidence, neutral=3):
     """[B] of emotion distributions [T, E]: each event's probability by itself."""
     losses = []
     for q, emotion in zip(frame_probs, emotions.tolist(), strict=True):
-        frames, scores = len(q), []
-        for start, end in itertools.combinations(range(frames + 1), 2):
-            parts = [start, end - start, frames - end]
-            lasts = parts[1] == frames or parts[1] >= shortest
-            if lasts and all(part == 0 or part >= shortest for part in (parts[0], parts[2])):
-                labels = [neutral] * start + [emotion] * parts[1] + [neutral] * parts[2]
-                scores.append(clamped_log(q[range(frames), labels]).sum())
+        scores = [score for _, _, score in events(q, emotion, shortest, neutral)]
         likelihood = (torch.stack(scores) * evidence).exp().mean().log() / evidence
         if emotion == neutral:
             likelihood = clamped_log(q[:, neutral]).sum()
-        losses.append(-likelihood / frames)
+        losses.append(-likelihood / len(q))
     return torch.stack(losses)
+
+
+def events(q, emotion, shortest, neutral=3):
+    """Start, end and log-probability of each event that an utterance may have, q [T, E]."""
+    frames = len(q)
+    for start, end in itertools.combinations(range(frames + 1), 2):
+        parts = [start, end - start, frames - end]
+        lasts = parts[1] == frames or parts[1] >= shortest
+        if lasts and all(part == 0 or part >= shortest for part in (parts[0], parts[2])):
+            labels = [neutral] * start + [emotion] * parts[1] + [neutral] * parts[2]
+            yield start, end, clamped_log(q[range(frames), labels]).sum()
 
 
 def supervised(logits, intervals):

@@ -23,6 +23,8 @@ from ent_brain.errors import InputError
 from ent_brain.frontend import FbankFrontend
 from ent_brain.losses import (
     aligned_emotions,
+    aligned_event_loss,
+    aligned_events,
     lattice_pooling_loss,
     next_token_loss,
     supervised_lattice_loss,
@@ -181,8 +183,8 @@ def poisoned(brain, monkeypatch, spoil):
     """The loss terms of batches that hold the utterance ``spoil`` are NaN."""
     honest = brain._loss_terms
 
-    def terms(predictions, batch, intervals):
-        found = honest(predictions, batch, intervals)
+    def terms(predictions, batch):
+        found = honest(predictions, batch)
         if spoil in batch.id:
             found["rnnt"] = found["rnnt"] * math.nan
         return found
@@ -246,8 +248,8 @@ def test_a_gradient_that_is_no_number_is_left_out_though_the_loss_is_one(
     spoil = dataset.data_ids[0]
     honest, trained = brain._loss_terms, brain.modules["model"].encoder.ahead.weight_ih_l0
 
-    def terms(predictions, batch, intervals):
-        found = honest(predictions, batch, intervals)
+    def terms(predictions, batch):
+        found = honest(predictions, batch)
         if spoil in batch.id:  # the root's slope at 0 is infinite, its value 0
             found["rnnt"] = found["rnnt"] + (0 * trained.sum()).abs().sqrt()
         return found
@@ -461,9 +463,9 @@ def test_every_lattice_mode_trains(tmp_path, dataset, mode):
 
 
 @pytest.mark.parametrize("model", [ENT, FENT])
-@pytest.mark.parametrize("mode", ["supervised", "supervised_aligned"])
+@pytest.mark.parametrize("mode", ["supervised", "supervised_aligned", "aligned_event"])
 @pytest.mark.parametrize("rnnt_weight", [0.5, 0.0])
-def test_known_intervals_are_learnt_from(tmp_path, dataset, model, mode, rnnt_weight):
+def test_intervals_known_or_found_are_learnt_from(tmp_path, dataset, model, mode, rnnt_weight):
     """The head's term: of each utterance the mean over it and its intervals, pooled one by one."""
     if mode == "supervised" and not rnnt_weight:
         pytest.skip("there are no positions to tell intervals apart")
@@ -476,12 +478,23 @@ def test_known_intervals_are_learnt_from(tmp_path, dataset, model, mode, rnnt_we
     terms = {name: float(total) / 4 for name, total in brain.running.items()}
 
     plain = brain.modules.model
-    intervals = [entry["intervals"] for entry in batch.entry]
     features, frame_lens = brain.modules.frontend(*batch.sig)
     tokens, token_lens = batch.tokens.data, batch.token_count
     if not rnnt_weight:
         tokens, token_lens = tokens[:, :0], torch.zeros_like(token_lens)
     encoded, predicted = plain.encode(features, frame_lens), plain.predict(tokens, token_lens)
+    lattice = plain.emotion_lattice(encoded, predicted)
+    posteriors = torch.ones(*encoded.emotion.shape[:2], 1)
+    if rnnt_weight:
+        lattices = plain.token_lattices(encoded, predicted)
+        posteriors = transducer_alignment(lattices, tokens, frame_lens, token_lens).posteriors
+    events = lattice, posteriors, batch.emotion_index, frame_lens, token_lens
+    shortest = round(brain.hparams.aligned_seconds / brain.modules.frontend.frame_duration)
+    intervals = [entry["intervals"] for entry in batch.entry]
+    if mode == "aligned_event":
+        intervals = aligned_events(*events, shortest)
+        assert any(len(spans) > 1 for spans in intervals)
+
     of_utterances = plain.classify(encoded, frame_lens, predicted, token_lens)
     head = []
     for row, spans in enumerate(intervals):
@@ -493,14 +506,11 @@ def test_known_intervals_are_learnt_from(tmp_path, dataset, model, mode, rnnt_we
         head.append(sum(losses) / len(losses))
     assert terms["head"] == pytest.approx(float(sum(head).detach() / 4), rel=1e-5)
 
-    lattice = plain.emotion_lattice(encoded, predicted)
     if mode == "supervised":
         expected = supervised_lattice_loss(lattice, intervals, frame_lens, token_lens)
+    elif mode == "aligned_event":
+        expected = aligned_event_loss(*events, shortest)
     else:
-        posteriors = torch.ones(*encoded.emotion.shape[:2], 1)
-        if rnnt_weight:
-            lattices = plain.token_lattices(encoded, predicted)
-            posteriors = transducer_alignment(lattices, tokens, frame_lens, token_lens).posteriors
         probs = aligned_emotions(lattice, posteriors, token_lens)
         surprises = [
             torch.stack(

@@ -7,8 +7,10 @@ import torch
 from oracles import NodeReader, PlainModel
 
 from ent_brain import decoding
-from ent_brain.decoding import LOOK_AHEAD, beam_search, greedy_search
+from ent_brain.decoding import LOOK_AHEAD, beam_search, greedy_search, judge_events
+from ent_brain.emotions import NEUTRAL
 from ent_brain.model import ENT, FENT
+from ent_brain.segments import SegmentDecoder
 
 FRAME_LENS = torch.tensor([40, 7, 1, 25, 40])
 MODELS = pytest.mark.parametrize("model_class", [ENT, FENT])
@@ -305,3 +307,36 @@ def test_beam_search_ends_though_blank_is_never_likely():
 def test_more_hypotheses_than_the_beam_holds_are_refused():
     with pytest.raises(ValueError, match="n_best 5: not from 1 to beam_size 4"):
         beam_search(random_model(ENT), random_features(), FRAME_LENS, 4, 5)
+
+
+# --- events
+
+
+@MODELS
+@torch.no_grad()
+def test_the_pooled_head_judges_each_event_by_all_of_it(model_class):
+    model, features = random_model(model_class), random_features()
+    decoder = SegmentDecoder(0.1, "lasting_event", 0.5)
+    found = greedy_search(model, features, FRAME_LENS)
+    judged = judge_events(model, model.encode(features, FRAME_LENS), found, decoder)
+    for heard, before, after in zip(utterances(features), found, judged, strict=True):
+        encoded = model.encode(heard[None], torch.tensor([len(heard)])).emotion[0]
+        tokens = torch.tensor([before.tokens], dtype=torch.long)
+        predicted = model.predict(tokens, torch.tensor([tokens.size(1)])).emotion[0]
+        for emotion, (start, end) in decoder.events(before.emotion_log_probs).items():
+            c = sum(frame < start for frame in before.frames)
+            d = sum(frame < end for frame in before.frames)
+            d = len(predicted) if end == len(heard) else max(c + 1, d)
+            logits = model.pooled_head(encoded[start:end].mean(0), predicted[c:d].mean(0))
+            expected = float(logits.log_softmax(-1)[emotion])
+            assert float(after.event_log_probs[emotion]) == pytest.approx(expected, rel=1e-4)
+        assert after.event_log_probs[NEUTRAL] == -torch.inf
+
+
+def test_nothing_is_judged_without_a_head_or_an_event_to_judge():
+    features = random_features()
+    for options, method in (({"pooled_head": False}, "lasting_event"), ({}, "single_event")):
+        model = random_model(ENT, **options)
+        found = greedy_search(model, features, FRAME_LENS)
+        encoded = model.encode(features, FRAME_LENS)
+        assert judge_events(model, encoded, found, SegmentDecoder(0.1, method)) is found

@@ -20,11 +20,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torchaudio.functional import rnnt_loss
 
 from ent_brain import losses
+from ent_brain.emotions import NEUTRAL
 from ent_brain.lattice import Lattice, backpropagate
 from ent_brain.losses import (
     DROPPED_POSTERIOR,
     aligned_emotions,
     aligned_event_loss,
+    aligned_events,
     aligned_pooling_loss,
     lattice_pooling_loss,
     next_token_loss,
@@ -799,6 +801,30 @@ def test_an_event_may_be_wherever_it_and_its_surroundings_last(shortest, monkeyp
         *(gradients((each * factors).sum(), [emotion_lattice]) for each in (ours, expected)),
         tolerance=1e-7,
     )
+
+
+@pytest.mark.parametrize("shortest", [1, 2, 4, 30])
+def test_the_most_probable_event_is_that_of_all(shortest, monkeypatch):
+    monkeypatch.setattr(losses, "DROPPED_POSTERIOR", 0.0)
+    token_lattices, [lattice], batch = aligned_case()
+    posteriors = transducer_alignment(token_lattices, *batch).posteriors
+    lens = batch.frame_lens, batch.token_lens
+    found = aligned_events(lattice, posteriors, ALIGNED_EMOTIONS, *lens, shortest)
+    frame_probs = dense_frame_emotions(token_lattices, [lattice], batch)
+    columns = found, frame_probs, ALIGNED_EMOTIONS.tolist(), posteriors, batch.token_lens.tolist()
+    for spans, q, emotion, of_arcs, tokens in zip(*columns, strict=True):
+        assert [0, *(span[2] for span in spans)] == [*(span[1] for span in spans), len(q)]
+        felt = [span[1:3] for span in spans if span[0] != NEUTRAL]
+        if emotion != NEUTRAL:
+            start, end, _ = max(oracles.events(q, emotion, shortest), key=lambda event: event[2])
+            assert felt == [(start, end)]
+        assert {span[0] for span in spans} <= {emotion, NEUTRAL}
+        assert bool(felt) == (emotion != NEUTRAL)
+        passed = [0.0, *(of_arcs * torch.arange(of_arcs.size(1))).sum(1).tolist()]
+        for _, a, b, c, d in spans:
+            assert abs(c - passed[a]) <= 0.5
+            assert d == tokens + 1 if b == len(q) else d == c + 1 or abs(d - passed[b]) <= 0.5
+            assert c < d
 
 
 # Supervised intervals.

@@ -149,6 +149,32 @@ def test_sequences_of_labels_are_the_most_probable_of_all(frames, seed):
     assert SegmentDecoder(0.1, "single_event").labels(log_probs) == most_probable(one_event(frames))
 
 
+@pytest.mark.parametrize("frames", range(1, 7))
+@pytest.mark.parametrize("told", range(3))
+def test_an_event_may_be_told_apart_from_when_it_is(frames, told):
+    log_probs = random_log_probs(frames, seed=told)
+    decoder = SegmentDecoder(0.1, "lasting_event", 0.2)
+    events = decoder.events(log_probs)
+    assert set(events) == {0, 1, 2}
+    for emotion, (start, end) in events.items():
+        labels = [3] * start + [emotion] * (end - start) + [3] * (frames - end)
+        assert labels == max(
+            (
+                list(labels)
+                for labels in one_event(frames)
+                if labels.count(emotion) >= min(2, frames) and set(labels) <= {emotion, 3}
+            ),
+            key=lambda labels: log_probs[range(frames), labels].sum(),
+        )
+    of_events = torch.full((4,), -2.0)
+    of_events[told], of_events[3] = -1.0, 0.0
+    start, end = events[told]
+    labels = [3] * start + [told] * (end - start) + [3] * (frames - end)
+    assert decoder.labels(log_probs, of_events) == labels
+    plain = SegmentDecoder(0.1)
+    assert plain.labels(log_probs, of_events) == plain.labels(log_probs)
+
+
 def test_the_median_forgets_short_runs_and_keeps_borders():
     happy = torch.full((20,), 0.1)
     happy[3], happy[10:] = 0.9, 0.9
