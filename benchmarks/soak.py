@@ -40,12 +40,13 @@ INTERVAL = 0.2
 PATIENCE = 10
 """Seconds that what a program began may outlive it: what watches over shared memory ends last."""
 
-PHASES = {
+FILLING = {"features of": "filling the cache"}
+TRAINING = {
     "Going into epoch 1": "first epoch",
     "Going into epoch 2": "later epochs",
     "Loading a checkpoint": "search, report",
 }
-"""What the program says where a phase of it begins."""
+"""What each program says where a phase of it begins, and the phase's name."""
 
 FIGURES = ("preparation seconds", "preparation peak", "reading seconds", "reading peak")
 
@@ -107,8 +108,8 @@ def soak(folder, utterances):
     train += ["--num_workers", 2, "--noprogressbar"]
     return [
         *watch("synthesis", synth),
-        *watch("preparation, cache", [*train, "--only_fill_cache", True]),
-        *watch("start", train),
+        *watch("preparation", [*train, "--only_fill_cache", True], FILLING),
+        *watch("start", train, TRAINING),
     ]
 
 
@@ -130,8 +131,8 @@ def small_recipe(folder):
     return folder / "ent.yaml"
 
 
-def watch(step, arguments):
-    """Run a program and look at it all the while (list of dicts, one for each phase of it)."""
+def watch(step, arguments, later=()):
+    """Run a program and look at it all the while (list of dicts: the step, then later phases)."""
     command = [sys.executable, *map(str, arguments)]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     phases, begin = {step: []}, time.perf_counter()
@@ -142,7 +143,7 @@ def watch(step, arguments):
         while program.poll() is None:
             said.seek(0)
             text = said.read()
-            begun = [name for line, name in PHASES.items() if line in text]
+            begun = [later[line] for line in later if line in text]
             looks = phases.setdefault(begun[-1] if begun else step, [])
             if look := look_at(program.pid, time.perf_counter() - begin):
                 looks.append(look)

@@ -175,14 +175,18 @@ def write_page(path, title, results, utterances, embedded_bytes=EMBEDDED_BYTES, 
         "script_hashes": f"{_hash(player)} {_hash(script)}",
         "audio_note": escape(_audio_note(described, embedded_bytes)),
         "licence": escape(_asset("wavesurfer/LICENSE")),
-        "data": _json(data),
         "player": player,
         "script": script,
     }
-    page = re.sub(r"{{(\w+)}}", lambda match: parts[match[1]], _asset("page.html"))
+    before, after = (
+        re.sub(r"{{(\w+)}}", lambda match: parts[match[1]], half)
+        for half in _asset("page.html").split("{{data}}")
+    )
     path.parent.mkdir(parents=True, exist_ok=True)
-    with whole_or_nothing(path) as partial:
-        partial.write_text(page, encoding="utf-8")
+    with whole_or_nothing(path) as partial, partial.open("w", encoding="utf-8") as file:
+        file.write(before)
+        file.writelines(_json(data))  # which is never held as a whole
+        file.write(after)
 
 
 def _asset(name):
@@ -196,9 +200,10 @@ def _hash(script):
 
 
 def _json(value):
-    """JSON that can stand within an HTML script: nothing in it ends the script or begins a tag."""
-    text = json.dumps(value, ensure_ascii=False, separators=(",", ":"), default=_base64)
-    return text.replace("<", r"\u003c").replace(">", r"\u003e").replace("&", r"\u0026")
+    """JSON that can stand within an HTML script: no piece of it ends one or begins a tag."""
+    encoder = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), default=_base64)
+    for text in encoder.iterencode(value):
+        yield text.replace("<", r"\u003c").replace(">", r"\u003e").replace("&", r"\u0026")
 
 
 def _base64(value):
