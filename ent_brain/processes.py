@@ -37,7 +37,7 @@ def join(run_opts):
     InputError
         If there are more processes than GPUs.
     """
-    on_cpu = torch.device(run_opts["device"] or infer_device()).type == "cpu"
+    on_cpu = (run_opts["device"] or infer_device()).startswith("cpu")
     if on_cpu and run_opts["distributed_backend"] == "nccl":  # SpeechBrain's default, for GPUs
         named = {*run_opts.overridden_args, "distributed_backend"}
         run_opts = replace(run_opts, distributed_backend="gloo", overridden_args=named)

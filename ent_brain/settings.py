@@ -6,6 +6,7 @@ import math
 import os
 import re
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import ruamel.yaml
@@ -93,6 +94,11 @@ def parse_arguments(arguments):
     (str, RunOptions, str)
         The YAML's path, SpeechBrain's run options, and the other options as YAML.
 
+    Raises
+    ------
+    InputError
+        If ``--optimizer_step_limit`` is no number of steps.
+
     Example
     -------
     >>> parse_arguments(["ent.yaml", "--data_folder", "/corpora #2", "--lr=0.1"])[2]
@@ -107,7 +113,13 @@ def parse_arguments(arguments):
             argument = f"{name}={_quoted(value)}"
         quoted.append(argument)
         before = argument
-    return sb.parse_arguments(quoted)
+    hparams_file, run_opts, overrides = sb.parse_arguments(quoted)
+    limit = run_opts.optimizer_step_limit  # SpeechBrain reads a text
+    if limit is not None:
+        if not (limit.isdecimal() and int(limit)):
+            raise InputError(f"--optimizer_step_limit: {limit}: give a whole number above 0")
+        run_opts = replace(run_opts, optimizer_step_limit=int(limit))
+    return hparams_file, run_opts, overrides
 
 
 def _is_path(option):

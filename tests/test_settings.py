@@ -435,6 +435,17 @@ def test_a_folder_may_have_any_name(own_yaml, tmp_path, monkeypatch, name, equal
     assert (hparams["save_folder"], hparams["lr"]) == (f"out/{name}/save", 1e-4)
 
 
+def test_a_limit_of_steps_is_a_number():
+    given = ["ent.yaml", "--optimizer_step_limit"]
+    _, run_opts, _ = parse_arguments([*given, "7"])
+    assert run_opts["optimizer_step_limit"] == 7
+    assert run_opts.overridden_args == {"optimizer_step_limit"}
+    for wrong in ("0", "-1", "1.5", "many"):
+        message = f"--optimizer_step_limit: {wrong}: give a whole number above 0"
+        with pytest.raises(InputError, match=f"^{message}$"):
+            parse_arguments([*given, wrong])
+
+
 def test_what_a_yaml_computes_may_be_given(own_yaml, tmp_path):
     text = own_yaml.read_text().replace(
         "\njoint_dim: 96\n", "\njoint_dim: !ref <encoder_dim> // 4\n"
