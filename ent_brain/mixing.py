@@ -124,8 +124,8 @@ def mix(manifest, data_root, mixed_folder, save_folder, seed, keep_neutral=False
     if not speeds or not all(type(speed) is int and speed > 0 for speed in speeds):
         raise InputError(f"mixed_speeds: {speeds}: whole percent above 0, one at least")
     manifest, mixed_folder = Path(manifest), Path(mixed_folder)
-    mixed_folder.mkdir(parents=True, exist_ok=True)
     entries = read_manifest(manifest)
+    mixed_folder.mkdir(parents=True, exist_ok=True)
     utterances, problems, shapes = [], [], Counter()
     for draw, speed in enumerate(speeds, 1):
         drawn_from = seed if draw == 1 else f"{seed} {draw}"
