@@ -45,17 +45,21 @@ def whole_or_nothing(path):
         partial.unlink(missing_ok=True)
 
 
-def sweep(folder):
+def sweep(folder, shared=()):
     """Remove what writers that were killed have left in a folder, and in those in it.
 
     Arguments
     ---------
     folder : str or Path
         That need not be there.
+    shared : sequence of str or Path
+        Folders that others may write to now: what is in them is left until it is old.
     """
-    for partial in Path(folder).rglob(".*.partial"):
+    shared = [Path(each).resolve() for each in shared]
+    for partial in Path(folder).resolve().rglob(".*.partial"):
+        patience = SECONDS_OF_WRITING if any(map(partial.is_relative_to, shared)) else 0
         try:
-            if time.time() - partial.stat().st_mtime > SECONDS_OF_WRITING:
+            if time.time() - partial.stat().st_mtime > patience:
                 partial.unlink()
         except FileNotFoundError:  # its writer has just renamed it, or another has swept
             continue

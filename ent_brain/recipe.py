@@ -139,9 +139,9 @@ def train_and_test(hparams, run_opts, train, valid, tests):
         },
     }
     run_on_main(check_begun, args=[hparams["save_folder"], begun_with])
-    run_on_main(sweep, args=[hparams["output_folder"]])
-    if frontend.cache is not None:
-        run_on_main(sweep, args=[frontend.cache.folder])
+    shared = [] if frontend.cache is None else [frontend.cache.folder]
+    for folder in (hparams["output_folder"], *shared):
+        run_on_main(sweep, args=[folder, shared])
     tokens = make_tokens(hparams["tokens"], hparams["vocab_size"], train[0], hparams["save_folder"])
     train_set, valid_set, *test_sets = (
         make_dataset(manifest, root, tokens, frontend, hparams["max_tokens_per_frame"])

@@ -54,16 +54,18 @@ def test_an_error_of_another_kind_stays_what_it_is(tmp_path):
 
 
 def test_what_killed_writers_left_is_swept_and_what_is_being_written_is_not(tmp_path):
-    (tmp_path / "save").mkdir()
-    left = tmp_path / "save" / ".a.json.01234567.partial"
-    kept = [tmp_path / "save" / name for name in (".b.json.01234567.partial", "a.json", ".hidden")]
-    for path in (left, *kept):
-        path.touch()
+    own, shared = tmp_path / "save", tmp_path / "features"
+    new, old = ".a.json.01234567.partial", ".b.json.01234567.partial"
     long_ago = time.time() - 2 * 3600
-    for path in (left, *kept[1:]):
-        os.utime(path, (long_ago, long_ago))
-    sweep(tmp_path)
-    assert sorted((tmp_path / "save").iterdir()) == sorted(kept)
+    for folder in (own, shared):
+        folder.mkdir()
+        for name in (new, old, "a.json", ".hidden"):
+            (folder / name).touch()
+            if name != new:
+                os.utime(folder / name, (long_ago, long_ago))
+    sweep(tmp_path, [shared])
+    assert {path.name for path in own.iterdir()} == {"a.json", ".hidden"}
+    assert {path.name for path in shared.iterdir()} == {new, "a.json", ".hidden"}
     sweep(tmp_path / "not there")
 
 
