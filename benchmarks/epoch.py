@@ -312,7 +312,7 @@ class PackedEncoder(torch.nn.Module):
 class PublishedBrain(TimedBrain):
     """The losses on lattices of T x U copies of both sides."""
 
-    def _loss_terms(self, predictions, batch, intervals):
+    def _loss_terms(self, predictions, batch):
         output, tokens = predictions.output, batch.tokens.data
         logits = torch.cat([_copied(lattice) for lattice in output.token_lattices], -1)
         lens = predictions.frame_lens.int(), predictions.token_lens.int()

@@ -55,7 +55,7 @@ def test_nothing_is_written_outside_the_mixed_folder(tmp_path):
         "../../evil: an id names files: no / \\ or NUL, not . or .., 1 to 200 bytes: "
         f"write {manifest} again with the recipe's preparation"
     )
-    assert set(tmp_path.rglob("*")) - before == {tmp_path / "a", mixed}
+    assert set(tmp_path.rglob("*")) == before
 
 
 @pytest.fixture

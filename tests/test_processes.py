@@ -264,9 +264,9 @@ def _spoil(folder, songs):
     brain = make_brain(folder / "out", run_opts={**GLOO, "nonfinite_patience": 0})
     honest = brain._loss_terms
 
-    def terms(predictions, batch, intervals):
+    def terms(predictions, batch):
         factor = math.nan if os.environ["RANK"] == "1" else 1.0
-        return {k: term * factor for k, term in honest(predictions, batch, intervals).items()}
+        return {k: term * factor for k, term in honest(predictions, batch).items()}
 
     brain._loss_terms = terms
     before = {k: value.clone() for k, value in brain.modules["model"].state_dict().items()}
