@@ -18,7 +18,7 @@ from ent_brain.page import (
     RESULTS_FILE,
     UTTERANCES_FILE,
     Utterance,
-    write_evaluation_page,
+    write_report,
     write_utterances,
 )
 from ent_brain.report import (
@@ -167,7 +167,7 @@ def _publish(rows, utterances, folder, progressbar):
     with whole_or_nothing(folder / "results.md") as partial:
         partial.write_text(table + "\n", encoding="utf-8")
     write_utterances(utterances, folder / UTTERANCES_FILE)
-    page = write_evaluation_page(folder, rows, utterances, progressbar)
+    page = write_report(folder, progressbar)
     print(
         f"\n{table}\n\nAll in percent. Pictures, results by utterance and the model: {folder}\n"
         f"To look at and listen to, in a browser: {page}"

@@ -119,19 +119,8 @@ def write_report(folder, progressbar=True):
     results = read_json(folder / RESULTS_FILE, EVALUATE_AGAIN)
     if not isinstance(results, list) or not all(isinstance(row, dict) for row in results):
         raise InputError(f"{folder / RESULTS_FILE}: no rows of a table: {EVALUATE_AGAIN}")
-    return write_evaluation_page(folder, results, utterances, progressbar)
-
-
-def write_evaluation_page(folder, results, utterances, progressbar=True):
-    """Make the page of an evaluation of which all is at hand; arguments as for ``write_page``.
-
-    Returns
-    -------
-    Path
-        Of the page, ``report.html`` in the folder.
-    """
-    path = Path(folder) / PAGE_FILE
-    title = f"Evaluation of {path.parent.resolve().name}"
+    title = f"Evaluation of {folder.resolve().name}"
+    path = folder / PAGE_FILE
     write_page(path, title, results, utterances, progressbar=progressbar)
     return path
 
