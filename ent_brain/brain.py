@@ -356,7 +356,8 @@ class EmotionTransducerBrain(sb.Brain):
                 frame_duration = self.raw_modules.frontend.frame_duration
                 shortest = max(1, round(hparams.aligned_seconds / frame_duration))
                 terms["lattice"] = aligned_event_loss(*aligned, emotions, *lens, shortest)
-                intervals = aligned_events(*aligned, emotions, *lens, shortest)
+                if hparams.head_weight:  # which alone learns from them
+                    intervals = aligned_events(*aligned, emotions, *lens, shortest)
         elif mode == "aligned":
             terms["lattice"] = aligned_pooling_loss(
                 output.token_lattices,
