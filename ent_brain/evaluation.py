@@ -57,14 +57,13 @@ def report(brain, test_sets, hparams, trained_on):
         raise InputError(f"{folder}: nothing was trained in it: train for an epoch at least")
     history = read_json(folder / HISTORY_FILE)
     main_process_only(plot_learning_curves)(history, folder / "learning_curves.png")
-    rows, utterances = [], []
+    rows, scored = [], []
     brain.on_evaluate_start(min_key="error")  # once for all test sets
     for name, dataset in test_sets.items():
         brain.evaluate(dataset, test_loader_kwargs=dict(hparams["test_dataloader_opts"]))
         rows += _rows(name, brain.stats, history)
-        of_set = _utterances(brain, name, dataset)
-        _describe(brain, name, of_set, folder)
-        utterances += of_set
+        _describe(brain, name, dataset, folder)
+        scored.append((name, dataset, brain.stats))
     export(
         brain,
         folder / "pretrained",
@@ -73,7 +72,7 @@ def report(brain, test_sets, hparams, trained_on):
         utterances=len(trained_on),
         hours=sum(trained_on) / 3600,
     )
-    _publish(rows, utterances, folder, progressbar=not brain.noprogressbar)
+    _publish(rows, scored, folder, progressbar=not brain.noprogressbar)
 
 
 def _rows(name, stats, history):
@@ -96,76 +95,76 @@ def _rows(name, stats, history):
 
 
 @main_process_only
-def _describe(brain, name, utterances, folder):
+def _describe(brain, name, dataset, folder):
     """Write the statistics and pictures of the test set that the brain has just scored."""
-    label = name.replace(" ", "_")
-    brain.stats.write(folder, label)
-    if brain.stats.emotions:
-        confusion = brain.stats.emotions.summarize("confusion")
+    stats, label = brain.stats, name.replace(" ", "_")
+    stats.write(folder, label)
+    if stats.emotions:
+        confusion = stats.emotions.summarize("confusion")
         plot_confusion(confusion, folder / f"confusion_{label}.png", f"Utterance emotion, {name}")
-    if not brain.stats.diarization["model"]:
+    if not stats.diarization["model"]:
         return
     sample_rate = brain.raw_modules.frontend.sample_rate
     for emotion in EMOTIONS:
-        of_emotion = [each for each in utterances if each.reference.emotion == emotion]
-        for utterance in sorted(of_emotion, key=lambda each: each.annotation.name)[:1]:
-            annotation = utterance.annotation
-            wav = read_audio(utterance.audio, sample_rate)
+        of_emotion = [u for u in stats.hypotheses if dataset.data[u]["entry"]["emotion"] == emotion]
+        for utterance in sorted(of_emotion)[:1]:
+            item, hypothesis = dataset.data[utterance], stats.hypotheses[utterance]
+            annotation = _annotation(stats, utterance, item["entry"])
+            wav = read_audio(item["wav"], sample_rate)
             picture = folder / f"timeline_{label}_{emotion}.png"
-            segments = utterance.reference.segments
-            plot_timeline(picture, wav.numpy(), sample_rate, annotation, segments)
+            plot_timeline(picture, wav.numpy(), sample_rate, annotation, item["entry"]["segments"])
             if brain.raw_modules.model.emotion_joint is not None:
-                hypothesis = brain.stats.hypotheses[annotation.name]
                 plot_lattice(
                     folder / f"lattice_{label}_{emotion}.png",
                     brain.emotion_lattice(wav, hypothesis.tokens).numpy(),
                     hypothesis.frames,
                     brain.tokens.words(hypothesis.tokens),
                     annotation.frame_duration,
-                    annotation.name,
+                    utterance,
                 )
 
 
-def _utterances(brain, name, dataset):
-    """What the brain has heard in the test set that it has just scored, beside what is known."""
-    frame_duration = brain.raw_modules.frontend.frame_duration
-    rates = brain.stats.by_utterance()
-    utterances = []
-    for utterance, hypothesis in brain.stats.hypotheses.items():
+def _annotation(stats, utterance, entry):
+    """What was heard in an utterance of a test set that has been scored."""
+    hypothesis, decoder = stats.hypotheses[utterance], stats.decoder
+    words = stats.tokens.words(hypothesis.tokens) if stats.words else []
+    log_probs = hypothesis.emotion_log_probs
+    labels = None
+    if log_probs is not None:
+        labels = decoder.labels(log_probs, hypothesis.event_log_probs)
+    times = word_times(words, hypothesis.frames, decoder.frame_duration, entry["duration"])
+    heard = Heard(entry["duration"], times, log_probs, labels, hypothesis.utterance_log_probs)
+    return annotate(utterance, heard, decoder.frame_duration)
+
+
+def _utterances(name, dataset, stats):
+    """Yield what was heard in each utterance of a test set, beside what is known of it."""
+    rates = stats.by_utterance()
+    for utterance in stats.hypotheses:
         item = dataset.data[utterance]
         entry = item["entry"]
-        seconds, segments = entry["duration"], entry["segments"]
-        words = brain.tokens.words(hypothesis.tokens)
-        log_probs = hypothesis.emotion_log_probs
-        heard = Heard(
-            seconds,
-            word_times(words, hypothesis.frames, frame_duration, seconds),
-            log_probs,
-            None
-            if log_probs is None
-            else brain.segment_decoder.labels(log_probs, hypothesis.event_log_probs),
-            hypothesis.utterance_log_probs,
-        )
-        annotation = annotate(utterance, heard, frame_duration)
+        annotation = _annotation(stats, utterance, entry)
+        segments = entry["segments"]
         reference = replace(
             annotation,
-            text=entry["transcript"] if brain.stats.words else "",
+            text=entry["transcript"] if stats.words else "",
             emotion=entry["emotion"],
             probabilities=(),
             words=(),
-            segments=() if segments is None else tuple(fill_neutral(segments, seconds)),
+            segments=() if segments is None else tuple(fill_neutral(segments, entry["duration"])),
             frame_probabilities=(),
         )
-        utterances.append(Utterance(annotation, item["wav"], reference, name, rates[utterance]))
-    return utterances
+        yield Utterance(annotation, item["wav"], reference, name, rates[utterance])
 
 
 @main_process_only
-def _publish(rows, utterances, folder, progressbar):
+def _publish(rows, scored, folder, progressbar):
     table = results_table(rows)
     write_json(rows, folder / RESULTS_FILE)
     with whole_or_nothing(folder / "results.md") as partial:
         partial.write_text(table + "\n", encoding="utf-8")
+    # One after the other: the probabilities of all frames of a large test set are never held.
+    utterances = (each for test_set in scored for each in _utterances(*test_set))
     write_utterances(utterances, folder / UTTERANCES_FILE)
     page = write_report(folder, progressbar)
     print(

@@ -75,19 +75,19 @@ def write_utterances(utterances, path):
 
 
 def read_utterances(path):
-    """Read what ``write_utterances`` wrote (list[Utterance]); ``InputError`` if it is damaged."""
-    utterances = []
-    for number, line in enumerate(Path(path).read_bytes().splitlines(), 1):
-        try:
-            fields = json.loads(line)
-            for key in ("annotation", "reference"):
-                if fields[key] is not None:
-                    fields[key] = Annotation.from_json(json.dumps(fields[key]))
-            utterances.append(Utterance(**fields))
-        except (ValueError, TypeError, KeyError, RecursionError) as error:
-            reason = f"damaged ({type(error).__name__})"
-            raise InputError(f"{path} line {number}: {reason}: {EVALUATE_AGAIN}") from error
-    return utterances
+    """Yield what ``write_utterances`` wrote (Utterance); ``InputError`` where it is damaged."""
+    with Path(path).open("rb") as file:
+        for number, line in enumerate(file, 1):
+            try:
+                fields = json.loads(line)
+                for key in ("annotation", "reference"):
+                    if fields[key] is not None:
+                        fields[key] = Annotation.from_json(json.dumps(fields[key]))
+                utterance = Utterance(**fields)
+            except (ValueError, TypeError, KeyError, RecursionError) as error:
+                reason = f"damaged ({type(error).__name__})"
+                raise InputError(f"{path} line {number}: {reason}: {EVALUATE_AGAIN}") from error
+            yield utterance
 
 
 def write_report(folder, progressbar=True):
@@ -115,12 +115,12 @@ def write_report(folder, progressbar=True):
             raise InputError(
                 f"{folder / name}: is not there: name the output folder of a finished evaluation"
             )
-    utterances = read_utterances(folder / UTTERANCES_FILE)
     results = read_json(folder / RESULTS_FILE, EVALUATE_AGAIN)
     if not isinstance(results, list) or not all(isinstance(row, dict) for row in results):
         raise InputError(f"{folder / RESULTS_FILE}: no rows of a table: {EVALUATE_AGAIN}")
     title = f"Evaluation of {folder.resolve().name}"
     path = folder / PAGE_FILE
+    utterances = read_utterances(folder / UTTERANCES_FILE)
     write_page(path, title, results, utterances, progressbar=progressbar)
     return path
 
@@ -138,7 +138,7 @@ def write_page(path, title, results, utterances, embedded_bytes=EMBEDDED_BYTES, 
     title : str
     results : list[dict]
         Rows of the table, as for ``report.results_table``; may be empty.
-    utterances : list[Utterance]
+    utterances : iterable of Utterance
         May be empty. The smallest test set is embedded first, so that it is so as a whole.
     embedded_bytes : int
     progressbar : bool
@@ -149,44 +149,45 @@ def write_page(path, title, results, utterances, embedded_bytes=EMBEDDED_BYTES, 
     >>> write_page(path, "a table alone", [{"model": "ENT", "WER": 31.26}], [])
     """
     path = Path(path)
-    sizes = Counter(utterance.test_set for utterance in utterances)
-    utterances = sorted(
-        utterances, key=lambda u: (sizes[u.test_set], u.test_set, u.annotation.name)
-    )
-    left, described = embedded_bytes, []
-    for utterance in tqdm(utterances, desc=path.name, disable=not progressbar):
-        sound = _sound(Path(utterance.audio), path.parent, left)
-        left = 0 if sound["link"] else left - len(sound["audio"] or b"")
-        described.append({**_describe(utterance), **sound})
-    data = {
-        "emotions": [
-            {"name": emotion, "letter": emotion_letter(index), "color": color, "hatch": hatch}
-            for index, (emotion, (color, hatch)) in enumerate(PALETTE.items())
-        ],
-        "neutral": NEUTRAL,
-        "results": _table(results),
-        "utterances": described,
-    }
+    described = [(_describe(utterance), Path(utterance.audio)) for utterance in utterances]
+    sizes = Counter(description["set"] for description, _ in described)
+    described.sort(key=lambda each: (sizes[each[0]["set"]], each[0]["set"], each[0]["id"]))
+    emotions = [
+        {"name": emotion, "letter": emotion_letter(index), "color": color, "hatch": hatch}
+        for index, (emotion, (color, hatch)) in enumerate(PALETTE.items())
+    ]
     player = _asset("wavesurfer/wavesurfer.min.js")
     script = _asset("page.js")
     parts = {
         "title": escape(title),
         "style": _asset("page.css"),
         "script_hashes": f"{_hash(player)} {_hash(script)}",
-        "audio_note": escape(_audio_note(described, embedded_bytes)),
+        "emotions": _json(emotions),
+        "neutral": _json(NEUTRAL),
+        "results": _json(_table(results)),
         "licence": escape(_asset("wavesurfer/LICENSE")),
         "player": player,
         "script": script,
     }
-    before, after = (
-        re.sub(r"{{(\w+)}}", lambda match: parts[match[1]], half)
-        for half in _asset("page.html").split("{{data}}")
-    )
+    before, after = _asset("page.html").split("{{utterances}}")
+    left, kinds = embedded_bytes, Counter()
     path.parent.mkdir(parents=True, exist_ok=True)
     with whole_or_nothing(path) as partial, partial.open("w", encoding="utf-8") as file:
-        file.write(before)
-        file.writelines(_json(data))  # which is never held as a whole
-        file.write(after)
+        file.write(_filled(before, parts))
+        comma = ""
+        for description, audio in tqdm(described, desc=path.name, disable=not progressbar):
+            sound = _sound(audio, path.parent, left)
+            kinds["linked" if sound["link"] else "embedded" if sound["audio"] else "missing"] += 1
+            left = 0 if sound["link"] else left - len(sound["audio"] or b"")
+            file.write(comma + _json({**description, **sound}))
+            comma = ","
+        parts["audio_note"] = escape(_audio_note(kinds, embedded_bytes))
+        file.write(_filled(after, parts))
+
+
+def _filled(text, parts):
+    """Put parts in the places of their names."""
+    return re.sub(r"{{(\w+)}}", lambda match: parts[match[1]], text)
 
 
 def _asset(name):
@@ -201,9 +202,8 @@ def _hash(script):
 
 def _json(value):
     """JSON that can stand within an HTML script: no piece of it ends one or begins a tag."""
-    encoder = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), default=_base64)
-    for text in encoder.iterencode(value):
-        yield text.replace("<", r"\u003c").replace(">", r"\u003e").replace("&", r"\u0026")
+    text = json.dumps(value, ensure_ascii=False, separators=(",", ":"), default=_base64)
+    return text.replace("<", r"\u003c").replace(">", r"\u003e").replace("&", r"\u0026")
 
 
 def _base64(value):
@@ -294,12 +294,8 @@ def _sound(audio, folder, left):
     return sound
 
 
-def _audio_note(described, embedded_bytes):
+def _audio_note(kinds, embedded_bytes):
     """Where the page has its sound from."""
-    kinds = Counter(
-        "embedded" if sound["audio"] else "linked" if sound["link"] else "missing"
-        for sound in described
-    )
     notes = {
         "embedded": "in this file",
         "linked": f"linked, as the page holds {embedded_bytes / 2**20:.0f} MB of sound at most: it "

@@ -97,8 +97,18 @@ def test_utterances_are_read_as_they_were_written(tmp_path):
     utterances = [make_utterance(HOSTILE, "a b.wav", 1), make_utterance("two", "2.wav", 2, "é")]
     utterances.append(Utterance(utterances[0].annotation, "alone.wav"))
     write_utterances(utterances, tmp_path / "utterances.jsonl")
-    assert read_utterances(tmp_path / "utterances.jsonl") == utterances
+    assert list(read_utterances(tmp_path / "utterances.jsonl")) == utterances
     assert len((tmp_path / "utterances.jsonl").read_bytes().splitlines()) == 3
+
+
+def test_utterances_are_read_one_at_a_time(tmp_path):
+    path = tmp_path / "utterances.jsonl"
+    write_utterances((make_utterance(name, "a.wav") for name in "ab"), path)
+    path.write_bytes(path.read_bytes()[:-9])
+    read = read_utterances(path)
+    assert next(read).annotation.name == "a"
+    with pytest.raises(InputError, match=r"utterances\.jsonl line 2: damaged"):
+        next(read)
 
 
 def test_no_text_becomes_markup(tmp_path):
