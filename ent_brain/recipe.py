@@ -177,6 +177,7 @@ def train_and_test(hparams, run_opts, train, valid, tests):
         if frontend.cache is None:
             raise InputError("only_fill_cache: there is no cache: name a folder in feature_cache")
         fill(frontend, datasets, brain.device)
+        logger.info("all features are kept: the same command without only_fill_cache reads them")
         return
     if hparams["paper_protocol"]:
         brain.paper_sets = {

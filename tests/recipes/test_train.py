@@ -279,6 +279,7 @@ def test_features_are_kept_for_all_folds_and_both_models(run, iemocap, tiny_ssl,
     said = filled.stdout + filled.stderr
     assert "features of 60 utterances, " in said
     assert "4 layers of 24: 0.0" in said
+    assert "all features are kept: the same command" in said
     assert "Going into epoch" not in said
     written = contents()
     assert len(written) == 60
