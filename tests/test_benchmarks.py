@@ -102,6 +102,7 @@ def test_a_long_run_leaves_no_process_and_many_entries_take_their_share(tmp_path
     assert all(row["left"] == 0 for row in steps.values())
     most = max(row["peak"] for row in steps.values())
     assert 100 < most < 2500, "MB"
+    assert -0.5 < found["after_warm_up"] < 0.5
     assert [row["entries"] for row in found["entries"]] == [500, 1000, 2000, 4000]
     assert found["exponents"]["preparation peak"] < 1.2
     assert found["exponents"]["reading peak"] < 1.2
