@@ -53,7 +53,8 @@ class EmotionTransducerBrain(sb.Brain):
     ``modules`` are ``frontend`` and ``model``. Of the ``hparams`` it reads the loss weights
     ``rnnt_weight``, ``head_weight``, ``lattice_weight`` and ``lm_weight`` (a term of weight 0 is
     not computed), ``fastemit``, ``lattice_mode`` (a supervised one learns from the intervals that
-    the manifest tells), ``aligned_top``, ``aligned_seconds``, ``segment_decoding``,
+    the manifest tells), ``aligned_top``, ``aligned_seconds``, ``head_intervals`` (whether the
+    pooled head learns from those, or from the events found, too), ``segment_decoding``,
     ``segment_seconds``, ``max_symbols``, ``beam_size`` (in tests; validation searches greedily),
     ``lr_schedule``, ``warmup_epochs``, ``number_of_epochs``, ``train_logger``, ``output_folder``,
     and SpeechBrain's own run options.
@@ -356,7 +357,7 @@ class EmotionTransducerBrain(sb.Brain):
                 frame_duration = self.raw_modules.frontend.frame_duration
                 shortest = max(1, round(hparams.aligned_seconds / frame_duration))
                 terms["lattice"] = aligned_event_loss(*aligned, emotions, *lens, shortest)
-                if hparams.head_weight:  # which alone learns from them
+                if hparams.head_weight and hparams.head_intervals:
                     intervals = aligned_events(*aligned, emotions, *lens, shortest)
         elif mode == "aligned":
             terms["lattice"] = aligned_pooling_loss(
@@ -373,7 +374,8 @@ class EmotionTransducerBrain(sb.Brain):
                 output.emotion_lattice, emotions, *lens, mode=mode
             )
         if hparams.head_weight:
-            terms["head"] = self._head_loss(output, emotions, intervals)
+            told = intervals if hparams.head_intervals else None
+            terms["head"] = self._head_loss(output, emotions, told)
         if hparams.lm_weight:
             terms["lm"] = next_token_loss(output.lm_logits, tokens, predictions.token_lens)
         return terms

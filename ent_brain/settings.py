@@ -27,7 +27,10 @@ LOSS_WEIGHTS = ("rnnt_weight", "head_weight", "lattice_weight", "lm_weight")
 LATTICE_MODES = (*POOLING_MODES, "aligned", "aligned_event", *SUPERVISED_MODES)
 
 TRAINED_BY = {
-    "loss settings": (*LOSS_WEIGHTS, "fastemit", "lattice_mode", "aligned_top", "aligned_seconds"),
+    "loss settings": (
+        *(*LOSS_WEIGHTS, "fastemit", "lattice_mode", "aligned_top", "aligned_seconds"),
+        "head_intervals",
+    ),
     "training settings": (
         *("seed", "lr", "start_lr", "final_lr", "warmup_epochs", "decay_epochs"),
         *("batch_size", "max_batch_nodes", "curriculum_epochs", "max_grad_norm"),
@@ -42,8 +45,8 @@ and model: with others it is another training."""
 
 KEYS_OF_EVERY_RECIPE = {
     *LOSS_WEIGHTS,
-    *("fastemit", "lattice_mode", "aligned_top", "aligned_seconds", "max_symbols", "beam_size"),
-    *("segment_decoding", "segment_seconds"),
+    *("fastemit", "lattice_mode", "aligned_top", "aligned_seconds", "head_intervals"),
+    *("max_symbols", "beam_size", "segment_decoding", "segment_seconds"),
     *("seed", "output_folder", "data_folder", "save_folder", "paper_protocol"),
     *("tokens", "vocab_size", "max_tokens_per_frame", "max_batch_nodes"),
     *("number_of_epochs", "warmup_epochs", "opt_class", "lr_schedule", "epoch_counter"),

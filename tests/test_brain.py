@@ -133,6 +133,7 @@ def make_brain(
         "lattice_mode": "one",
         "aligned_top": 0.3,
         "aligned_seconds": 0.3,
+        "head_intervals": False,
         "max_symbols": 3,
         "beam_size": 1,
         "segment_decoding": "argmax",
@@ -465,11 +466,15 @@ def test_every_lattice_mode_trains(tmp_path, dataset, mode):
 @pytest.mark.parametrize("model", [ENT, FENT])
 @pytest.mark.parametrize("mode", ["supervised", "supervised_aligned", "aligned_event"])
 @pytest.mark.parametrize("rnnt_weight", [0.5, 0.0])
-def test_intervals_known_or_found_are_learnt_from(tmp_path, dataset, model, mode, rnnt_weight):
+@pytest.mark.parametrize("head_intervals", [True, False])
+def test_intervals_known_or_found_are_learnt_from(
+    tmp_path, dataset, model, mode, rnnt_weight, head_intervals
+):
     """The head's term: of each utterance the mean over it and its intervals, pooled one by one."""
     if mode == "supervised" and not rnnt_weight:
         pytest.skip("there are no positions to tell intervals apart")
-    brain = make_brain(tmp_path, model, lattice_mode=mode, rnnt_weight=rnnt_weight)
+    options = {"rnnt_weight": rnnt_weight, "head_intervals": head_intervals}
+    brain = make_brain(tmp_path, model, lattice_mode=mode, **options)
     batch = a_batch(dataset)
     brain.modules.eval()
     brain.on_stage_start(sb.Stage.TRAIN)
@@ -499,7 +504,7 @@ def test_intervals_known_or_found_are_learnt_from(tmp_path, dataset, model, mode
     head = []
     for row, spans in enumerate(intervals):
         losses = [cross_entropy(of_utterances[row], batch.emotion_index[row])]
-        for emotion, a, b, c, d in spans:
+        for emotion, a, b, c, d in spans if head_intervals else []:
             positions = slice(c, d) if rnnt_weight else slice(0, 1)
             pooled = encoded.emotion[row, a:b].mean(0), predicted.emotion[row, positions].mean(0)
             losses.append(cross_entropy(plain.pooled_head(*pooled), torch.tensor(emotion)))

@@ -210,6 +210,7 @@ MIXED = {
     "mixed_speeds",
     "mixed_folder",
     "lattice_mode",
+    "head_intervals",
 }
 VARIANTS = {
     "IEMOCAP/fent": ("IEMOCAP/ent", {"model"}),
