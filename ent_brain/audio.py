@@ -1,8 +1,10 @@
-"""Whether a sound file can be listened to, before anyone does."""
+"""Sound files: whether one can be listened to, before anyone does, and its rate."""
 
+import math
 import re
 
 import soundfile
+from scipy.signal import resample_poly
 
 from ent_brain.errors import InputError
 
@@ -17,6 +19,9 @@ LEAST_UNKNOWN_SIZE = 2**31 - 2**16
 
 LOUDEST = 1e6
 """Of a sample, where full scale is 1: what is beyond is no sound, and its energy no number."""
+
+HIGHEST_RATE = 2**20
+"""Hz: what a header tells beyond is no rate of sound."""
 
 UNREADABLE = (soundfile.LibsndfileError, TypeError)
 """What soundfile raises for a file that is no audio; the latter where the name ends in .raw."""
@@ -49,10 +54,45 @@ def check_audio(wav):
         audio = soundfile.info(wav)
         if not audio.frames:
             raise InputError(f"no samples in {wav}")
+        check_header(wav, audio)
         _check_samples(wav, audio)
     except UNREADABLE as error:
         raise InputError(f"unreadable audio {wav} ({why_unreadable(error)})") from error
     return audio
+
+
+def check_header(wav, audio):
+    """Refuse audio that ends too early, or has a rate that no sound has.
+
+    Arguments
+    ---------
+    wav : Path or str
+    audio : soundfile._SoundFileInfo or soundfile.SoundFile
+
+    Raises
+    ------
+    InputError
+    """
+    if audio.samplerate > HIGHEST_RATE:
+        raise InputError(f"{audio.samplerate} samples a second in {wav}")
+    # libsndfile shortens what is cut off, and says so in its log alone.
+    sizes = re.search(r"^data : (\d+) \(should be (\d+)\)", audio.extra_info, re.MULTILINE)
+    if sizes and int(sizes[1]) < LEAST_UNKNOWN_SIZE:
+        seconds = audio.frames / audio.samplerate
+        announced = seconds * int(sizes[1]) / int(sizes[2])
+        if announced - seconds > DURATION_TOLERANCE:
+            raise InputError(f"{seconds:.2f} of {announced:.2f} s of audio in {wav}")
+
+
+def resample(samples, rate, sample_rate):
+    """Samples at another rate: a float array [S].
+
+    SciPy's resampler, as torchaudio's takes gigabytes where two rates have no common factor.
+    """
+    if rate == sample_rate:
+        return samples
+    common = math.gcd(rate, sample_rate)
+    return resample_poly(samples, sample_rate // common, rate // common)
 
 
 def are_sound(samples):
@@ -68,17 +108,11 @@ def why_unreadable(error):
 
 
 def _check_samples(wav, audio):
-    """Refuse audio that ends too early, or has samples that are no sound.
+    """Refuse audio with samples that are no sound.
 
-    Of PCM in WAV, as IEMOCAP and ZED are, the header tells; all else is read, at about a second for
-    an hour of FLAC.
+    PCM in WAV, as IEMOCAP and ZED are, has none; all else is read, at about a second for an hour of
+    FLAC.
     """
-    # libsndfile shortens what is cut off, and says so in its log alone.
-    sizes = re.search(r"^data : (\d+) \(should be (\d+)\)", audio.extra_info, re.MULTILINE)
-    if sizes and int(sizes[1]) < LEAST_UNKNOWN_SIZE:
-        announced = audio.duration * int(sizes[1]) / int(sizes[2])
-        if announced - audio.duration > DURATION_TOLERANCE:
-            raise InputError(f"{audio.duration:.2f} of {announced:.2f} s of audio in {wav}")
     if audio.format in ("WAV", "WAVEX") and audio.subtype.startswith("PCM_"):
         return
     blocks = soundfile.blocks(wav, BLOCK, dtype="float32", always_2d=True)

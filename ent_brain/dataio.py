@@ -9,9 +9,8 @@ from speechbrain.dataio import audio_io
 from speechbrain.dataio.dataset import DynamicItemDataset
 from speechbrain.dataio.sampler import DynamicBatchSampler
 from torch.utils.data import BatchSampler, Sampler
-from torchaudio.functional import resample
 
-from ent_brain.audio import are_sound, why_unreadable
+from ent_brain.audio import are_sound, resample, why_unreadable
 from ent_brain.emotions import EMOTIONS, NEUTRAL, emotion_index
 from ent_brain.errors import InputError, raise_problems
 from ent_brain.manifest import (
@@ -62,7 +61,7 @@ def read_audio(path, sample_rate):
     audio = audio.mean(0)
     if not are_sound(audio):
         raise InputError(f"{path}: holds samples that are no sound: replace it")
-    return resample(audio, rate, sample_rate) if rate != sample_rate else audio
+    return torch.from_numpy(resample(audio.numpy(), rate, sample_rate))
 
 
 def make_dataset(manifest, data_root, tokens, frontend, max_tokens_per_frame):

@@ -8,10 +8,9 @@ import numpy as np
 import soundfile
 import torch
 from torch import Tensor
-from torchaudio.functional import resample
 
 from ent_brain.annotation import Heard
-from ent_brain.audio import UNREADABLE, are_sound, why_unreadable
+from ent_brain.audio import UNREADABLE, are_sound, check_header, resample, why_unreadable
 from ent_brain.errors import InputError
 
 OVERLAP = 0.3
@@ -116,9 +115,7 @@ def _read_blocks(path, sample_rate):
             ended = before * rate + len(kept) <= (start + BLOCK) * rate
             if not len(kept):
                 raise InputError(f"{path}: holds no audio: replace or remove it")
-            wav = torch.from_numpy(kept)
-            if rate != sample_rate:
-                wav = resample(wav, rate, sample_rate)
+            wav = torch.from_numpy(resample(kept, rate, sample_rate))
             first = (start - before) * sample_rate
             yield wav[first : first + BLOCK * sample_rate]
             start += BLOCK
@@ -127,10 +124,18 @@ def _read_blocks(path, sample_rate):
 
 def _open(path):
     try:
-        return soundfile.SoundFile(str(path))
+        file = soundfile.SoundFile(str(path))
+    except UnicodeEncodeError as error:
+        raise InputError(f"{path}: its name is no text: rename it") from error
     except UNREADABLE as error:
         reason = why_unreadable(error)
         raise InputError(f"{path}: cannot be read as audio ({reason}): replace it") from error
+    try:
+        check_header(path, file)
+    except InputError as error:
+        file.close()
+        raise InputError(f"{error}: replace it") from None
+    return file
 
 
 def _read(file, count, path):

@@ -65,7 +65,7 @@ def test_audio_of_any_format_is_read(tmp_path, suffix):
     np.testing.assert_allclose(audio[500:-500], tone(16000)[500:-500], atol=tolerance)
 
 
-@pytest.mark.parametrize("rate", [8000, 22050, 44100, 48000])
+@pytest.mark.parametrize("rate", [8000, 11127, 22050, 44100, 44101, 48000])
 def test_other_rates_are_resampled(tmp_path, rate):
     soundfile.write(tmp_path / "a.wav", tone(rate), rate, subtype="FLOAT")
     audio = read_audio(tmp_path / "a.wav", 16000)
