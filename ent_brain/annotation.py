@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ent_brain.emotions import EMOTIONS
 from ent_brain.errors import InputError
-from ent_brain.files import whole_or_nothing
+from ent_brain.files import refuse_constant, whole_or_nothing
 from ent_brain.segments import Segment, end_at, segments_from_frames
 
 CAPTION_LETTERS, CAPTION_SECONDS, CAPTION_PAUSE = 74, 6.0, 0.6
@@ -88,13 +88,34 @@ class Annotation:
 
     @classmethod
     def from_json(cls, text):
-        """Read what ``to_json`` wrote."""
-        fields = json.loads(text)
+        """Read what ``to_json`` wrote; ``ValueError`` or ``TypeError`` if it is something else."""
+        fields = json.loads(text, parse_constant=refuse_constant)
         fields["words"] = tuple(Word(**word) for word in fields["words"])
         fields["segments"] = tuple(Segment(**segment) for segment in fields["segments"])
         fields["probabilities"] = tuple(fields["probabilities"])
         fields["frame_probabilities"] = tuple(map(tuple, fields["frame_probabilities"]))
-        return cls(**fields)
+        annotation = cls(**fields)
+        annotation._check()
+        return annotation
+
+    def _check(self):
+        """Refuse parts of other kinds (``TypeError``) or values (``ValueError``)."""
+        words, segments, frames = self.words, self.segments, self.frame_probabilities
+        texts = [self.name, self.text, *(word.text for word in words)]
+        check_kinds(
+            (str, texts),
+            (float | int, [self.duration, self.frame_duration, *self.probabilities]),
+            (float | int, [t for each in (*words, *segments) for t in (each.start, each.end)]),
+            (float | int | None, [word.probability for word in words]),
+            (float | int, [probability for frame in frames for probability in frame]),
+        )
+        "".join(texts).encode()  # half a character is none
+        emotions = [self.emotion, *(word.emotion for word in words)]
+        emotions += [segment.emotion for segment in segments]
+        if strange := [e for e in emotions if e not in (None, *EMOTIONS)]:
+            raise ValueError(f"no emotion: {strange[0]}")
+        if any(len(frame) != len(EMOTIONS) for frame in frames):
+            raise ValueError("frames of other emotions")
 
     def to_rttm(self):
         """Segments in NIST's RTTM (str): a line each, the emotion in the speaker's place."""
@@ -263,6 +284,20 @@ def annotate(name, heard, frame_duration):
         frame_duration=frame_duration,
         frame_probabilities=tuple(tuple(map(_rounded, row)) for row in of_frames or ()),
     )
+
+
+def check_kinds(*kinds):
+    """Refuse values that are of another kind (``TypeError``).
+
+    Arguments
+    ---------
+    *kinds : (type, iterable)
+        True and False are no numbers.
+    """
+    for kind, values in kinds:
+        for value in values:
+            if not isinstance(value, kind) or isinstance(value, bool):
+                raise TypeError(f"{value!r} is no {kind}")
 
 
 def _word_emotion(start, end, of_frames, frame_duration):

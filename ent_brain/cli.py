@@ -2,6 +2,7 @@
 
 import argparse
 import difflib
+import errno
 import json
 import os
 import subprocess
@@ -74,7 +75,11 @@ class Recording(NamedTuple):
 def main(arguments=None):
     """Run ``ent-brain``; the exit status is 0 where all went well, 1 where not."""
     options = _parser().parse_args(arguments)
-    sys.exit(options.run(options))
+    try:
+        sys.exit(options.run(options))
+    except BrokenPipeError:  # who reads the output, as head does, wants no more of it
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
 
 
 def _parser():
@@ -141,13 +146,13 @@ def annotate(options):
         with tqdm(total=len(recordings), unit="file", disable=options.quiet) as bar:
             for recording, annotation, problem in annotate_all(model, recordings):
                 bar.update()
+                if not problem and options.out is None:
+                    _say(annotation, formats[0])
+                elif not problem:
+                    problem = _write(options.out, recording, annotation, formats)
                 if problem:
                     failed += 1
                     tqdm.write(f"error: {problem}", file=sys.stderr)
-                elif options.out is None:
-                    _say(annotation, formats[0])
-                else:
-                    _write(options.out, recording, annotation, formats)
     failed = _of_all_processes(failed)
     if failed and not rank:
         raise InputError(f"{failed} of {found} recordings failed: see above; the rest is done")
@@ -328,18 +333,26 @@ def _not_done(folder, recordings, formats):
                 f"{recording.path}: {folder} holds {recording.name!r}, made of {known}: name "
                 "another --out"
             )
-        there = all((folder / f"{recording.name}.{ending}").exists() for ending in endings)
+        paths = [folder / f"{recording.name}.{ending}" for ending in endings]
+        there = all(map(os.path.exists, paths))  # Path.exists raises where a name is too long
         if known is None or known == STDIN or not there:
             left.append(recording)
     return left
 
 
 def _write(folder, recording, annotation, formats):
+    """Write an annotation, and note in the index that it is there; what was wrong (str or None)."""
     name = Path(recording.name)
-    annotation.write(folder / name.parent, formats, name.name)
+    try:
+        annotation.write(folder / name.parent, formats, name.name)
+    except OSError as error:
+        if error.errno != errno.ENAMETOOLONG:
+            raise
+        return f"{recording.path}: its name has no room for an ending: rename it"
     line = json.dumps({"name": recording.name, "source": recording.source}, ensure_ascii=False)
     with (folder / INDEX).open("a", encoding="utf-8") as index:
         index.write(line + "\n")
+    return None
 
 
 def _say(annotation, format_name):

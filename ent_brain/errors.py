@@ -10,6 +10,9 @@ CANNOT_WRITE = {
 }
 """What the system says where a disk is full or a permission is missing: no fault of a program."""
 
+NO_PLACE = {errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP}
+"""What the system says of a path at which nothing can be read or written."""
+
 SHOWN_PROBLEMS = 5
 """How many of several problems the one line spells out; the rest are counted."""
 
@@ -92,8 +95,8 @@ def one_line(error, most=160):
 def exit_on_input_error(main):
     """Decorate the main function of a program: an ``InputError`` becomes one line and status 1.
 
-    So does what the system says where the disk is full or a permission is missing, and the end of
-    another of several processes.
+    So does what the system says where the disk is full, a permission is missing or a path leads
+    nowhere, and the end of another of several processes.
 
     Arguments
     ---------
@@ -110,11 +113,15 @@ def exit_on_input_error(main):
         except InputError as error:
             problem = error
         except OSError as error:
-            if error.errno not in CANNOT_WRITE:
-                raise
             path = error.filename2 or error.filename  # a copy names what it is of, first
+            if error.errno in CANNOT_WRITE:
+                remedy = "make room, or give the permission, and start again"
+            elif error.errno in NO_PLACE and path:
+                remedy = "name another path"
+            else:
+                raise
             where = f"{path}: " if path else ""
-            problem = f"{where}{error.strerror}: make room, or give the permission, and start again"
+            problem = InputError(f"{where}{error.strerror}: {remedy}")
         except RuntimeError as error:
             if not _is_connection_lost(error):
                 raise

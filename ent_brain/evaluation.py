@@ -13,7 +13,7 @@ from ent_brain.dataio import read_audio
 from ent_brain.emotions import EMOTIONS
 from ent_brain.errors import InputError
 from ent_brain.export import export
-from ent_brain.files import read_json, whole_or_nothing, write_json
+from ent_brain.files import read_rows, whole_or_nothing, write_json
 from ent_brain.page import (
     RESULTS_FILE,
     UTTERANCES_FILE,
@@ -55,7 +55,8 @@ def report(brain, test_sets, hparams, trained_on):
     folder = Path(hparams["output_folder"])
     if not (folder / HISTORY_FILE).is_file():
         raise InputError(f"{folder}: nothing was trained in it: train for an epoch at least")
-    history = read_json(folder / HISTORY_FILE)
+    remedy = "bring it back, or train again in another output_folder"
+    history = read_rows(folder / HISTORY_FILE, ["epoch"], remedy)
     main_process_only(plot_learning_curves)(history, folder / "learning_curves.png")
     rows, scored = [], []
     brain.on_evaluate_start(min_key="error")  # once for all test sets
@@ -154,7 +155,8 @@ def _utterances(name, dataset, stats):
             segments=() if segments is None else tuple(fill_neutral(segments, entry["duration"])),
             frame_probabilities=(),
         )
-        yield Utterance(annotation, item["wav"], reference, name, rates[utterance])
+        audio = str(Path(item["wav"]).absolute())
+        yield Utterance(annotation, audio, reference, name, rates[utterance])
 
 
 @main_process_only
@@ -163,7 +165,7 @@ def _publish(rows, scored, folder, progressbar):
     write_json(rows, folder / RESULTS_FILE)
     with whole_or_nothing(folder / "results.md") as partial:
         partial.write_text(table + "\n", encoding="utf-8")
-    # One after the other: the probabilities of all frames of a large test set are never held.
+    # One after the other: as Python's numbers, frames need ten times what they do in tensors.
     utterances = (each for test_set in scored for each in _utterances(*test_set))
     write_utterances(utterances, folder / UTTERANCES_FILE)
     page = write_report(folder, progressbar)

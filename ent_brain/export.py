@@ -253,6 +253,9 @@ def find_model(source, savedir=None, revision=None):
         If there is none.
     """
     if Path(source).is_dir():
+        left_by_training = Path(source) / "pretrained"
+        if (left_by_training / HPARAMS_FILE).is_file():
+            raise InputError(f"{source}: what a training left: name its model, {left_by_training}")
         return Path(source)
     if Path(source).exists() or not re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", str(source)):
         raise InputError(
@@ -333,7 +336,9 @@ def _strange_files(folder):
     """Yield which files lie elsewhere, or are none that transformers is to see."""
     # A hub's cache is links into its own blobs; nothing else may lead elsewhere.
     real = folder.resolve()
-    inside = real, *(parent / "blobs" for parent in real.parents[1:2])
+    inside = [real]
+    if real.parent.name == "snapshots":
+        inside.append(real.parents[1] / "blobs")
     for file in folder.rglob("*"):
         target = Path(os.path.realpath(file))  # resolve() raises where links go round
         if not any(target.is_relative_to(place) for place in inside):

@@ -33,7 +33,8 @@ def whole_or_nothing(path):
         Beside ``path``, of a name that no other process has; removed again where the block fails.
     """
     path = Path(path)
-    partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
+    start = path.name[:50]  # where the whole is as long as a name may be, it has no room
+    partial = path.with_name(f".{start}.{secrets.token_hex(4)}.partial")
     try:
         with written():
             yield partial
@@ -85,9 +86,29 @@ def write_json(value, path):
         partial.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
 
 
-def read_json(path, remedy="remove it and give the command again that wrote it"):
+REMEDY = "remove it and give the command again that wrote it"
+
+
+def read_json(path, remedy=REMEDY):
     """Read a JSON file that this package wrote; ``InputError`` ending in ``remedy`` if damaged."""
     try:
         return json.loads(Path(path).read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
         raise InputError(f"{path}: damaged ({type(error).__name__}): {remedy}") from error
+
+
+def refuse_constant(text):
+    """Refuse NaN and Infinity (``ValueError``), for ``parse_constant`` of ``json.loads``."""
+    raise ValueError(f"{text} is no number")
+
+
+def read_rows(path, keys, remedy=REMEDY):
+    """Read rows of a table (list[dict], not empty) that this package wrote, as ``read_json`` does.
+
+    Each has the ``keys``, at least.
+    """
+    rows = read_json(path, remedy)
+    are_rows = isinstance(rows, list) and all(isinstance(row, dict) for row in rows)
+    if not (are_rows and rows and all(row.keys() >= set(keys) for row in rows)):
+        raise InputError(f"{path}: no rows of {', '.join(keys)}: {remedy}")
+    return rows

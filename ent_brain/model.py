@@ -210,7 +210,7 @@ class TransducerModel(nn.Module):
     Raises
     ------
     ValueError
-        If there is a language-model head without a token joint.
+        If there is a language-model head without a token joint, or a size or share cannot be.
 
     Example
     -------
@@ -243,6 +243,10 @@ class TransducerModel(nn.Module):
         super().__init__()
         if lm_head and not token_joint:
             raise ValueError("lm_head without token_joint: it would have no tokens to learn from")
+        if encoder_dim % 2:
+            raise ValueError(f"encoder_dim: {encoder_dim}: give an even number, of two directions")
+        if not 0 <= dropout <= 1:
+            raise ValueError(f"dropout: {dropout}: give a share, 0 to 1")
         self.settings = {
             "vocab_size": vocab_size,
             "feature_dim": feature_dim,

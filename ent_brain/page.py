@@ -14,19 +14,21 @@ import re
 from collections import Counter
 from dataclasses import dataclass, field
 from html import escape
+from itertools import chain
 from pathlib import Path
 from urllib.parse import quote
 
 import numpy as np
 import soundfile
 from rapidfuzz.distance import Levenshtein
+from speechbrain.utils.logger import get_logger
 from tqdm import tqdm
 
-from ent_brain.annotation import Annotation
+from ent_brain.annotation import Annotation, check_kinds
 from ent_brain.dataio import read_audio
 from ent_brain.emotions import NEUTRAL, emotion_index, emotion_letter
 from ent_brain.errors import InputError
-from ent_brain.files import read_json, whole_or_nothing
+from ent_brain.files import read_rows, refuse_constant, whole_or_nothing
 from ent_brain.manifest import SAMPLE_RATE
 from ent_brain.report import PALETTE, cell_text
 
@@ -44,6 +46,8 @@ POINTS = 1000
 
 ASSETS = Path(__file__).with_name("assets")
 
+logger = get_logger(__name__)
+
 
 @dataclass(frozen=True)
 class Utterance:
@@ -57,6 +61,16 @@ class Utterance:
     test_set: str = ""
     rates: dict = field(default_factory=dict)
     """WER and EDER in percent, those that were measured."""
+
+    def __post_init__(self):
+        """Refuse parts of other kinds (``TypeError``): those of a file may be anything."""
+        check_kinds(
+            (Annotation, [self.annotation]),
+            (Annotation | None, [self.reference]),
+            (str, [self.audio, self.test_set]),
+            (dict, [self.rates]),
+        )
+        check_kinds((float | int, self.rates.values()))
 
 
 def write_utterances(utterances, path):
@@ -79,7 +93,7 @@ def read_utterances(path):
     with Path(path).open("rb") as file:
         for number, line in enumerate(file, 1):
             try:
-                fields = json.loads(line)
+                fields = json.loads(line, parse_constant=refuse_constant)
                 for key in ("annotation", "reference"):
                     if fields[key] is not None:
                         fields[key] = Annotation.from_json(json.dumps(fields[key]))
@@ -115,13 +129,14 @@ def write_report(folder, progressbar=True):
             raise InputError(
                 f"{folder / name}: is not there: name the output folder of a finished evaluation"
             )
-    results = read_json(folder / RESULTS_FILE, EVALUATE_AGAIN)
-    if not isinstance(results, list) or not all(isinstance(row, dict) for row in results):
-        raise InputError(f"{folder / RESULTS_FILE}: no rows of a table: {EVALUATE_AGAIN}")
+    results = read_rows(folder / RESULTS_FILE, ["test set"], EVALUATE_AGAIN)
     title = f"Evaluation of {folder.resolve().name}"
     path = folder / PAGE_FILE
     utterances = read_utterances(folder / UTTERANCES_FILE)
-    write_page(path, title, results, utterances, progressbar=progressbar)
+    first = next(utterances, None)
+    if first is None:
+        raise InputError(f"{folder / UTTERANCES_FILE}: no utterance: {EVALUATE_AGAIN}")
+    write_page(path, title, results, chain([first], utterances), progressbar=progressbar)
     return path
 
 
@@ -181,6 +196,8 @@ def write_page(path, title, results, utterances, embedded_bytes=EMBEDDED_BYTES, 
             left = 0 if sound["link"] else left - len(sound["audio"] or b"")
             file.write(comma + _json({**description, **sound}))
             comma = ","
+        if kinds["missing"]:
+            logger.warning(f"{path}: {_audio_note(kinds, embedded_bytes)}")
         parts["audio_note"] = escape(_audio_note(kinds, embedded_bytes))
         file.write(_filled(after, parts))
 

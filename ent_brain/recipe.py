@@ -12,7 +12,7 @@ from speechbrain.utils.logger import get_logger
 from ent_brain.brain import EmotionTransducerBrain
 from ent_brain.cache import disk_use, fill
 from ent_brain.dataio import CurriculumSampler, make_batch_sampler, make_dataset
-from ent_brain.errors import InputError, raise_problems
+from ent_brain.errors import InputError, one_line, raise_problems
 from ent_brain.evaluation import report
 from ent_brain.files import read_json, sweep, write_json
 from ent_brain.losses import SUPERVISED_MODES
@@ -143,6 +143,11 @@ def train_and_test(hparams, run_opts, train, valid, tests):
     for folder in (hparams["output_folder"], *shared):
         run_on_main(sweep, args=[folder, shared])
     tokens = make_tokens(hparams["tokens"], hparams["vocab_size"], train[0], hparams["save_folder"])
+    if model.settings["vocab_size"] != len(tokens):
+        raise InputError(
+            f"model: vocab_size {model.settings['vocab_size']}: there are {len(tokens)} tokens: "
+            "set the recipe's own vocab_size, which is that of both"
+        )
     train_set, valid_set, *test_sets = (
         make_dataset(manifest, root, tokens, frontend, hparams["max_tokens_per_frame"])
         for manifest, root in (train, valid, *tests.values())
@@ -162,14 +167,17 @@ def train_and_test(hparams, run_opts, train, valid, tests):
     elif hparams.get("curriculum_epochs"):
         sampler = CurriculumSampler(train_set, hparams["curriculum_epochs"])
         train_opts |= {"shuffle": False, "sampler": sampler}
-    brain = EmotionTransducerBrain(
-        tokens,
-        modules=hparams["modules"],
-        opt_class=hparams["opt_class"],
-        hparams=hparams,
-        run_opts=run_opts,
-        checkpointer=hparams["checkpointer"],
-    )
+    try:
+        brain = EmotionTransducerBrain(
+            tokens,
+            modules=hparams["modules"],
+            opt_class=hparams["opt_class"],
+            hparams=hparams,
+            run_opts=run_opts,
+            checkpointer=hparams["checkpointer"],
+        )
+    except ValueError as error:  # of run options that do not suit each other or the device
+        raise InputError(f"run options: {one_line(error)}") from error
     datasets = [train_set, valid_set, *test_sets.values()]
     if frontend.cache is not None:
         logger.info(disk_use(frontend, datasets))

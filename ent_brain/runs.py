@@ -6,16 +6,17 @@ import statistics
 import subprocess
 import sys
 import time
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
 from hyperpyyaml import resolve_references
 
-from ent_brain.errors import InputError, raise_problems
-from ent_brain.files import read_json, whole_or_nothing, write_json
+from ent_brain.errors import InputError, one_line, raise_problems
+from ent_brain.files import REMEDY, read_json, read_rows, whole_or_nothing, write_json
 from ent_brain.report import results_table
-from ent_brain.settings import parse_arguments
+from ent_brain.settings import CANNOT_LOAD, parse_arguments
 
 FINISHED_FILE = "finished.json"
 """In the folder of a run that is finished: its settings, and how many seconds it took by the clock,
@@ -38,25 +39,35 @@ class Run(NamedTuple):
 
     def results(self):
         """Rows (list[dict]) of its ``results.json``."""
-        return read_json(self.folder / "results.json")
+        return read_rows(self.folder / "results.json", ["test set", "protocol"])
 
     def settings(self):
         """All that the YAML and the options say, resolved (str)."""
         hparams_file, _, overrides = parse_arguments(self.command)
-        with Path(hparams_file).open(encoding="utf-8") as file:
-            return resolve_references(file, overrides).getvalue()
+        try:
+            with Path(hparams_file).open(encoding="utf-8") as file:
+                return resolve_references(file, overrides).getvalue()
+        except CANNOT_LOAD as error:
+            raise InputError(f"{hparams_file}: {one_line(error)}: correct it") from error
 
-    def seconds(self):
-        """How long it took (float), once it is finished; None where that was not in one go."""
-        return read_json(self.folder / FINISHED_FILE)["seconds"]
+    def finished(self):
+        """What is noted of it once it is finished (dict): ``settings`` and ``seconds``."""
+        path = self.folder / FINISHED_FILE
+        noted = read_json(path)
+        kinds = {"settings": str, "seconds": float | int | None}
+        if not isinstance(noted, dict) or not all(
+            key in noted and isinstance(noted[key], kind) for key, kind in kinds.items()
+        ):
+            raise InputError(f"{path}: no {' and '.join(kinds)} of a training: {REMEDY}")
+        return noted
 
 
 def is_finished(run):
     """Tell whether a run has been finished, and refuse one of other settings (InputError)."""
-    path = run.folder / FINISHED_FILE
-    if not path.is_file():
+    settings = run.settings()
+    if not (run.folder / FINISHED_FILE).is_file():
         return False
-    if read_json(path)["settings"] != run.settings():
+    if run.finished()["settings"] != settings:
         raise InputError(
             f"{run.folder}: was run with other settings than are asked for now: "
             "name another output_folder, or remove this one"
@@ -174,6 +185,8 @@ def compare(variants, seeds, script, output_folder, devices=None):
         The table, Markdown: of each variant and test set the checkpoint that validation chose, mean
         and deviation over seeds; EDER as the YAML decodes segments, then otherwise.
     """
+    if twice := [seed for seed, count in Counter(seeds).items() if count > 1]:
+        raise InputError(f"seeds: {twice[0]} is given more than once: give each once")
     output_folder = Path(output_folder)
     runs = {
         name: [
@@ -214,7 +227,7 @@ def _by_test_set(run):
             of_set.update({key: row[key] for key in ("WER", "UA", "EDER") if key in row})
         elif row["protocol"] != "paper":
             of_set[f"EDER, {row['protocol']}"] = row["EDER"]
-    minutes = run.seconds()
+    seconds = run.finished()["seconds"]
     for of_set in measured.values():
-        of_set["minutes"] = None if minutes is None else minutes / 60
+        of_set["minutes"] = None if seconds is None else seconds / 60
     return measured

@@ -6,6 +6,7 @@ import math
 import os
 import re
 from collections import Counter
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -69,8 +70,16 @@ ABOVE_0 = {
     *("segment_seconds", "aligned_seconds", "longest_window"),
     *("mask_time_length", "mask_feature_length"),
 }
-UP_TO_1 = {"valid_share", "aligned_top", "dropout", "mask_time_prob", "mask_feature_prob"}
+UP_TO = {
+    **dict.fromkeys(("valid_share", "aligned_top", "dropout"), 1),
+    **dict.fromkeys(("mask_time_prob", "mask_feature_prob"), 1),
+    **dict.fromkeys(("segment_seconds", "aligned_seconds"), 3600),
+    **dict.fromkeys(("max_symbols", "beam_size"), 1000),
+}
 """What the numbers of a recipe are held to; none may lie below 0."""
+
+SWITCHES = {f"--{name}" for name, value in RunOptions().as_dict().items() if value is False}
+"""Run options of SpeechBrain that take no value."""
 
 OR_NULL = {"feature_cache"}
 """Texts of a recipe that may be left out."""
@@ -100,7 +109,7 @@ def parse_arguments(arguments):
     Raises
     ------
     InputError
-        If ``--optimizer_step_limit`` is no number of steps.
+        If ``--optimizer_step_limit`` is no number of steps, or a switch is given a value.
 
     Example
     -------
@@ -110,6 +119,11 @@ def parse_arguments(arguments):
     quoted, before = [], ""
     for argument in arguments:
         name, equals, value = argument.partition("=")
+        if before in SWITCHES and argument.lower() in ("true", "false"):
+            raise InputError(
+                f"{before}: a switch: name it alone to have it on; {argument} has its place in the "
+                "YAML"
+            )
         if _is_path(before):
             argument = _quoted(argument)
         elif equals and _is_path(name):
@@ -198,8 +212,11 @@ def load_recipe(hparams_file, overrides, device=None):
         reason = " ".join(" ".join(map(str, parts)).split())
         reason = reason.partition(" Exception raised from ")[0]  # PyTorch's own calls follow
         raise InputError(f"{hparams_file}: {reason}") from error
-    if not os.access(hparams["output_folder"], os.W_OK):
-        raise InputError(f"{hparams['output_folder']}: cannot be written: name another one")
+    folder = Path(hparams["output_folder"])
+    with suppress(OSError):  # what is in its way shows in the next line
+        folder.mkdir(parents=True, exist_ok=True)
+    if not os.access(folder, os.W_OK):
+        raise InputError(f"{folder}: cannot be written: name another one")
     return hparams
 
 
@@ -293,7 +310,7 @@ def _wrong_parts(name, key, model, value, own):
         if not _is_right_number(key, model, value):
             remedy = "give a whole number" if isinstance(model, int) else "give a number"
             remedy += " above 0" if key in ABOVE_0 else " from 0"
-            remedy += " to 1" if key in UP_TO_1 else ""
+            remedy += f" to {UP_TO[key]}" if key in UP_TO else ""
     elif isinstance(model, str):
         right = isinstance(value, str) or (value is None and key in OR_NULL)
         remedy = None if right else "give text"
@@ -307,7 +324,7 @@ def _is_right_number(key, own, value):
     kind = int if isinstance(own, int) else int | float
     if not isinstance(value, kind) or isinstance(value, bool):
         return False
-    highest = 1 if key in UP_TO_1 else math.inf
+    highest = UP_TO.get(key, math.inf)
     finite = math.isfinite(value) or key == "max_grad_norm"  # where inf is no limit
     return finite and (0 < value <= highest or (value == 0 and key not in ABOVE_0))
 
@@ -332,7 +349,7 @@ def _check_losses(values, hparams_file):
 
 def check_device(device):
     try:
-        torch.empty(0, device=device)
+        torch.empty(1, device=device).cpu()  # which one without memory, as meta, cannot do
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
         raise InputError(f"device: {device!r}: {reason}: name one that is there, cpu is") from error

@@ -523,6 +523,8 @@ def main(argv=None):
     parser.add_argument("--utterances", type=int, required=True)
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args(argv)
+    if arguments.seed < 0:
+        raise InputError(f"--seed: {arguments.seed}: give one from 0")
     write = {"iemocap": write_iemocap, "zed": write_zed}[arguments.corpus]
     write(arguments.folder, arguments.utterances, arguments.seed)
 

@@ -893,6 +893,16 @@ REFUSED = {
             ),
         )
     },
+    "a header of twice as much audio, heard": (
+        recording,
+        cut("a.wav", 0.5),
+        "0.50 of 1.00 s of audio in {folder}/a.wav: replace it",
+    ),
+    "a rate of no sound, heard": (
+        recording,
+        lambda folder: soundfile.write(folder / "a.wav", tone(), 2**30),
+        f"{2**30} samples a second in {{folder}}/a.wav: replace it",
+    ),
     **{
         f"{name}, read by a loader's worker": (worker, spoil, f"{{folder}}/a.wav: {reason}")
         for name, spoil, reason in (
@@ -1211,6 +1221,9 @@ REFUSED = {
             ("head_weight", ".nan", "nan", "give a number from 0"),
             ("head_weight", ".inf", "inf", "give a number from 0"),
             ("aligned_top", 1.2, "1.2", "give a number above 0 to 1"),
+            ("aligned_seconds", "1e300", "1e+300", "give a number above 0 to 3600"),
+            ("segment_seconds", "1e17", "1e+17", "give a number above 0 to 3600"),
+            ("beam_size", 99999999, "99999999", "give a whole number above 0 to 1000"),
             ("paper_protocol", 1, "1", "give True or False"),
             ("lr", "[1]", "[1]", "give a number above 0"),
             ("data_folder", 2024, "2024", "give text"),
@@ -1230,6 +1243,11 @@ REFUSED = {
         )
     },
     "lattice_mode two": (recipe, given(lattice_mode="two"), UNSET),
+    "encoder_dim 15": (
+        recipe,
+        given(encoder_dim=15),
+        f"{{folder}}/{YAML}: encoder_dim: 15: give an even number, of two directions",
+    ),
     "two wrong values": (
         recipe,
         given(lr="high", seed=0.5),
@@ -1390,7 +1408,9 @@ REFUSED = {
                 cut("results.json", 0.5),
                 "results.json: damaged (JSONDecodeError)",
             ),
-            ("a number as result", put("results.json", "[1]"), "results.json: no rows of a table"),
+            ("a number as result", put("results.json", "[1]"), "results.json: no rows of test set"),
+            ("no result", put("results.json", "[]"), "results.json: no rows of test set"),
+            ("no utterance", put("utterances.jsonl", ""), "utterances.jsonl: no utterance"),
             (
                 "utterances cut off",
                 cut("utterances.jsonl", 0.9),
@@ -1406,6 +1426,28 @@ REFUSED = {
                 put("utterances.jsonl", '{"annotation": {}, "reference": null}\n'),
                 "utterances.jsonl line 1: damaged (KeyError)",
             ),
+        )
+    },
+    **{
+        f"an evaluation with {old} as {new}": (
+            evaluated,
+            edit("utterances.jsonl", f'"{key}": {old}', f'"{key}": {new}'),
+            f"{{folder}}/utterances.jsonl line 1: damaged ({error}): {EVALUATE}",
+        )
+        for key, old, new, error in (
+            ("audio", '"', '3, "strange": "', "TypeError"),
+            ("test_set", '""', "[]", "TypeError"),
+            ("rates", "{}", "null", "TypeError"),
+            ("rates", "{}", '{"WER": "10"}', "TypeError"),
+            ("rates", "{}", '{"WER": NaN}', "ValueError"),
+            ("name", '"a"', "5", "TypeError"),
+            ("name", '"a"', '"\\ud800"', "UnicodeEncodeError"),
+            ("duration", "1.0", "Infinity", "ValueError"),
+            ("duration", "1.0", "true", "TypeError"),
+            ("frame_duration", "0.04", "null", "TypeError"),
+            ("frame_probabilities", "[[", '[["0.1"], [', "TypeError"),
+            ("frame_probabilities", "[[", "[[0.1], [", "ValueError"),
+            ("emotion", '"', '"calm", "text": "', "ValueError"),
         )
     },
     # --- exported models
@@ -1554,13 +1596,18 @@ REFUSED = {
                 "segment_decoding: foo: choose argmax, median, min_duration, single_event, "
                 "lasting_event",
             ),
-            ("beam_size: 2", "beam_size: 0", "beam_size: 0: give a whole number above 0"),
-            ("beam_size: 2", "beam_size: two", "beam_size: two: give a whole number above 0"),
+            ("beam_size: 2", "beam_size: 0", "beam_size: 0: give a whole number above 0 to 1000"),
+            (
+                "beam_size: 2",
+                "beam_size: two",
+                "beam_size: two: give a whole number above 0 to 1000",
+            ),
             (
                 "max_symbols: 2",
                 "max_symbols: lots",
-                "max_symbols: lots: give a whole number above 0",
+                "max_symbols: lots: give a whole number above 0 to 1000",
             ),
+            ("dropout: 0.1", "dropout: .nan", "dropout: nan: give a share, 0 to 1"),
             (
                 "longest_window: 2.5",
                 "longest_window: 0",
@@ -1574,7 +1621,7 @@ REFUSED = {
             (
                 "segment_seconds: 0.2",
                 "segment_seconds: .nan",
-                "segment_seconds: nan: give a number above 0",
+                "segment_seconds: nan: give a number above 0 to 3600",
             ),
             (
                 "!new:ent_brain.tokens.CharTokens",

@@ -2,6 +2,8 @@
 
 import io
 import json
+import os
+import shutil
 import subprocess
 import sys
 from types import SimpleNamespace
@@ -88,6 +90,37 @@ def test_a_bad_file_is_told_and_the_rest_is_done(model, tmp_path, capsys):
     assert nan == f"error: {tmp_path}/in/nan.wav: holds samples that are no sound: replace it"
     assert last == "error: 2 of 3 recordings failed: see above; the rest is done"
     assert {path.name for path in (tmp_path / "out").iterdir()} == {"good.json", cli.INDEX}
+
+
+def test_a_name_that_cannot_be_written_is_told_and_the_rest_is_done(model, tmp_path, capsys):
+    write(tmp_path / "in" / "good.wav")
+    for name in (os.fsdecode(b"caf\xe9"), "n" * 240, "n" * 251):
+        shutil.copy(tmp_path / "in" / "good.wav", tmp_path / "in" / f"{name}.wav")
+    asked = ("annotate", tmp_path / "in", "--model", model, "--out", tmp_path / "out", "--quiet")
+    assert run(*asked) == 1
+    *told, last = capsys.readouterr().err.splitlines()
+    assert sorted(told) == [
+        f"error: {tmp_path}/in/caf\\udce9.wav: its name is no text: rename it",
+        f"error: {tmp_path}/in/{'n' * 251}.wav: its name has no room for an ending: rename it",
+    ]
+    assert last == "error: 2 of 4 recordings failed: see above; the rest is done"
+    done = {path.name for path in (tmp_path / "out").iterdir()}
+    assert done == {"good.json", f"{'n' * 240}.json", cli.INDEX}
+
+
+def test_who_reads_the_output_may_stop(model, tmp_path):
+    write(tmp_path / "a.wav")
+    program = [sys.executable, "-m", "ent_brain.cli", "annotate", tmp_path / "a.wav"]
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = subprocess.run(
+        [*map(str, program), "--model", str(model), "--quiet"],
+        stdout=writer,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (1, "")
 
 
 def test_files_of_one_name_are_kept_apart(model, tmp_path, capsys):
@@ -224,12 +257,17 @@ def test_processes_share_the_files(model, tmp_path, monkeypatch, processes):
             "{tmp}/no: no folder: name the one that training left as `pretrained`, or owner/name "
             "of a model on the Hugging Face hub",
         ),
+        (
+            ["{tmp}/a.wav", "--model", "{tmp}/trained"],
+            "{tmp}/trained: what a training left: name its model, {tmp}/trained/pretrained",
+        ),
     ],
 )
 def test_what_is_wrong_is_one_line(model, tmp_path, capsys, arguments, message):
     write(tmp_path / "a.wav")
     write(tmp_path / "b" / "a.wav")
     (tmp_path / "empty").mkdir()
+    shutil.copytree(model, tmp_path / "trained" / "pretrained")
     for name, content in (
         *(("x", "[1]"), ("nothing", "{}"), ("none", '{"a": {}}'), ("deep", "[" * 100_000)),
         ("zero", json.dumps({"a\0b": {"wav": "{data_root}/a.wav"}})),

@@ -349,6 +349,19 @@ def test_a_link_out_of_the_folder_is_refused(folder, tmp_path):
     assert "model.ckpt leads out of the folder" in refusal(folder)
 
 
+def test_links_into_the_blobs_of_a_hub_s_cache_are_none_of_those(folder, tmp_path):
+    snapshot = tmp_path / "models--someone--ent" / "snapshots" / "0123abcd"
+    blob = snapshot.parents[1] / "blobs" / "4567"
+    shutil.copytree(folder, snapshot)
+    blob.parent.mkdir()
+    (snapshot / "model.ckpt").rename(blob)
+    (snapshot / "model.ckpt").symlink_to(blob)
+    EmotionTransducer.from_hparams(source=snapshot)
+    elsewhere = snapshot.parents[1] / "copies" / snapshot.name
+    shutil.copytree(snapshot, elsewhere, symlinks=True)
+    assert "model.ckpt leads out of the folder" in refusal(elsewhere)
+
+
 def test_a_hub_s_model_is_fetched_at_the_revision_that_is_asked_for(folder, monkeypatch):
     asked = []
 

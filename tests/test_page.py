@@ -138,7 +138,7 @@ def test_the_page_fetches_nothing_and_runs_its_own_scripts_alone(tmp_path):
     assert "BSD 3-Clause" in (tmp_path / "page.html").read_text("utf-8")
 
 
-def test_sound_is_embedded_linked_or_missed(tmp_path):
+def test_sound_is_embedded_linked_or_missed(tmp_path, caplog):
     (tmp_path / "a corpus").mkdir()
     audio = write_tone(tmp_path / "a corpus" / "a tone#1.wav")
     (tmp_path / "broken.wav").write_text("no sound")
@@ -163,6 +163,7 @@ def test_sound_is_embedded_linked_or_missed(tmp_path):
     link = Path(unquote(described["b"]["link"]))
     assert not link.is_absolute() and (path.parent / link).samefile(audio)
     assert described["d"]["audio"] is described["d"]["link"] is described["d"]["peaks"] is None
+    assert "The sound of 1 utterance is missing" in caplog.text
     text = path.read_text("utf-8")
     assert "The sound of 2 utterances is in this file. The sound of 1 utterance is linked" in text
     assert "The sound of 1 utterance is missing" in text

@@ -65,6 +65,29 @@ def test_what_is_finished_is_not_run_again_and_what_failed_is(recipe):
     assert calls(recipe) == ["bad 1 None", "bad 1 None", "plain 1 None"]
 
 
+def test_a_seed_given_twice_or_a_yaml_that_is_none_is_told_before_anything_runs(recipe):
+    script, folder = recipe / "train.py", recipe / "out"
+    with pytest.raises(InputError, match=r"^seeds: 1 is given more than once: give each once$"):
+        compare({"plain": ["small.yaml"]}, [1, 2, 1], script, folder)
+    variants = {"plain": ["small.yaml"], "gone": ["gone.yaml"]}
+    with pytest.raises(InputError, match=r"^gone\.yaml: .*No such file.*: correct it$"):
+        compare(variants, [1], script, folder)
+    (recipe / "bad.yaml").write_text("a: [\n")
+    with pytest.raises(InputError, match=r"^bad\.yaml: .*: correct it$"):
+        compare({"bad": ["bad.yaml"]}, [1], script, folder)
+    assert not (recipe / "calls.txt").exists()
+
+
+@pytest.mark.parametrize("damaged", ["{}", "[]", "5", "{", '{"settings": "a", "seconds": "x"}'])
+@pytest.mark.parametrize("name", ["finished.json", "results.json"])
+def test_what_a_finished_training_left_may_be_damaged(recipe, name, damaged):
+    compare({"plain": ["small.yaml"]}, [1], recipe / "train.py", recipe / "out")
+    path = recipe / "out" / "plain" / "seed_1" / name
+    path.write_text(damaged)
+    with pytest.raises(InputError, match=rf"^{path}: .*: remove it and give the command again"):
+        compare({"plain": ["small.yaml"]}, [1], recipe / "train.py", recipe / "out")
+
+
 def test_what_was_stopped_has_no_minutes(recipe):
     variants = {"bad": ["small.yaml", "--rate", "13"]}
     with pytest.raises(InputError):

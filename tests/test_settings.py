@@ -447,6 +447,21 @@ def test_a_limit_of_steps_is_a_number():
             parse_arguments([*given, wrong])
 
 
+def test_a_switch_takes_no_value():
+    for value in ("False", "true"):
+        message = f"--remove_vector_weight_decay: a switch: name it alone to have it on; {value} "
+        with pytest.raises(InputError, match=f"^{message}has its place in the YAML$"):
+            parse_arguments(["ent.yaml", "--remove_vector_weight_decay", value])
+    _, run_opts, _ = parse_arguments(["ent.yaml", "--remove_vector_weight_decay", "--lr", "1"])
+    assert run_opts["remove_vector_weight_decay"]
+
+
+def test_checkpoints_may_lie_elsewhere(own_yaml, tmp_path):
+    folders = {"data_folder": "x", "save_folder": tmp_path / "elsewhere"}
+    load_recipe(own_yaml, overrides(tmp_path / "new", **folders))
+    assert (tmp_path / "elsewhere").is_dir()
+
+
 def test_what_a_yaml_computes_may_be_given(own_yaml, tmp_path):
     text = own_yaml.read_text().replace(
         "\njoint_dim: 96\n", "\njoint_dim: !ref <encoder_dim> // 4\n"
@@ -549,7 +564,7 @@ def test_no_limit_or_a_number_where_the_yaml_has_none(tmp_path):
 
 
 def test_a_device_that_is_not_there_is_refused(own_yaml, tmp_path):
-    for device in ("cuda:99", "gpu"):
+    for device in ("cuda:99", "gpu", "meta"):
         with pytest.raises(InputError) as error:
             load_recipe(own_yaml, overrides(tmp_path, data_folder="x"), device)
         line = str(error.value)

@@ -310,6 +310,17 @@ def test_too_few_utterances_are_refused(tmp_path, write, utterances):
         write(tmp_path / "corpus", utterances, 1)
 
 
+def test_a_seed_or_a_folder_that_cannot_be_is_one_line(tmp_path, capsys):
+    (tmp_path / "file").touch()
+    for folder, seed, said in (
+        ("corpus", "-1", "--seed: -1: give one from 0"),
+        ("file/corpus", "1", f"{tmp_path}/file/corpus.partial: Not a directory: name another path"),
+    ):
+        with pytest.raises(SystemExit) as ended:
+            synth.main(["zed", str(tmp_path / folder), "--utterances", "3", "--seed", seed])
+        assert (ended.value.code, capsys.readouterr().err) == (1, f"error: {said}\n")
+
+
 @pytest.mark.parametrize("write", [synth.write_iemocap, synth.write_zed])
 def test_failure_leaves_nothing_and_a_killed_run_is_written_over(tmp_path, write, monkeypatch):
     (tmp_path / "corpus.partial").mkdir()

@@ -157,7 +157,7 @@ def main():
     folds = {k: run.results() for k, run in zip(own.sessions, runs, strict=True)}
     rows, summaries = summarize(folds)
     table = results_table(rows)
-    seconds = [run.seconds() for run in runs]
+    seconds = [run.finished()["seconds"] for run in runs]
     about = hardware_of(devices), seconds
     lines = [readme_line(Path(own.yaml).name, summary, *about) for summary in summaries]
     write_json({"folds": rows, "summary": summaries}, own.output_folder / "cross_validation.json")

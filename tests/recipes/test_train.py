@@ -11,6 +11,7 @@ import socket
 import subprocess
 import sys
 import time
+import warnings
 from pathlib import Path
 from typing import NamedTuple
 
@@ -66,7 +67,14 @@ def own_hparams(folder, yaml):
 
 
 def _program(recipe, argv, folder):
-    """``python train.py ...`` in the recipe's folder; what it says goes to files in ``folder``."""
+    """``python train.py ...`` in the recipe's folder; what it says goes to files in ``folder``.
+
+    Warnings of what is deprecated are errors, as in other tests.
+    """
+    for category in (DeprecationWarning, PendingDeprecationWarning, FutureWarning):
+        warnings.simplefilter("error", category)
+    # SpeechBrain's call, not ours.
+    warnings.filterwarnings("ignore", ".gradient_checkpointing_disable. is deprecated")
     for descriptor, name in ((1, "stdout"), (2, "stderr")):
         os.dup2(os.open(folder / name, os.O_CREAT | os.O_TRUNC | os.O_WRONLY), descriptor)
     os.chdir(RECIPES / recipe)
