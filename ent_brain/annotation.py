@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ent_brain.emotions import EMOTIONS
 from ent_brain.errors import InputError
-from ent_brain.files import refuse_constant, whole_or_nothing
+from ent_brain.files import check_kinds, whole_or_nothing
 from ent_brain.segments import Segment, end_at, segments_from_frames
 
 CAPTION_LETTERS, CAPTION_SECONDS, CAPTION_PAUSE = 74, 6.0, 0.6
@@ -88,8 +88,14 @@ class Annotation:
 
     @classmethod
     def from_json(cls, text):
-        """Read what ``to_json`` wrote; ``ValueError`` or ``TypeError`` if it is something else."""
-        fields = json.loads(text, parse_constant=refuse_constant)
+        """Read what ``to_json`` wrote.
+
+        Raises
+        ------
+        ValueError, TypeError, KeyError
+            If it is something else.
+        """
+        fields = json.loads(text)
         fields["words"] = tuple(Word(**word) for word in fields["words"])
         fields["segments"] = tuple(Segment(**segment) for segment in fields["segments"])
         fields["probabilities"] = tuple(fields["probabilities"])
@@ -101,21 +107,22 @@ class Annotation:
     def _check(self):
         """Refuse parts of other kinds (``TypeError``) or values (``ValueError``)."""
         words, segments, frames = self.words, self.segments, self.frame_probabilities
-        texts = [self.name, self.text, *(word.text for word in words)]
+        probabilities = [p for part in (self.probabilities, *frames) for p in part]
         check_kinds(
-            (str, texts),
-            (float | int, [self.duration, self.frame_duration, *self.probabilities]),
+            (str, [self.name, self.text, *(word.text for word in words)]),
+            (str | None, [self.emotion, *(word.emotion for word in words)]),
+            (str, [segment.emotion for segment in segments]),
+            (float | int, [self.duration, self.frame_duration, *probabilities]),
             (float | int, [t for each in (*words, *segments) for t in (each.start, each.end)]),
             (float | int | None, [word.probability for word in words]),
-            (float | int, [probability for frame in frames for probability in frame]),
         )
-        "".join(texts).encode()  # half a character is none
-        emotions = [self.emotion, *(word.emotion for word in words)]
-        emotions += [segment.emotion for segment in segments]
-        if strange := [e for e in emotions if e not in (None, *EMOTIONS)]:
-            raise ValueError(f"no emotion: {strange[0]}")
+        told = {self.emotion, *(each.emotion for each in (*words, *segments))}
+        if strange := told - {None, *EMOTIONS}:
+            raise ValueError(f"no emotion: {', '.join(strange)}")
         if any(len(frame) != len(EMOTIONS) for frame in frames):
             raise ValueError("frames of other emotions")
+        if not all(0 <= p <= 1 for p in probabilities):
+            raise ValueError("probabilities that are none")
 
     def to_rttm(self):
         """Segments in NIST's RTTM (str): a line each, the emotion in the speaker's place."""
@@ -284,20 +291,6 @@ def annotate(name, heard, frame_duration):
         frame_duration=frame_duration,
         frame_probabilities=tuple(tuple(map(_rounded, row)) for row in of_frames or ()),
     )
-
-
-def check_kinds(*kinds):
-    """Refuse values that are of another kind (``TypeError``).
-
-    Arguments
-    ---------
-    *kinds : (type, iterable)
-        True and False are no numbers.
-    """
-    for kind, values in kinds:
-        for value in values:
-            if not isinstance(value, kind) or isinstance(value, bool):
-                raise TypeError(f"{value!r} is no {kind}")
 
 
 def _word_emotion(start, end, of_frames, frame_duration):

@@ -85,9 +85,17 @@ def check_header(wav, audio):
 
 
 def resample(samples, rate, sample_rate):
-    """Samples at another rate: a float array [S].
+    """Samples at another rate, by SciPy: torchaudio takes gigabytes where rates share no factor.
 
-    SciPy's resampler, as torchaudio's takes gigabytes where two rates have no common factor.
+    Arguments
+    ---------
+    samples : float array [S]
+    rate, sample_rate : int
+        Hz, that they have and that they are to have.
+
+    Returns
+    -------
+    float array [S * sample_rate / rate]
     """
     if rate == sample_rate:
         return samples

@@ -5,6 +5,7 @@ import difflib
 import errno
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -120,7 +121,7 @@ def _parser():
     command = commands.add_parser(
         "demo",
         help="train and score a small model on synthetic speech",
-        description="Run `make demo` in a clone of the repository: about eight minutes.",
+        description="Run `make demo` in a clone of the repository: some minutes.",
     )
     command.set_defaults(run=demo)
     return parser
@@ -374,6 +375,8 @@ def demo(_):
             f"{repository}: no recipes here: the demo trains one: clone the repository and run "
             "make demo in it"
         )
+    if not shutil.which("make"):
+        raise InputError("make: is not installed: install it, or do by hand what the Makefile does")
     return subprocess.call(["make", "demo"], cwd=repository)
 
 

@@ -117,7 +117,7 @@ def exit_on_input_error(main):
             if error.errno in CANNOT_WRITE:
                 remedy = "make room, or give the permission, and start again"
             elif error.errno in NO_PLACE and path:
-                remedy = "name another path"
+                remedy = "bring it back, or name another path"
             else:
                 raise
             where = f"{path}: " if path else ""

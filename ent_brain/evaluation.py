@@ -119,7 +119,7 @@ def _describe(brain, name, dataset, folder):
                     folder / f"lattice_{label}_{emotion}.png",
                     brain.emotion_lattice(wav, hypothesis.tokens).numpy(),
                     hypothesis.frames,
-                    brain.tokens.words(hypothesis.tokens),
+                    stats.tokens.words(hypothesis.tokens) if stats.words else [],
                     annotation.frame_duration,
                     utterance,
                 )

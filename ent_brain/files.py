@@ -1,7 +1,8 @@
-"""Files that are there whole or not at all."""
+"""Files that are there whole or not at all, and what was written to them as it is read."""
 
 import errno
 import json
+import math
 import re
 import secrets
 import time
@@ -97,9 +98,29 @@ def read_json(path, remedy=REMEDY):
         raise InputError(f"{path}: damaged ({type(error).__name__}): {remedy}") from error
 
 
-def refuse_constant(text):
-    """Refuse NaN and Infinity (``ValueError``), for ``parse_constant`` of ``json.loads``."""
-    raise ValueError(f"{text} is no number")
+def check_kinds(*kinds):
+    """Refuse what was read from a file and is not what was written.
+
+    Arguments
+    ---------
+    *kinds : (type, iterable)
+        What the values must be; True and False are no numbers.
+
+    Raises
+    ------
+    TypeError
+        If one is of another kind.
+    ValueError
+        If a number is not finite, or a text holds half a character.
+    """
+    for kind, values in kinds:
+        for value in values:
+            if not isinstance(value, kind) or isinstance(value, bool):
+                raise TypeError(f"{value!r} is no {kind}")
+            if isinstance(value, float) and not math.isfinite(value):
+                raise ValueError(f"{value} is not finite")
+            if isinstance(value, str):
+                value.encode()
 
 
 def read_rows(path, keys, remedy=REMEDY):

@@ -14,7 +14,6 @@ import re
 from collections import Counter
 from dataclasses import dataclass, field
 from html import escape
-from itertools import chain
 from pathlib import Path
 from urllib.parse import quote
 
@@ -24,11 +23,11 @@ from rapidfuzz.distance import Levenshtein
 from speechbrain.utils.logger import get_logger
 from tqdm import tqdm
 
-from ent_brain.annotation import Annotation, check_kinds
+from ent_brain.annotation import Annotation
 from ent_brain.dataio import read_audio
 from ent_brain.emotions import NEUTRAL, emotion_index, emotion_letter
 from ent_brain.errors import InputError
-from ent_brain.files import read_rows, refuse_constant, whole_or_nothing
+from ent_brain.files import check_kinds, read_rows, whole_or_nothing
 from ent_brain.manifest import SAMPLE_RATE
 from ent_brain.report import PALETTE, cell_text
 
@@ -63,14 +62,14 @@ class Utterance:
     """WER and EDER in percent, those that were measured."""
 
     def __post_init__(self):
-        """Refuse parts of other kinds (``TypeError``): those of a file may be anything."""
+        """Refuse parts of other kinds (``TypeError``) or values (``ValueError``)."""
         check_kinds(
             (Annotation, [self.annotation]),
             (Annotation | None, [self.reference]),
             (str, [self.audio, self.test_set]),
             (dict, [self.rates]),
         )
-        check_kinds((float | int, self.rates.values()))
+        check_kinds((str, self.rates), (float | int, self.rates.values()))
 
 
 def write_utterances(utterances, path):
@@ -93,7 +92,7 @@ def read_utterances(path):
     with Path(path).open("rb") as file:
         for number, line in enumerate(file, 1):
             try:
-                fields = json.loads(line, parse_constant=refuse_constant)
+                fields = json.loads(line)
                 for key in ("annotation", "reference"):
                     if fields[key] is not None:
                         fields[key] = Annotation.from_json(json.dumps(fields[key]))
@@ -132,11 +131,10 @@ def write_report(folder, progressbar=True):
     results = read_rows(folder / RESULTS_FILE, ["test set"], EVALUATE_AGAIN)
     title = f"Evaluation of {folder.resolve().name}"
     path = folder / PAGE_FILE
-    utterances = read_utterances(folder / UTTERANCES_FILE)
-    first = next(utterances, None)
-    if first is None:
+    if not (folder / UTTERANCES_FILE).stat().st_size:
         raise InputError(f"{folder / UTTERANCES_FILE}: no utterance: {EVALUATE_AGAIN}")
-    write_page(path, title, results, chain([first], utterances), progressbar=progressbar)
+    utterances = read_utterances(folder / UTTERANCES_FILE)
+    write_page(path, title, results, utterances, progressbar=progressbar)
     return path
 
 
@@ -185,7 +183,7 @@ def write_page(path, title, results, utterances, embedded_bytes=EMBEDDED_BYTES, 
         "script": script,
     }
     before, after = _asset("page.html").split("{{utterances}}")
-    left, kinds = embedded_bytes, Counter()
+    left, kinds, silent = embedded_bytes, Counter(), []
     path.parent.mkdir(parents=True, exist_ok=True)
     with whole_or_nothing(path) as partial, partial.open("w", encoding="utf-8") as file:
         file.write(_filled(before, parts))
@@ -193,11 +191,15 @@ def write_page(path, title, results, utterances, embedded_bytes=EMBEDDED_BYTES, 
         for description, audio in tqdm(described, desc=path.name, disable=not progressbar):
             sound = _sound(audio, path.parent, left)
             kinds["linked" if sound["link"] else "embedded" if sound["audio"] else "missing"] += 1
+            silent += [audio] if sound["peaks"] is None else []
             left = 0 if sound["link"] else left - len(sound["audio"] or b"")
             file.write(comma + _json({**description, **sound}))
             comma = ","
-        if kinds["missing"]:
-            logger.warning(f"{path}: {_audio_note(kinds, embedded_bytes)}")
+        if silent:
+            logger.warning(
+                f"{path}: without the sound of {len(silent)} utterances: {silent[0]} is not there "
+                "or cannot be read"
+            )
         parts["audio_note"] = escape(_audio_note(kinds, embedded_bytes))
         file.write(_filled(after, parts))
 

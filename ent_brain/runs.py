@@ -14,7 +14,15 @@ from typing import NamedTuple
 from hyperpyyaml import resolve_references
 
 from ent_brain.errors import InputError, one_line, raise_problems
-from ent_brain.files import REMEDY, read_json, read_rows, whole_or_nothing, write_json
+from ent_brain.files import (
+    REMEDY,
+    check_kinds,
+    read_json,
+    read_rows,
+    whole_or_nothing,
+    write_json,
+)
+from ent_brain.page import RESULTS_FILE
 from ent_brain.report import results_table
 from ent_brain.settings import CANNOT_LOAD, parse_arguments
 
@@ -39,7 +47,7 @@ class Run(NamedTuple):
 
     def results(self):
         """Rows (list[dict]) of its ``results.json``."""
-        return read_rows(self.folder / "results.json", ["test set", "protocol"])
+        return read_rows(self.folder / RESULTS_FILE, ["test set", "protocol"])
 
     def settings(self):
         """All that the YAML and the options say, resolved (str)."""
@@ -54,18 +62,18 @@ class Run(NamedTuple):
         """What is noted of it once it is finished (dict): ``settings`` and ``seconds``."""
         path = self.folder / FINISHED_FILE
         noted = read_json(path)
-        kinds = {"settings": str, "seconds": float | int | None}
-        if not isinstance(noted, dict) or not all(
-            key in noted and isinstance(noted[key], kind) for key, kind in kinds.items()
-        ):
-            raise InputError(f"{path}: no {' and '.join(kinds)} of a training: {REMEDY}")
+        try:
+            check_kinds((dict, [noted]))
+            check_kinds((str, [noted["settings"]]), (float | int | None, [noted["seconds"]]))
+        except (TypeError, KeyError, ValueError) as error:
+            raise InputError(f"{path}: no settings and seconds of a training: {REMEDY}") from error
         return noted
 
 
 def is_finished(run):
     """Tell whether a run has been finished, and refuse one of other settings (InputError)."""
     settings = run.settings()
-    if not (run.folder / FINISHED_FILE).is_file():
+    if not all((run.folder / name).is_file() for name in (FINISHED_FILE, RESULTS_FILE)):
         return False
     if run.finished()["settings"] != settings:
         raise InputError(

@@ -76,7 +76,8 @@ UP_TO = {
     **dict.fromkeys(("segment_seconds", "aligned_seconds"), 3600),
     **dict.fromkeys(("max_symbols", "beam_size"), 1000),
 }
-"""What the numbers of a recipe are held to; none may lie below 0."""
+"""What the numbers of a recipe are held to, none of which may lie below 0: shares to 1, seconds to
+an hour, and what a search follows at once to what it can hold."""
 
 SWITCHES = {f"--{name}" for name, value in RunOptions().as_dict().items() if value is False}
 """Run options of SpeechBrain that take no value."""
@@ -121,8 +122,8 @@ def parse_arguments(arguments):
         name, equals, value = argument.partition("=")
         if before in SWITCHES and argument.lower() in ("true", "false"):
             raise InputError(
-                f"{before}: a switch: name it alone to have it on; {argument} has its place in the "
-                "YAML"
+                f"{before} takes no value: give it alone to switch it on, or set it to {argument} "
+                "in the YAML"
             )
         if _is_path(before):
             argument = _quoted(argument)
@@ -348,6 +349,13 @@ def _check_losses(values, hparams_file):
 
 
 def check_device(device):
+    """Refuse a device that is not there, or on which nothing can be computed (``InputError``).
+
+    Arguments
+    ---------
+    device : str or None
+        PyTorch's name; None is the one that PyTorch takes by itself.
+    """
     try:
         torch.empty(1, device=device).cpu()  # which one without memory, as meta, cannot do
     except (RuntimeError, AssertionError) as error:

@@ -882,6 +882,11 @@ REFUSED = {
             ),
         )
     },
+    "audio of a rate that no sound has, read": (
+        audio,
+        lambda folder: soundfile.write(folder / "a.wav", tone(), 2**30),
+        f"{2**30} samples a second in {{folder}}/a.wav: replace it",
+    ),
     **{
         f"{name}, heard": (recording, spoil, f"{{folder}}/a.wav: {reason}")
         for name, spoil, reason in (
@@ -1442,11 +1447,20 @@ REFUSED = {
             ("rates", "{}", '{"WER": NaN}', "ValueError"),
             ("name", '"a"', "5", "TypeError"),
             ("name", '"a"', '"\\ud800"', "UnicodeEncodeError"),
+            ("rates", "{}", '{"WER": 1e999}', "ValueError"),
+            ("test_set", '""', '"\\ud800"', "UnicodeEncodeError"),
             ("duration", "1.0", "Infinity", "ValueError"),
             ("duration", "1.0", "true", "TypeError"),
             ("frame_duration", "0.04", "null", "TypeError"),
             ("frame_probabilities", "[[", '[["0.1"], [', "TypeError"),
             ("frame_probabilities", "[[", "[[0.1], [", "ValueError"),
+            ("frame_probabilities", "[[", "[[1e300, 0, 0, 0], [", "ValueError"),
+            (
+                "segments",
+                "[{",
+                '[{"start": 0.0, "end": 1.0, "emotion": null}, {',
+                "TypeError",
+            ),
             ("emotion", '"', '"calm", "text": "', "ValueError"),
         )
     },

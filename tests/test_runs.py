@@ -86,6 +86,10 @@ def test_what_a_finished_training_left_may_be_damaged(recipe, name, damaged):
     path.write_text(damaged)
     with pytest.raises(InputError, match=rf"^{path}: .*: remove it and give the command again"):
         compare({"plain": ["small.yaml"]}, [1], recipe / "train.py", recipe / "out")
+    path.unlink()
+    assert "| plain " in compare(
+        {"plain": ["small.yaml"]}, [1], recipe / "train.py", recipe / "out"
+    )
 
 
 def test_what_was_stopped_has_no_minutes(recipe):

@@ -314,7 +314,11 @@ def test_a_seed_or_a_folder_that_cannot_be_is_one_line(tmp_path, capsys):
     (tmp_path / "file").touch()
     for folder, seed, said in (
         ("corpus", "-1", "--seed: -1: give one from 0"),
-        ("file/corpus", "1", f"{tmp_path}/file/corpus.partial: Not a directory: name another path"),
+        (
+            "file/corpus",
+            "1",
+            f"{tmp_path}/file/corpus.partial: Not a directory: bring it back, or name another path",
+        ),
     ):
         with pytest.raises(SystemExit) as ended:
             synth.main(["zed", str(tmp_path / folder), "--utterances", "3", "--seed", seed])

@@ -730,6 +730,14 @@ def test_a_missing_corpus_is_refused(run, tmp_path):
     assert not list(outcome.folder.glob("save/*"))
 
 
+def test_a_model_of_other_tokens_or_options_for_another_device_are_refused(run, iemocap):
+    given = {"data_folder": iemocap, "device": "cpu"}
+    outcome = run("IEMOCAP", "ent_demo.yaml", model="{vocab_size: 20}", **given)
+    assert_refused(outcome, "model: vocab_size 20: there are 31 tokens: set the recipe's own ")
+    outcome = run("IEMOCAP", "ent_demo.yaml", precision="fp16", **given)
+    assert_refused(outcome, "run options: ", "fp16")
+
+
 def test_another_corpus_is_refused(run, zed, iemocap):
     outcome = run("ZED", "ent_demo.yaml", data_folder=zed, zed_folder=iemocap)
     assert_refused(outcome, f"{zed}: neither it nor IEMOCAP_full_release in it has", "data_folder")
