@@ -1,7 +1,8 @@
 """The page of an evaluation: one HTML file to look at, to listen to, and to pass on.
 
 An evaluation leaves its ``results.json`` and, of every utterance, what was heard and what was to be
-heard (``write_utterances``); ``write_report`` makes the page of the two. The page fetches nothing.
+heard (``write_utterances``); ``write_report`` makes the page of the two. The page fetches nothing
+but the sound that it links.
 """
 
 import base64
