@@ -222,7 +222,7 @@ def train(rank, form, folder, sizes, threads):
         hparams={
             **dict.fromkeys(("rnnt_weight", "head_weight", "lattice_weight"), 0.5),
             **{"lm_weight": 0.0, "fastemit": 0.0, "lattice_mode": "one", "warmup_epochs": 0},
-            **{"segment_decoding": "argmax", "segment_seconds": 0.3},
+            **{"head_intervals": False, "segment_decoding": "argmax", "segment_seconds": 0.3},
             "number_of_epochs": form.epochs,
             "lr_schedule": lambda optimizer, **_: transformers.get_constant_schedule(optimizer),
         },
