@@ -55,6 +55,7 @@ def report(brain, test_sets, hparams, trained_on):
     folder = Path(hparams["output_folder"])
     if not (folder / HISTORY_FILE).is_file():
         raise InputError(f"{folder}: nothing was trained in it: train for an epoch at least")
+    # The Brain's own list will end with the epoch of the checkpoint that is loaded below.
     remedy = "bring it back, or train again in another output_folder"
     history = read_rows(folder / HISTORY_FILE, ["epoch"], remedy)
     main_process_only(plot_learning_curves)(history, folder / "learning_curves.png")
