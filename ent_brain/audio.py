@@ -54,34 +54,65 @@ def check_audio(wav):
         audio = soundfile.info(wav)
         if not audio.frames:
             raise InputError(f"no samples in {wav}")
-        check_header(wav, audio)
+        _check_header(wav, audio)
         _check_samples(wav, audio)
     except UNREADABLE as error:
-        raise InputError(f"unreadable audio {wav} ({why_unreadable(error)})") from error
+        raise InputError(f"unreadable audio {wav} ({_why_unreadable(error)})") from error
     return audio
 
 
-def check_header(wav, audio):
-    """Refuse audio that ends too early, or has a rate that no sound has.
+def open_audio(path):
+    """Open a sound file that is whole, as far as its header tells (soundfile.SoundFile).
 
     Arguments
     ---------
-    wav : Path or str
-    audio : soundfile._SoundFileInfo or soundfile.SoundFile
+    path : str or Path
 
     Raises
     ------
     InputError
     """
-    if audio.samplerate > HIGHEST_RATE:
-        raise InputError(f"{audio.samplerate} samples a second in {wav}")
-    # libsndfile shortens what is cut off, and says so in its log alone.
-    sizes = re.search(r"^data : (\d+) \(should be (\d+)\)", audio.extra_info, re.MULTILINE)
-    if sizes and int(sizes[1]) < LEAST_UNKNOWN_SIZE:
-        seconds = audio.frames / audio.samplerate
-        announced = seconds * int(sizes[1]) / int(sizes[2])
-        if announced - seconds > DURATION_TOLERANCE:
-            raise InputError(f"{seconds:.2f} of {announced:.2f} s of audio in {wav}")
+    try:
+        file = soundfile.SoundFile(str(path))
+    except UnicodeEncodeError as error:
+        raise InputError(f"{path}: its name is no text: rename it") from error
+    except UNREADABLE as error:
+        raise _cannot_be_read(path, error) from error
+    try:
+        _check_header(path, file)
+    except InputError as error:
+        file.close()
+        raise InputError(f"{error}: replace it") from None
+    return file
+
+
+def read_samples(file, count, path):
+    """Read samples of all channels, mixed down.
+
+    Arguments
+    ---------
+    file : soundfile.SoundFile
+    count : int
+        At most; -1 reads all.
+    path : str or Path
+        That errors name.
+
+    Returns
+    -------
+    float32 array [S]
+
+    Raises
+    ------
+    InputError
+        If they cannot be read, or one is no sound.
+    """
+    try:
+        samples = file.read(count, dtype="float32", always_2d=True).mean(1)
+    except UNREADABLE as error:
+        raise _cannot_be_read(path, error) from error
+    if samples.size and not _are_sound(samples):
+        raise InputError(f"{path}: holds samples that are no sound: replace it")
+    return samples
 
 
 def resample(samples, rate, sample_rate):
@@ -103,16 +134,34 @@ def resample(samples, rate, sample_rate):
     return resample_poly(samples, sample_rate // common, rate // common)
 
 
-def are_sound(samples):
+def _cannot_be_read(path, error):
+    reason = _why_unreadable(error)
+    return InputError(f"{path}: cannot be read as audio ({reason}): replace it")
+
+
+def _are_sound(samples):
     """Whether samples, a tensor or an array of one at least, are numbers that sound can have."""
     return bool(abs(samples).max() <= LOUDEST)  # which none is that is no number
 
 
-def why_unreadable(error):
+def _why_unreadable(error):
     """Why soundfile could not read a file (str), without its path."""
     if isinstance(error, TypeError):
         return "raw samples, without a rate"
     return getattr(error, "error_string", str(error)).rstrip(".") or "cut off"
+
+
+def _check_header(wav, audio):
+    """Refuse audio (SoundFile or its info) that ends too early, or has a rate that no sound has."""
+    if audio.samplerate > HIGHEST_RATE:
+        raise InputError(f"{audio.samplerate} samples a second in {wav}")
+    # libsndfile shortens what is cut off, and says so in its log alone.
+    sizes = re.search(r"^data : (\d+) \(should be (\d+)\)", audio.extra_info, re.MULTILINE)
+    if sizes and int(sizes[1]) < LEAST_UNKNOWN_SIZE:
+        seconds = audio.frames / audio.samplerate
+        announced = seconds * int(sizes[1]) / int(sizes[2])
+        if announced - seconds > DURATION_TOLERANCE:
+            raise InputError(f"{seconds:.2f} of {announced:.2f} s of audio in {wav}")
 
 
 def _check_samples(wav, audio):
@@ -124,5 +173,5 @@ def _check_samples(wav, audio):
     if audio.format in ("WAV", "WAVEX") and audio.subtype.startswith("PCM_"):
         return
     blocks = soundfile.blocks(wav, BLOCK, dtype="float32", always_2d=True)
-    if not all(map(are_sound, blocks)):
+    if not all(map(_are_sound, blocks)):
         raise InputError(f"samples that are no sound in {wav}")

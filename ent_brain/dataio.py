@@ -4,14 +4,12 @@ import os
 from functools import partial
 
 import numpy as np
-import soundfile
 import torch
-from speechbrain.dataio import audio_io
 from speechbrain.dataio.dataset import DynamicItemDataset
 from speechbrain.dataio.sampler import DynamicBatchSampler
 from torch.utils.data import BatchSampler, Sampler
 
-from ent_brain.audio import are_sound, check_header, resample, why_unreadable
+from ent_brain.audio import open_audio, read_samples, resample
 from ent_brain.emotions import EMOTIONS, NEUTRAL, emotion_index
 from ent_brain.errors import InputError, raise_problems
 from ent_brain.manifest import (
@@ -52,20 +50,12 @@ def read_audio(path, sample_rate):
     InputError
         If the file cannot be read, or holds no sample or one that is no sound.
     """
-    try:
-        check_header(path, soundfile.info(str(path)))
-        audio, rate = audio_io.load(str(path))
-    except InputError as error:
-        raise InputError(f"{error}: replace it") from None
-    except (RuntimeError, OSError) as error:
-        reason = why_unreadable(error.__cause__ or error)
-        raise InputError(f"{path}: cannot be read as audio ({reason}): replace it") from error
-    if not audio.numel():
+    with open_audio(path) as file:
+        samples = read_samples(file, -1, path)
+        rate = file.samplerate
+    if not samples.size:
         raise InputError(f"{path}: holds no audio: replace or remove it")
-    audio = audio.mean(0)
-    if not are_sound(audio):
-        raise InputError(f"{path}: holds samples that are no sound: replace it")
-    return torch.from_numpy(resample(audio.numpy(), rate, sample_rate))
+    return torch.from_numpy(resample(samples, rate, sample_rate))
 
 
 def make_dataset(manifest, data_root, tokens, frontend, max_tokens_per_frame):

@@ -5,12 +5,11 @@ from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
-import soundfile
 import torch
 from torch import Tensor
 
 from ent_brain.annotation import Heard
-from ent_brain.audio import UNREADABLE, are_sound, check_header, resample, why_unreadable
+from ent_brain.audio import open_audio, read_samples, resample
 from ent_brain.errors import InputError
 
 OVERLAP = 0.3
@@ -40,7 +39,7 @@ class Window(NamedTuple):
 
 def count_seconds(path):
     """Seconds of a sound file (float), as its header has it."""
-    with _open(path) as file:
+    with open_audio(path) as file:
         return file.frames / file.samplerate
 
 
@@ -104,14 +103,14 @@ def _find_pause(wav, sample_rate):
 
 def _read_blocks(path, sample_rate):
     """Mono audio of a sound file at another rate, ``BLOCK`` seconds after another."""
-    with _open(path) as file:
+    with open_audio(path) as file:
         rate = file.samplerate
         kept, before, start = np.zeros(0, dtype=np.float32), 0, 0
         ended = False
         while not ended:
             # A second more at both ends, where resampling would hear an edge.
             missing = (start + BLOCK + 1 - before) * rate - len(kept)
-            kept = np.concatenate((kept, _read(file, missing, path)))
+            kept = np.concatenate((kept, read_samples(file, missing, path)))
             ended = before * rate + len(kept) <= (start + BLOCK) * rate
             if not len(kept):
                 raise InputError(f"{path}: holds no audio: replace or remove it")
@@ -120,33 +119,6 @@ def _read_blocks(path, sample_rate):
             yield wav[first : first + BLOCK * sample_rate]
             start += BLOCK
             kept, before = kept[(start - 1 - before) * rate :], start - 1
-
-
-def _open(path):
-    try:
-        file = soundfile.SoundFile(str(path))
-    except UnicodeEncodeError as error:
-        raise InputError(f"{path}: its name is no text: rename it") from error
-    except UNREADABLE as error:
-        reason = why_unreadable(error)
-        raise InputError(f"{path}: cannot be read as audio ({reason}): replace it") from error
-    try:
-        check_header(path, file)
-    except InputError as error:
-        file.close()
-        raise InputError(f"{error}: replace it") from None
-    return file
-
-
-def _read(file, count, path):
-    try:
-        samples = file.read(count, dtype="float32", always_2d=True).mean(1)
-    except UNREADABLE as error:
-        reason = why_unreadable(error)
-        raise InputError(f"{path}: cannot be read as audio ({reason}): replace it") from error
-    if samples.size and not are_sound(samples):
-        raise InputError(f"{path}: holds samples that are no sound: replace it")
-    return samples
 
 
 def join(starts, windows, frame_duration):
