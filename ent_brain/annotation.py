@@ -75,34 +75,43 @@ class Annotation:
     frame_probabilities: tuple[tuple[float, ...], ...]
     """[T][E]"""
 
+    def to_dict(self):
+        """Everything, as JSON has it; ``from_dict`` gives it back."""
+        return {
+            **vars(self),
+            "words": [word._asdict() for word in self.words],
+            "segments": [segment._asdict() for segment in self.segments],
+        }
+
     def to_json(self):
         """Everything, as JSON (str); ``from_json`` gives it back."""
-        return json.dumps(
-            {
-                **vars(self),
-                "words": [word._asdict() for word in self.words],
-                "segments": [segment._asdict() for segment in self.segments],
-            },
-            ensure_ascii=False,
-        )
+        return json.dumps(self.to_dict(), ensure_ascii=False)
 
     @classmethod
-    def from_json(cls, text):
-        """Read what ``to_json`` wrote.
+    def from_dict(cls, fields):
+        """Take back what ``to_dict`` gave.
 
         Raises
         ------
         ValueError, TypeError, KeyError
             If it is something else.
         """
-        fields = json.loads(text)
-        fields["words"] = tuple(Word(**word) for word in fields["words"])
-        fields["segments"] = tuple(Segment(**segment) for segment in fields["segments"])
-        fields["probabilities"] = tuple(fields["probabilities"])
-        fields["frame_probabilities"] = tuple(map(tuple, fields["frame_probabilities"]))
-        annotation = cls(**fields)
+        annotation = cls(
+            **{
+                **fields,
+                "words": tuple(Word(**word) for word in fields["words"]),
+                "segments": tuple(Segment(**segment) for segment in fields["segments"]),
+                "probabilities": tuple(fields["probabilities"]),
+                "frame_probabilities": tuple(map(tuple, fields["frame_probabilities"])),
+            }
+        )
         annotation._check()
         return annotation
+
+    @classmethod
+    def from_json(cls, text):
+        """Read what ``to_json`` wrote; raises as ``from_dict`` does."""
+        return cls.from_dict(json.loads(text))
 
     def _check(self):
         """Refuse parts of other kinds (``TypeError``) or values (``ValueError``)."""

@@ -120,20 +120,25 @@ def _describe(brain, name, dataset, folder):
                     folder / f"lattice_{label}_{emotion}.png",
                     brain.emotion_lattice(wav, hypothesis.tokens).numpy(),
                     hypothesis.frames,
-                    stats.tokens.words(hypothesis.tokens) if stats.words else [],
+                    _words(stats, hypothesis),
                     annotation.frame_duration,
                     utterance,
                 )
 
 
+def _words(stats, hypothesis):
+    """Words as ``tokens.words`` gives them; none where nothing is transcribed."""
+    return stats.tokens.words(hypothesis.tokens) if stats.words else []
+
+
 def _annotation(stats, utterance, entry):
     """What was heard in an utterance of a test set that has been scored."""
     hypothesis, decoder = stats.hypotheses[utterance], stats.decoder
-    words = stats.tokens.words(hypothesis.tokens) if stats.words else []
     log_probs = hypothesis.emotion_log_probs
     labels = None
     if log_probs is not None:
         labels = decoder.labels(log_probs, hypothesis.event_log_probs)
+    words = _words(stats, hypothesis)
     times = word_times(words, hypothesis.frames, decoder.frame_duration, entry["duration"])
     heard = Heard(entry["duration"], times, log_probs, labels, hypothesis.utterance_log_probs)
     return annotate(utterance, heard, decoder.frame_duration)

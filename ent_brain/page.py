@@ -12,7 +12,7 @@ import json
 import math
 import os
 import re
-from collections import Counter
+from collections import Counter, defaultdict
 from dataclasses import dataclass, field
 from html import escape
 from pathlib import Path
@@ -82,8 +82,8 @@ def write_utterances(utterances, path):
                 "test_set": utterance.test_set,
                 "audio": str(utterance.audio),
                 "rates": utterance.rates,
-                "reference": None if reference is None else json.loads(reference.to_json()),
-                "annotation": json.loads(utterance.annotation.to_json()),
+                "reference": None if reference is None else reference.to_dict(),
+                "annotation": utterance.annotation.to_dict(),
             }
             file.write(json.dumps(fields, ensure_ascii=False) + "\n")
 
@@ -96,7 +96,7 @@ def read_utterances(path):
                 fields = json.loads(line)
                 for key in ("annotation", "reference"):
                     if fields[key] is not None:
-                        fields[key] = Annotation.from_json(json.dumps(fields[key]))
+                        fields[key] = Annotation.from_dict(fields[key])
                 utterance = Utterance(**fields)
             except (ValueError, TypeError, KeyError, RecursionError) as error:
                 reason = f"damaged ({type(error).__name__})"
@@ -184,19 +184,19 @@ def write_page(path, title, results, utterances, embedded_bytes=EMBEDDED_BYTES, 
         "script": script,
     }
     before, after = _asset("page.html").split("{{utterances}}")
-    left, kinds, silent = embedded_bytes, Counter(), []
+    left, kinds = embedded_bytes, defaultdict(list)
     path.parent.mkdir(parents=True, exist_ok=True)
     with whole_or_nothing(path) as partial, partial.open("w", encoding="utf-8") as file:
         file.write(_filled(before, parts))
         comma = ""
         for description, audio in tqdm(described, desc=path.name, disable=not progressbar):
             sound = _sound(audio, path.parent, left)
-            kinds["linked" if sound["link"] else "embedded" if sound["audio"] else "missing"] += 1
-            silent += [audio] if sound["peaks"] is None else []
+            kind = "linked" if sound["link"] else "embedded" if sound["audio"] else "missing"
+            kinds[kind].append(audio)
             left = 0 if sound["link"] else left - len(sound["audio"] or b"")
             file.write(comma + _json({**description, **sound}))
             comma = ","
-        if silent:
+        if silent := kinds["missing"]:
             logger.warning(
                 f"{path}: without the sound of {len(silent)} utterances: {silent[0]} is not there "
                 "or cannot be read"
@@ -323,7 +323,7 @@ def _audio_note(kinds, embedded_bytes):
         "missing": "missing, as it could not be read when the page was made",
     }
     return " ".join(
-        f"The sound of {kinds[kind]} utterance{'s' * (kinds[kind] > 1)} is {note}."
+        f"The sound of {len(kinds[kind])} utterance{'s' * (len(kinds[kind]) > 1)} is {note}."
         for kind, note in notes.items()
         if kinds[kind]
     )

@@ -29,8 +29,8 @@ LATTICE_MODES = (*POOLING_MODES, "aligned", "aligned_event", *SUPERVISED_MODES)
 
 TRAINED_BY = {
     "loss settings": (
-        *(*LOSS_WEIGHTS, "fastemit", "lattice_mode", "aligned_top", "aligned_seconds"),
-        "head_intervals",
+        *LOSS_WEIGHTS,
+        *("fastemit", "lattice_mode", "aligned_top", "aligned_seconds", "head_intervals"),
     ),
     "training settings": (
         *("seed", "lr", "start_lr", "final_lr", "warmup_epochs", "decay_epochs"),
@@ -45,8 +45,7 @@ TRAINED_BY = {
 and model: with others it is another training."""
 
 KEYS_OF_EVERY_RECIPE = {
-    *LOSS_WEIGHTS,
-    *("fastemit", "lattice_mode", "aligned_top", "aligned_seconds", "head_intervals"),
+    *TRAINED_BY["loss settings"],
     *("max_symbols", "beam_size", "segment_decoding", "segment_seconds"),
     *("seed", "output_folder", "data_folder", "save_folder", "paper_protocol"),
     *("tokens", "vocab_size", "max_tokens_per_frame", "max_batch_nodes"),
