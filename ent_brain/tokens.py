@@ -1,8 +1,14 @@
-"""Transcripts as token ids: normalisation, characters and SentencePiece pieces, one interface."""
+"""Transcripts as token ids: normalization, characters and SentencePiece pieces, one interface."""
 
 import re
+import unicodedata
+from collections import Counter
+from functools import cache
+from itertools import dropwhile
+from pathlib import Path
 
 import sentencepiece
+from speechbrain.utils.checkpoints import mark_as_transfer, register_checkpoint_hooks
 
 from ent_brain.errors import InputError
 from ent_brain.files import whole_or_nothing
@@ -14,6 +20,14 @@ SPACE = "SPACE"
 WORD_START = "\u2581"
 """What SentencePiece writes before the first piece of a word."""
 CHARACTERS = ("<blank>", "<unk>", SPACE, *"ETAONIHSRDLUMWCFGYPBVK'XJQZ", "<sos/eos>")
+
+SHOWN_CHARACTERS = 10
+"""Number of unknown characters that a report lists; it counts the others."""
+
+CHARACTERS_HEADING = (
+    "# Characters of the tokens, in the order of their ids: one a line, name, count"
+)
+"""First line of the file that ``learn_characters`` writes."""
 
 _PUNCTUATION = re.compile(r"[\[\].,?!\-:;\"\s]+")
 
@@ -40,6 +54,95 @@ def normalize_transcript(text):
     return _PUNCTUATION.sub(" ", text.upper()).strip()
 
 
+_APOSTROPHES = dict.fromkeys(
+    map(ord, "`\u00b4\u0384\u02bb\u02bc\u02bd\u055a\u05f3\u1fbd\u1fbf‘’‛"), "'"
+)
+"""Letters and signs that people type for an apostrophe, Armenian, Hebrew and Greek ones included.
+The prime is none of them: it stands for feet and minutes."""
+
+_JOINERS = "\u200c\u200d"
+_VIRAMA = 9
+"""Combining class of the sign that takes the vowel from a consonant in the scripts of India."""
+
+_INVISIBLE = {
+    *(0x034F, 0x115F, 0x1160, 0x17B4, 0x17B5, 0x180B, 0x180C, 0x180D, 0x180F, 0x3164, 0xFFA0),
+    *range(0xFE00, 0xFE10),
+    *range(0xE0100, 0xE01F0),
+}
+"""Marks and letters that Unicode lists as ignorable: variation selectors and fillers."""
+
+
+def normalize_unicode(text):
+    """Write a transcript of any language in upper case, without punctuation and symbols.
+
+    Compatibility forms become usual ones (NFKC), and letters upper case by Unicode's rules: ß and ẞ
+    become SS, ς becomes Σ, and the Turkish i and ı both become I. All apostrophes become ``'``,
+    which stays if a letter, mark or digit is beside it. Each run of other punctuation, symbols and
+    white space becomes one space. Combining marks and digits stay. Format characters go, except
+    where a joiner changes the word: after a virama, and in Persian between letters.
+
+    Arguments
+    ---------
+    text : str
+
+    Returns
+    -------
+    str
+        The same for canonically equivalent texts; normalizing it again changes nothing. Empty
+        if the text has only punctuation.
+
+    Example
+    -------
+    >>> normalize_unicode("„Don’t“, sagte er – naïve Straße!")
+    "DON'T SAGTE ER NAÏVE STRASSE"
+    """
+    text = "".join(map(_without_format, text))
+    # NFKC would make a space and a mark of some apostrophes; NFD knows them in every spelling.
+    text = unicodedata.normalize("NFD", text).translate(_APOSTROPHES)
+    text = unicodedata.normalize("NFKD", text).upper().replace("ẞ", "SS")
+    text = _FORMAT_RUN.sub(_needed_joiner, unicodedata.normalize("NFKD", text))
+    text = "".join(map(_without_punctuation, unicodedata.normalize("NFKC", text)))
+    text = re.sub("''+", " ", text)  # quotation marks
+    # A mark without a letter is what remains of a symbol.
+    words = ("".join(dropwhile(_is_mark, word)) for word in text.split())
+    return " ".join(word for word in words if word.strip("'"))
+
+
+_FORMAT_RUN = re.compile(f"[{_JOINERS}]+")
+
+
+@cache
+def _without_format(character):
+    format_character = unicodedata.category(character) == "Cf" and character not in _JOINERS
+    return "" if format_character or ord(character) in _INVISIBLE else character
+
+
+@cache
+def _without_punctuation(character):
+    character = character.translate(_APOSTROPHES)  # NFKD has made new ones
+    kind = unicodedata.category(character)
+    return " " if character != "'" and (kind[0] in "PSZ" or kind in ("Cc", "Cs")) else character
+
+
+@cache
+def _is_mark(character):
+    return character in _JOINERS or unicodedata.category(character)[0] == "M"
+
+
+def _needed_joiner(run):
+    """Return the first of a run of joiners if the word needs it there, else nothing."""
+    before, after = run.string[: run.start()][-1:], run.string[run.end() :][:1]
+    joiner = run[0][0]
+    if before and unicodedata.combining(before) == _VIRAMA:
+        return joiner if joiner == _JOINERS[1] or after.isalpha() else ""
+    arabic = all(c and unicodedata.bidirectional(c) in ("AL", "NSM") for c in (before, after))
+    return joiner if joiner == _JOINERS[0] and arabic else ""
+
+
+NORMALIZATIONS = {"published": normalize_transcript, "unicode": normalize_unicode}
+"""Normalizations by the name that recipes and exports give."""
+
+
 def _words(pieces, boundary):
     """Join pieces to words; the boundary, alone or before a piece, starts another word.
 
@@ -58,8 +161,68 @@ def _words(pieces, boundary):
     return [tuple(word) for word in words if word[0]]
 
 
-class CharTokens:
+class _Tokens:
+    """A token set: what characters and pieces share.
+
+    Arguments
+    ---------
+    normalization : str
+        A key of ``NORMALIZATIONS``: of the transcripts that the tokens are learnt from.
+    """
+
+    def __init__(self, normalization):
+        if normalization not in NORMALIZATIONS:
+            choices = " or ".join(NORMALIZATIONS)
+            raise InputError(f"normalization: {normalization!r}: choose {choices}")
+        self.normalization = normalization
+
+    def normalize(self, text):
+        """Write a text (str) as ``encode`` needs it."""
+        return NORMALIZATIONS[self.normalization](text)
+
+    def decode(self, ids):
+        """Transcript (str) of token ids; ``<unk>`` is written out, as it counts as an error."""
+        return " ".join(word for word, _, _ in self.words(ids))
+
+
+class _Characters(_Tokens):
+    """One token a character: ``<blank>``, ``<unk>``, the space, the characters, ``<sos/eos>``."""
+
+    def __init__(self, characters, normalization):
+        super().__init__(normalization)
+        self._set(characters)
+
+    def _set(self, characters):
+        self._names = (*CHARACTERS[:3], *characters, CHARACTERS[-1])
+        self._ids = {name: index for index, name in enumerate(self._names)}
+
+    def __len__(self):
+        return len(self._names)
+
+    def encode(self, transcript):
+        """Token ids (list[int]) of a normalised transcript."""
+        return [
+            self._ids.get(SPACE if character == " " else character, UNKNOWN)
+            for character in transcript
+        ]
+
+    def words(self, ids):
+        """Words of token ids and where they stand: (text, first, end) with the end excluded."""
+        return _words([" " if self._names[i] == SPACE else self._names[i] for i in ids], " ")
+
+    def unknown(self, transcript):
+        """Characters (str) of a normalised transcript that become ``<unk>``."""
+        ids = self.encode(transcript)
+        return "".join(c for c, i in zip(transcript, ids, strict=True) if i == UNKNOWN)
+
+
+class CharTokens(_Characters):
     """The 31 characters of the paper.
+
+    Arguments
+    ---------
+    normalization : str
+        A key of ``NORMALIZATIONS``.
 
     Example
     -------
@@ -70,29 +233,134 @@ class CharTokens:
     'TEA'
     """
 
-    def __init__(self):
-        self._ids = {character: index for index, character in enumerate(CHARACTERS)}
-
-    def __len__(self):
-        return len(CHARACTERS)
-
-    def encode(self, transcript):
-        """Token ids (list[int]) of a normalised transcript."""
-        return [
-            self._ids.get(SPACE if character == " " else character, UNKNOWN)
-            for character in transcript
-        ]
-
-    def decode(self, ids):
-        """Transcript (str) of token ids; ``<unk>`` is written out, as it counts as an error."""
-        return " ".join(word for word, _, _ in self.words(ids))
-
-    def words(self, ids):
-        """Words of token ids and where they stand: (text, first, end) with the end excluded."""
-        return _words([" " if CHARACTERS[i] == SPACE else CHARACTERS[i] for i in ids], " ")
+    def __init__(self, normalization="published"):
+        super().__init__(CHARACTERS[3:-1], normalization)
 
 
-class SentencePieceTokens:
+@register_checkpoint_hooks
+class CharacterTokens(_Characters):
+    """The characters of a text of any language, normalised by ``normalize_unicode``.
+
+    A character is one code point; a combining mark is a character of its own.
+
+    Arguments
+    ---------
+    characters : iterable of str
+        In the order of their ids; left out if ``load`` gives them later.
+
+    Example
+    -------
+    >>> tokens = CharacterTokens("ÄB")
+    >>> len(tokens), tokens.encode(tokens.normalize("„Bä!“"))
+    (6, [4, 3])
+    """
+
+    def __init__(self, characters=()):
+        super().__init__(characters, "unicode")
+
+    @mark_as_transfer  # so that SpeechBrain's Pretrainer loads it
+    def load(self, path):
+        """Take the characters from a file that ``learn_characters`` wrote.
+
+        Arguments
+        ---------
+        path : str or Path
+
+        Raises
+        ------
+        InputError
+            If the file is not such a list. Names the line.
+        """
+        self._set(_read_characters(Path(path)))
+
+
+def learn_characters(transcripts, path):
+    """Collect the characters of normalised transcripts and write them, whole or not at all.
+
+    The file is UTF-8 text: a comment, then a line for each character, with its Unicode name and its
+    count, separated by tabs. The most frequent comes first, of equals the lower code point.
+
+    Arguments
+    ---------
+    transcripts : iterable of str
+        Training transcripts only: a test transcript must not reach the tokens.
+    path : str or Path
+
+    Returns
+    -------
+    CharacterTokens
+
+    Raises
+    ------
+    InputError
+        If the transcripts have no character.
+    """
+    counts = Counter(character for transcript in transcripts for character in transcript)
+    del counts[" "]
+    if not counts:
+        raise InputError(f"{path}: no transcript has a character to learn: check the training set")
+    lines = [CHARACTERS_HEADING]
+    for character in sorted(counts, key=lambda c: (-counts[c], c)):
+        name = unicodedata.name(character, f"U+{ord(character):04X}")
+        lines.append(f"{character}\t{name}\t{counts[character]}")
+    with whole_or_nothing(path) as partial:
+        partial.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return load_characters(path)
+
+
+def load_characters(path):
+    """Load characters that ``learn_characters`` wrote.
+
+    Arguments
+    ---------
+    path : str or Path
+
+    Returns
+    -------
+    CharacterTokens
+
+    Raises
+    ------
+    InputError
+        If the file is not such a list. Names the line.
+    """
+    tokens = CharacterTokens()
+    tokens.load(path)
+    return tokens
+
+
+def _read_characters(path):
+    """Read characters (list[str]) from a file of ``learn_characters`` and check them."""
+
+    def refuse(number, problem):
+        return InputError(f"{path}: line {number}: {problem}: correct it, or learn them again")
+
+    try:
+        content = path.read_bytes()
+        text = content.decode("utf-8-sig")
+    except OSError as error:
+        raise InputError(f"{path}: no list of characters: learn one first") from error
+    except UnicodeDecodeError as error:
+        raise refuse(content.count(b"\n", 0, error.start) + 1, "not UTF-8") from error
+    heading, *lines = text.removesuffix("\n").split("\n")
+    if not heading.startswith("#"):
+        raise refuse(1, f"does not start with # as {CHARACTERS_HEADING!r} does")
+    if not lines:
+        raise refuse(2, "no character")
+    found = {}
+    for number, line in enumerate(lines, start=2):
+        character = line.rstrip("\r").partition("\t")[0]
+        if len(character) != 1:
+            raise refuse(number, f"{character!r}: not one code point")
+        if character.isspace() or unicodedata.category(character) == "Cc":
+            raise refuse(number, f"{character!r}: a space or a control character")
+        if character in found:
+            raise refuse(number, f"{character!r}: as in line {found[character]}")
+        found[character] = number
+    return list(found)
+
+
+class SentencePieceTokens(_Tokens):
     """Byte-pair pieces of a SentencePiece model.
 
     Ids: ``<blank>`` 0, ``<unk>`` 1, the pieces, and ``<sos/eos>`` last.
@@ -101,9 +369,12 @@ class SentencePieceTokens:
     ---------
     processor : sentencepiece.SentencePieceProcessor
         Of a model that ``train_sentencepiece`` wrote; it may be loaded later.
+    normalization : str
+        A key of ``NORMALIZATIONS``: of the transcripts that the model was trained on.
     """
 
-    def __init__(self, processor):
+    def __init__(self, processor, normalization="published"):
+        super().__init__(normalization)
         self.processor = processor
 
     def __len__(self):
@@ -113,16 +384,17 @@ class SentencePieceTokens:
         """Token ids (list[int]) of a normalised transcript."""
         return self.processor.encode(transcript)
 
-    def decode(self, ids):
-        """Transcript (str) of token ids; ``<unk>`` is written out, as it counts as an error."""
-        return " ".join(word for word, _, _ in self.words(ids))
-
     def words(self, ids):
         """Words of token ids and where they stand: (text, first, end) with the end excluded."""
         end = len(self) - 1
         return _words(
             ["<sos/eos>" if i == end else self.processor.id_to_piece(i) for i in ids], WORD_START
         )
+
+    def unknown(self, transcript):
+        """Characters (str) of a normalised transcript that become ``<unk>``."""
+        pieces = self.processor.encode(transcript, out_type="immutable_proto").pieces
+        return "".join(piece.surface for piece in pieces if piece.id == UNKNOWN).replace(" ", "")
 
 
 def train_sentencepiece(transcripts, model_file, vocab_size=5000):
@@ -200,3 +472,68 @@ def load_sentencepiece(model_file):
             "train the model with ent_brain.tokens.train_sentencepiece"
         )
     return SentencePieceTokens(processor)
+
+
+def unknown_characters(transcripts, tokens):
+    """Count the transcripts that a token set cannot spell.
+
+    Arguments
+    ---------
+    transcripts : iterable of str
+        Normalised.
+    tokens : CharTokens, CharacterTokens or SentencePieceTokens
+
+    Returns
+    -------
+    int
+        Number of transcripts with at least one ``<unk>``.
+    Counter
+        How often each character became ``<unk>``.
+
+    Example
+    -------
+    >>> unknown_characters(["DON’T", "TÊTE À TÊTE", "TEA"], CharTokens())
+    (2, Counter({'Ê': 2, '’': 1, 'À': 1}))
+    """
+    unknown = [found for found in map(tokens.unknown, transcripts) if found]
+    return len(unknown), Counter("".join(unknown))
+
+
+def describe_unknown(utterances, total, characters):
+    """Tell in one line how many utterances have characters that the tokens lack.
+
+    Arguments
+    ---------
+    utterances : int
+    total : int
+        Number of utterances, those without unknown characters included.
+    characters : Counter
+        As ``unknown_characters`` returns it.
+
+    Returns
+    -------
+    str
+        Empty if there is no such utterance.
+
+    Example
+    -------
+    >>> describe_unknown(12, 400, Counter("ÉßÉ"))  # doctest: +ELLIPSIS
+    '12 of 400 utterances (3.0 %) have characters that the tokens lack: É (2), ß (1): learn ...
+    """
+    if not utterances:
+        return ""
+    shown = [f"{_visible(c)} ({n})" for c, n in characters.most_common(SHOWN_CHARACTERS)]
+    if others := len(characters) - len(shown):
+        shown.append(f"and {others} more")
+    return (
+        f"{utterances} of {total} utterances ({100 * utterances / total:.1f} %) have characters "
+        f"that the tokens lack: {', '.join(shown)}: learn the characters from the text with "
+        "tokens: characters, or correct these transcripts"
+    )
+
+
+def _visible(character):
+    """Show a mark on a circle, and an invisible character as its number."""
+    if unicodedata.category(character)[0] == "M":
+        return f"◌{character}"
+    return character if character.isprintable() else f"U+{ord(character):04X}"
