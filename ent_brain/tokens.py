@@ -1,4 +1,4 @@
-"""Transcripts as token ids: normalization, characters and SentencePiece pieces, one interface."""
+"""Transcripts as token ids: normalisation, characters and SentencePiece pieces, one interface."""
 
 import re
 import unicodedata
@@ -61,6 +61,7 @@ _APOSTROPHES = dict.fromkeys(
 The prime is none of them: it stands for feet and minutes."""
 
 _JOINERS = "\u200c\u200d"
+_JOINER_RUN = re.compile(f"[{_JOINERS}]+")
 _VIRAMA = 9
 """Combining class of the sign that takes the vowel from a consonant in the scripts of India."""
 
@@ -88,7 +89,7 @@ def normalize_unicode(text):
     Returns
     -------
     str
-        The same for canonically equivalent texts; normalizing it again changes nothing. Empty
+        The same for canonically equivalent texts; normalising it again changes nothing. Empty
         if the text has only punctuation.
 
     Example
@@ -100,15 +101,12 @@ def normalize_unicode(text):
     # NFKC would make a space and a mark of some apostrophes; NFD knows them in every spelling.
     text = unicodedata.normalize("NFD", text).translate(_APOSTROPHES)
     text = unicodedata.normalize("NFKD", text).upper().replace("ẞ", "SS")
-    text = _FORMAT_RUN.sub(_needed_joiner, unicodedata.normalize("NFKD", text))
+    text = _JOINER_RUN.sub(_needed_joiner, text)
     text = "".join(map(_without_punctuation, unicodedata.normalize("NFKC", text)))
     text = re.sub("''+", " ", text)  # quotation marks
     # A mark without a letter is what remains of a symbol.
     words = ("".join(dropwhile(_is_mark, word)) for word in text.split())
     return " ".join(word for word in words if word.strip("'"))
-
-
-_FORMAT_RUN = re.compile(f"[{_JOINERS}]+")
 
 
 @cache
@@ -131,16 +129,19 @@ def _is_mark(character):
 
 def _needed_joiner(run):
     """Return the first of a run of joiners if the word needs it there, else nothing."""
-    before, after = run.string[: run.start()][-1:], run.string[run.end() :][:1]
-    joiner = run[0][0]
-    if before and unicodedata.combining(before) == _VIRAMA:
-        return joiner if joiner == _JOINERS[1] or after.isalpha() else ""
-    arabic = all(c and unicodedata.bidirectional(c) in ("AL", "NSM") for c in (before, after))
-    return joiner if joiner == _JOINERS[0] and arabic else ""
+    joiner, start, end = run[0][0], run.start(), run.end()
+    before, after = run.string[max(start - 1, 0) : start], run.string[end : end + 1]
+    after_virama = before and unicodedata.combining(before) == _VIRAMA
+    if joiner == "\u200d":
+        return joiner if after_virama else ""
+    # Bidirectional classes: AL is an Arabic letter, NSM a mark, which may stand on one.
+    arabic = before and unicodedata.bidirectional(before) in ("AL", "NSM")
+    arabic = arabic and after and unicodedata.bidirectional(after) == "AL"
+    return joiner if after.isalpha() and (after_virama or arabic) else ""
 
 
 NORMALIZATIONS = {"published": normalize_transcript, "unicode": normalize_unicode}
-"""Normalizations by the name that recipes and exports give."""
+"""Normalisations by the name that recipes and exports give."""
 
 
 def _words(pieces, boundary):
@@ -351,7 +352,7 @@ def _read_characters(path):
     for number, line in enumerate(lines, start=2):
         character = line.rstrip("\r").partition("\t")[0]
         if len(character) != 1:
-            raise refuse(number, f"{character!r}: not one code point")
+            raise refuse(number, f"{character[:20]!r}: not one code point")
         if character.isspace() or unicodedata.category(character) == "Cc":
             raise refuse(number, f"{character!r}: a space or a control character")
         if character in found:
@@ -393,11 +394,13 @@ class SentencePieceTokens(_Tokens):
 
     def unknown(self, transcript):
         """Characters (str) of a normalised transcript that become ``<unk>``."""
-        pieces = self.processor.encode(transcript, out_type="immutable_proto").pieces
-        return "".join(piece.surface for piece in pieces if piece.id == UNKNOWN).replace(" ", "")
+        pieces = self.processor.encode(transcript, out_type=str)
+        ids = self.encode(transcript)
+        unknown = (piece for piece, i in zip(pieces, ids, strict=True) if i == UNKNOWN)
+        return "".join(unknown).replace(WORD_START, "")
 
 
-def train_sentencepiece(transcripts, model_file, vocab_size=5000):
+def train_sentencepiece(transcripts, model_file, vocab_size=5000, normalization="published"):
     """Train byte-pair pieces on normalised transcripts and write the model whole or not at all.
 
     Arguments
@@ -407,6 +410,8 @@ def train_sentencepiece(transcripts, model_file, vocab_size=5000):
     model_file : str or Path
     vocab_size : int
         Number of tokens, ``<blank>``, ``<unk>`` and ``<sos/eos>`` included.
+    normalization : str
+        A key of ``NORMALIZATIONS``: of the transcripts.
 
     Returns
     -------
@@ -431,6 +436,9 @@ def train_sentencepiece(transcripts, model_file, vocab_size=5000):
                 bos_id=-1,
                 eos_id=-1,
                 minloglevel=2,
+                # SentencePiece's own rule, which the published recipes use, would write a space
+                # for the joiner inside Persian words.
+                normalization_rule_name="nmt_nfkc" if normalization == "published" else "identity",
             )
     except RuntimeError as error:
         reason = " ".join(str(error).split())
@@ -443,15 +451,17 @@ def train_sentencepiece(transcripts, model_file, vocab_size=5000):
             f"{model_file}: {vocab_size} tokens cannot be learnt from these transcripts "
             f"({reason}): change vocab_size"
         ) from error
-    return load_sentencepiece(model_file)
+    return load_sentencepiece(model_file, normalization)
 
 
-def load_sentencepiece(model_file):
+def load_sentencepiece(model_file, normalization="published"):
     """Load a model that ``train_sentencepiece`` wrote.
 
     Arguments
     ---------
     model_file : str or Path
+    normalization : str
+        A key of ``NORMALIZATIONS``: of the transcripts that the model was trained on.
 
     Returns
     -------
@@ -471,7 +481,7 @@ def load_sentencepiece(model_file):
             f"{model_file}: <blank> is not 0 or <unk> is not 1: "
             "train the model with ent_brain.tokens.train_sentencepiece"
         )
-    return SentencePieceTokens(processor)
+    return SentencePieceTokens(processor, normalization)
 
 
 def unknown_characters(transcripts, tokens):
@@ -499,7 +509,7 @@ def unknown_characters(transcripts, tokens):
     return len(unknown), Counter("".join(unknown))
 
 
-def describe_unknown(utterances, total, characters):
+def describe_unknown(utterances, total, characters, tokens):
     """Tell in one line how many utterances have characters that the tokens lack.
 
     Arguments
@@ -509,6 +519,8 @@ def describe_unknown(utterances, total, characters):
         Number of utterances, those without unknown characters included.
     characters : Counter
         As ``unknown_characters`` returns it.
+    tokens : CharTokens, CharacterTokens or SentencePieceTokens
+        They decide the remedy.
 
     Returns
     -------
@@ -517,7 +529,7 @@ def describe_unknown(utterances, total, characters):
 
     Example
     -------
-    >>> describe_unknown(12, 400, Counter("ÉßÉ"))  # doctest: +ELLIPSIS
+    >>> describe_unknown(12, 400, Counter("ÉßÉ"), CharTokens())  # doctest: +ELLIPSIS
     '12 of 400 utterances (3.0 %) have characters that the tokens lack: É (2), ß (1): learn ...
     """
     if not utterances:
@@ -525,10 +537,13 @@ def describe_unknown(utterances, total, characters):
     shown = [f"{_visible(c)} ({n})" for c, n in characters.most_common(SHOWN_CHARACTERS)]
     if others := len(characters) - len(shown):
         shown.append(f"and {others} more")
+    if isinstance(tokens, CharTokens):
+        remedy = "learn the characters from the text with tokens: characters"
+    else:
+        remedy = "add training transcripts that have them"
     return (
         f"{utterances} of {total} utterances ({100 * utterances / total:.1f} %) have characters "
-        f"that the tokens lack: {', '.join(shown)}: learn the characters from the text with "
-        "tokens: characters, or correct these transcripts"
+        f"that the tokens lack: {', '.join(shown)}: {remedy}, or correct these transcripts"
     )
 
 
