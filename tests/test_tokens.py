@@ -100,6 +100,7 @@ def test_a_normal_transcript_stays_as_it_is(text):
         ("ﬁne ﬀ ＡＢｃ１ ŉ", "FINE FF ABC1 'N"),
         ("a_b=c+d & $5 @ #x ~ ¨ ´", "A B C D 5 X"),
         ("I ❤\ufe0f U 👍🏽\u200d!", "I U"),
+        ("A\ufe0fB 葛\U000e0100葉 E\u034f\u0301", "AB 葛葉 É"),
         ("zero\u200bwidth \ufeffmark", "ZEROWIDTH MARK"),
         ("tab\tline\r\nnull\x00bell", "TAB LINE NULL BELL"),
         # Turkish: upper case without a locale
