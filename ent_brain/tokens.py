@@ -400,6 +400,14 @@ class SentencePieceTokens(_Tokens):
         return "".join(unknown).replace(WORD_START, "")
 
 
+_TRAINING = {
+    "published": {},
+    "unicode": {"normalization_rule_name": "identity", "max_sentence_length": 2**20},
+}
+"""Settings of SentencePiece by normalisation. Its own rule writes a space for the joiner inside
+Persian words, and it silently skips transcripts of more than 4,192 bytes."""
+
+
 def train_sentencepiece(transcripts, model_file, vocab_size=5000, normalization="published"):
     """Train byte-pair pieces on normalised transcripts and write the model whole or not at all.
 
@@ -436,9 +444,7 @@ def train_sentencepiece(transcripts, model_file, vocab_size=5000, normalization=
                 bos_id=-1,
                 eos_id=-1,
                 minloglevel=2,
-                # SentencePiece's own rule, which the published recipes use, would write a space
-                # for the joiner inside Persian words.
-                normalization_rule_name="nmt_nfkc" if normalization == "published" else "identity",
+                **_TRAINING[normalization],
             )
     except RuntimeError as error:
         reason = " ".join(str(error).split())

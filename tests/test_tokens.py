@@ -404,6 +404,12 @@ def test_pieces_of_any_script_come_back(tmp_path, language):
     assert loaded.normalize(LANGUAGES[language][0]) == transcripts[0]
 
 
+def test_pieces_are_learnt_from_long_transcripts_too(tmp_path):
+    transcripts = ["क" * 1500 + " ख", "क ग"]  # 3 bytes a letter
+    pieces = train_sentencepiece(transcripts, tmp_path / "pieces.model", 8, "unicode")
+    assert 1 not in pieces.encode("ख")
+
+
 def test_published_pieces_are_trained_as_ever(pieces):
     model = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
