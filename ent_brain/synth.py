@@ -1,12 +1,13 @@
-"""Synthetic look-alikes of the IEMOCAP and ZED corpora: directory layout, labels and acted speech.
+"""Synthetic acted speech: look-alikes of IEMOCAP, of ZED and of a researcher's own corpus.
 
-``python -m ent_brain.synth iemocap FOLDER --utterances 1000 --seed 1`` (or ``zed``). The same seed
-writes the same bytes. ``ground_truth.json`` tells what the real corpora do not: the time of every
-word, and where the emotion is. No recipe reads it.
+``python -m ent_brain.synth iemocap FOLDER --utterances 1000 --seed 1`` (or ``zed``, or
+``table FOLDER --language de``). The same seed writes the same bytes. ``ground_truth.json`` tells
+what the real corpora do not: the time of every word, and where the emotion is. No recipe reads it.
 """
 
 import argparse
 import contextlib
+import csv
 import json
 import math
 import multiprocessing
@@ -23,22 +24,20 @@ from scipy.signal import resample_poly
 from tqdm import tqdm
 
 from ent_brain import espeak
-from ent_brain.emotions import EMOTIONS
 from ent_brain.errors import InputError, exit_on_input_error
 from ent_brain.segments import Segment
-from ent_brain.tokens import normalize_transcript
 
 SAMPLE_RATE = 16000
 RAMP = 0.02
 """Seconds over which voice and loudness change where an emotional stretch begins or ends."""
-IEMOCAP_SHARES, ZED_SHARES = (0.4, 1.0), (0.25, 0.7)
+IEMOCAP_SHARES, ZED_SHARES, TABLE_SHARES = (0.4, 1.0), (0.25, 0.7), (1.0, 1.0)
 """Least and largest share of an utterance's words that carry its emotion."""
 WORDS = range(3, 10)
 """Number of words of a sentence."""
 
 # Every upper-case word is drawn among its alternatives. Nothing in a sentence depends on the
 # emotion it is said with.
-GRAMMAR = {
+_ENGLISH_GRAMMAR = {
     "SENTENCE": "CLAUSE.|CLAUSE.|CLAUSE.|LEAD CLAUSE.|CLAUSE--|QUESTION?",
     "LEAD": "Well,|Okay,|So|Yeah,|You see,",
     "CLAUSE": "PERSON PUT THING PLACE|PERSON FOUND THING PLACE|PERSON FOUND THING WHEN"
@@ -80,39 +79,78 @@ GRAMMAR = {
 }
 
 
+_GERMAN_GRAMMAR = {
+    "SENTENCE": "CLAUSE.|CLAUSE.|CLAUSE.|CLAUSE!|LEAD, CLAUSE.|QUESTION?|QUESTION?"
+    "|NAME sagt: „CLAUSE.“|„QUESTION?“, fragt NAME.",
+    "LEAD": "ja|nein|also|doch|übrigens",
+    "CLAUSE": "PERSON BUYS OBJECT|PERSON BUYS OBJECT WHEN|WHEN BUYS PERSON OBJECT"
+    "|PERSON WOULD OBJECT BUY|ich möchte OBJECT BUY|wir müssen OBJECT BUY"
+    "|THING ist NICE|THING steht PLACE|THING ist nicht PLACE|PLACE steht THING"
+    "|PERSON geht TOWN|WHEN fährt PERSON TOWN|ich weiß es nicht|mir gefällt THING",
+    "QUESTION": "wo ist THING|steht THING PLACE|wer BUYS OBJECT|warum BUYS PERSON OBJECT"
+    "|wann fährt PERSON TOWN|WOULD PERSON OBJECT BUY|ist THING NICE",
+    "PERSON": "NAME|NAME|der Bäcker|die Ärztin|der Schüler|die Köchin|mein Großvater"
+    "|meine Großmutter|unser Nachbar|er|sie",
+    "NAME": "Jürgen|Käthe|Sören|Bärbel|Anna|Lukas|Maria|Peter",
+    "BUYS": "kauft|sucht|findet|öffnet|schließt|trägt|braucht|bringt|wäscht|vergisst|verkauft",
+    "BUY": "kaufen|suchen|finden|öffnen|schließen|tragen|holen|bringen|waschen|vergessen",
+    "WOULD": "möchte|muss|kann|darf|will|könnte|würde",
+    "OBJECT": "MASCULINES|den OLDS MASCULINE|FEMININES|die OLD FEMININE|NEUTERS|das OLD NEUTER",
+    "THING": "der MASCULINE|FEMININES|NEUTERS|der OLD MASCULINE|die OLD FEMININE|das OLD NEUTER",
+    "MASCULINES": "den MASCULINE|meinen MASCULINE|deinen MASCULINE",
+    "FEMININES": "die FEMININE|meine FEMININE|deine FEMININE",
+    "NEUTERS": "das NEUTER|mein NEUTER|dein NEUTER",
+    "MASCULINE": "Schlüssel|Löffel|Käse|Kuchen|Koffer|Stuhl|Gürtel",
+    "FEMININE": "Tür|Tüte|Tasse|Blume|Schüssel|Lampe|Jacke|Zeitung",
+    "NEUTER": "Brot|Buch|Gemüse|Messer|Radio|Bild|Gepäck",
+    "OLD": "alte|neue|große|kleine|weiße|grüne|schöne|schwere",
+    "OLDS": "alten|neuen|großen|kleinen|weißen|grünen|schönen|schweren",
+    "NICE": "alt|neu|groß|klein|weiß|grün|schön|schwer",
+    "PLACE": "auf dem Tisch|auf der Straße|vor der Brücke|in der Küche|im Garten|hinter dem Haus"
+    "|neben dem Fenster|im Büro|in der Nähe",
+    "TOWN": "nach Hause|nach München|nach Köln|zur Schule|zum Bäcker|über die Brücke|in die Küche",
+    "WHEN": "heute|morgen|später|jetzt|am Montag|am Abend|nächste Woche|um fünf Uhr|um zwölf Uhr",
+}
+
+
 class Speaker(NamedTuple):
     """A voice of espeak-ng and how it speaks when nothing moves it."""
 
-    voice: str
+    variant: str  # espeak-ng's name of the voice, for any language
     pitch: int  # espeak-ng's scale: 50 is the voice's own, 4 a semitone
     rate: int  # words a minute
     level: float  # dBFS
 
 
-# American English, as IEMOCAP's actors speak it; the voices differ in formants, pitch, rate and
-# level. Variants with an echo are left out: their words would ring on past their ends.
+# The voices differ in formants, pitch, rate and level. Variants with an echo are left out: their
+# words would ring on past their ends.
 IEMOCAP_SPEAKERS = {
-    "Ses01F": Speaker("en-us+f1", 52, 180, -27.0),
-    "Ses01M": Speaker("en-us+m1", 46, 165, -26.0),
-    "Ses02F": Speaker("en-us+linda", 44, 170, -29.0),
-    "Ses02M": Speaker("en-us+m3", 56, 185, -25.5),
-    "Ses03F": Speaker("en-us+steph", 53, 190, -26.5),
-    "Ses03M": Speaker("en-us+m7", 50, 175, -28.0),
-    "Ses04F": Speaker("en-us+Annie", 46, 165, -28.5),
-    "Ses04M": Speaker("en-us+m8", 58, 170, -27.5),
-    "Ses05F": Speaker("en-us+Andrea", 43, 160, -25.0),
-    "Ses05M": Speaker("en-us+Mike", 52, 180, -26.0),
+    "Ses01F": Speaker("f1", 52, 180, -27.0),
+    "Ses01M": Speaker("m1", 46, 165, -26.0),
+    "Ses02F": Speaker("linda", 44, 170, -29.0),
+    "Ses02M": Speaker("m3", 56, 185, -25.5),
+    "Ses03F": Speaker("steph", 53, 190, -26.5),
+    "Ses03M": Speaker("m7", 50, 175, -28.0),
+    "Ses04F": Speaker("Annie", 46, 165, -28.5),
+    "Ses04M": Speaker("m8", 58, 170, -27.5),
+    "Ses05F": Speaker("Andrea", 43, 160, -25.0),
+    "Ses05M": Speaker("Mike", 52, 180, -26.0),
 }
 ZED_SPEAKERS = {
-    "speaker01": Speaker("en-us+aunty", 54, 175, -27.0),
-    "speaker02": Speaker("en-us+m4", 50, 170, -26.0),
-    "speaker03": Speaker("en-us+grandma", 47, 165, -28.0),
-    "speaker04": Speaker("en-us+m6", 55, 185, -27.0),
-    "speaker05": Speaker("en-us+anika", 42, 160, -26.5),
-    "speaker06": Speaker("en-us+Gene", 48, 180, -25.5),
-    "speaker07": Speaker("en-us+belinda", 41, 185, -28.0),
-    "speaker08": Speaker("en-us+Nguyen", 46, 170, -26.5),
+    "speaker01": Speaker("aunty", 54, 175, -27.0),
+    "speaker02": Speaker("m4", 50, 170, -26.0),
+    "speaker03": Speaker("grandma", 47, 165, -28.0),
+    "speaker04": Speaker("m6", 55, 185, -27.0),
+    "speaker05": Speaker("anika", 42, 160, -26.5),
+    "speaker06": Speaker("Gene", 48, 180, -25.5),
+    "speaker07": Speaker("belinda", 41, 185, -28.0),
+    "speaker08": Speaker("Nguyen", 46, 170, -26.5),
 }
+TABLE_SPEAKERS = {
+    speaker.variant: speaker for speaker in (IEMOCAP_SPEAKERS | ZED_SPEAKERS).values()
+}
+TABLE_SPLITS = {"train": 12, "valid": 2, "test": 4}
+"""Number of ``TABLE_SPEAKERS`` in every split, in order; women and men take turns."""
 
 
 class Style(NamedTuple):
@@ -134,6 +172,29 @@ STYLES = {
     "sad": Style(semitones=-3.0, span=-1.2, tempo=-0.5, gain=-6.0, tilt=-3.0, breath=0.25),
     "neutral": Style(),
 }
+_GERMAN_STYLES = {
+    "freude": STYLES["happy"],
+    "wut": STYLES["angry"],
+    "trauer": STYLES["sad"],
+    "angst": Style(semitones=3.0, span=-1.2, tempo=0.5, gain=-5.0, tilt=0.5, breath=0.6),
+    "überraschung": Style(semitones=9.0, span=1.0, tempo=-0.3, gain=2.0, tilt=-1.0),
+    "neutral": Style(),
+}
+
+
+class Language(NamedTuple):
+    """What a corpus is spoken in."""
+
+    voice: str  # espeak-ng's
+    grammar: dict  # of ``SENTENCE``
+    styles: dict  # Style of every emotion
+    clitics: tuple  # words that espeak-ng would merge with the word before
+
+
+LANGUAGES = {
+    "en": Language("en-us", _ENGLISH_GRAMMAR, STYLES, ("the",)),
+    "de": Language("de", _GERMAN_GRAMMAR, _GERMAN_STYLES, ()),
+}
 
 
 class Utterance(NamedTuple):
@@ -141,7 +202,7 @@ class Utterance(NamedTuple):
 
     text: str
     samples: np.ndarray  # int16 at SAMPLE_RATE
-    words: list  # (normalised word, start, end)
+    words: list  # (upper-case word without punctuation, start, end)
     segments: list  # Segment, the emotional ones only
 
     @property
@@ -153,27 +214,30 @@ class Utterance(NamedTuple):
         return {"words": self.words, "segments": [s._asdict() for s in self.segments]}
 
 
-def draw_sentence(rng):
-    """Draw a sentence of 3 to 9 words from ``GRAMMAR``.
+def draw_sentence(rng, language="en"):
+    """Draw a sentence of 3 to 9 words from the grammar of a language.
 
     Example
     -------
     >>> draw_sentence(np.random.default_rng(3))
     'My sister sold your green bag in the garage--'
+    >>> draw_sentence(np.random.default_rng(3), "de")
+    ''
     """
-    symbols = re.compile("|".join(rf"\b{symbol}\b" for symbol in GRAMMAR))
+    grammar = LANGUAGES[language].grammar
+    symbols = re.compile("|".join(rf"\b{symbol}\b" for symbol in grammar))
 
     def expand(symbol):
-        alternatives = GRAMMAR[symbol[0]].split("|")
+        alternatives = grammar[symbol[0]].split("|")
         return symbols.sub(expand, alternatives[rng.integers(len(alternatives))])
 
     sentence = ""
     while len(sentence.split()) not in WORDS:
         sentence = expand(["SENTENCE"])
-    return sentence[0].upper() + sentence[1:]
+    return re.sub(r"(^|„)\w", lambda first: first[0].upper(), sentence)
 
 
-def speak_emotionally(rng, speaker, emotion, shares):
+def speak_emotionally(rng, speaker, emotion, shares, language="en"):
     """Let a speaker say a sentence, with an emotion on a stretch of its words.
 
     Arguments
@@ -182,24 +246,27 @@ def speak_emotionally(rng, speaker, emotion, shares):
         Draws the sentence, the stretch, the intensity, the speaker's form of the day and the noise.
     speaker : Speaker
     emotion : str
-        One of ``EMOTIONS``.
+        One of the language's styles.
     shares : tuple[float, float]
         Least and largest share of the words in the stretch.
+    language : str
+        One of ``LANGUAGES``.
 
     Returns
     -------
     Utterance
     """
-    text = draw_sentence(rng)  # first, so that it cannot depend on the emotion
+    voice, _, styles, clitics = LANGUAGES[language]
+    text = draw_sentence(rng, language)  # first, so that it cannot depend on the emotion
     words = text.split()
     first, last = _draw_stretch(rng, len(words), shares)
     intensity = rng.uniform(0.8, 1.3)
-    style = Style(*(value * intensity * rng.uniform(0.8, 1.2) for value in STYLES[emotion]))
+    style = Style(*(value * intensity * rng.uniform(0.8, 1.2) for value in styles[emotion]))
     pitch = speaker.pitch + rng.normal(0.0, 3.0)
     span = 50 * 2 ** rng.normal(0.0, 0.15)
 
-    spoken = [re.sub("--$", ".", word) for word in words]
-    spoken = [espeak.WORD_JOINER + word if word == "the" else word for word in spoken]
+    spoken = [re.sub("--$", ".", word).strip("„“") for word in words]
+    spoken = [espeak.WORD_JOINER + word if word in clitics else word for word in spoken]
     spoken[first] = (
         f'<prosody pitch="{round(np.clip(pitch + style.semitones * 50 / 12, 0, 99))}" '
         f'range="{round(min(span * 2**style.span, 99))}" '
@@ -208,7 +275,7 @@ def speak_emotionally(rng, speaker, emotion, shares):
     spoken[last] += "</prosody>"
     speech = espeak.speak(
         " ".join(spoken),
-        speaker.voice,
+        f"{voice}+{speaker.variant}",
         rate=round(speaker.rate * 2 ** rng.normal(0.0, 0.08)),
         pitch=round(pitch),
         pitch_range=round(min(span, 99)),
@@ -222,7 +289,8 @@ def speak_emotionally(rng, speaker, emotion, shares):
     samples = resample_poly(speech.samples / 2.0**15, SAMPLE_RATE // 50, espeak.SAMPLE_RATE // 50)
     samples = samples[: bounds[-1, 1]]
     samples *= 10 ** ((speaker.level + rng.normal(0.0, 2.0)) / 20) / _rms(samples)
-    if emotion != "neutral":
+    emotional = any(style)
+    if emotional:
         samples = _change_voice(rng, samples, bounds[first, 0], bounds[last, 1], style)
     samples, lead = _record(rng, samples)
     times = ((bounds + lead) / SAMPLE_RATE).round(4).tolist()
@@ -230,8 +298,11 @@ def speak_emotionally(rng, speaker, emotion, shares):
     return Utterance(
         text,
         samples,
-        [(normalize_transcript(word), *time) for word, time in zip(words, times, strict=True)],
-        [] if emotion == "neutral" else [segment],
+        [
+            (re.sub(r"[^\w']", "", word).upper(), *time)
+            for word, time in zip(words, times, strict=True)
+        ],
+        [segment] if emotional else [],
     )
 
 
@@ -321,8 +392,9 @@ _SESSIONS = 5
 _DIALOG_UTTERANCES = 20
 # An AppleDouble file, as macOS leaves them on foreign disks; not UTF-8.
 _APPLE_DOUBLE = b"\x00\x05\x16\x07\x00\x02\x00\x00Mac OS X        " + bytes(range(256)) * 4
+_UNLABELLED_SHARE = 0.15  # of a table's training rows, without transcript and without emotion
 # Part of the seeds: the corpora must not say the same things.
-_IEMOCAP, _ZED = 1, 2
+_IEMOCAP, _ZED, _TABLE = 1, 2, 3
 
 
 def write_iemocap(folder, utterances, seed):
@@ -345,7 +417,7 @@ def write_iemocap(folder, utterances, seed):
     InputError
         If the folder has content, or the utterances are too few.
     """
-    _check_enough(utterances, _SESSIONS * len(EMOTIONS))
+    _check_enough(utterances, _SESSIONS * len(STYLES))
     with _whole_or_nothing(folder) as partial:
         jobs = []
         for session in range(1, _SESSIONS + 1):
@@ -384,7 +456,7 @@ def _write_dialog(seed, session, name, labels):
         if label in _KEPT:
             emotion, category, _ = _KEPT[label]
         else:
-            emotion, category = str(rng.choice(EMOTIONS)), _LEFT_OUT[label]
+            emotion, category = str(rng.choice(list(STYLES))), _LEFT_OUT[label]
         speaker = IEMOCAP_SPEAKERS[name[:5] + letter]
         utterance = speak_emotionally(rng, speaker, emotion, IEMOCAP_SHARES)
         truth[utterance_id] = utterance.truth()
@@ -440,38 +512,115 @@ def write_zed(folder, utterances, seed):
     InputError
         If the folder has content, or the utterances are too few.
     """
-    emotions = [emotion for emotion in EMOTIONS if emotion != "neutral"]
+    emotions = [emotion for emotion, style in STYLES.items() if any(style)]
     _check_enough(utterances, len(emotions))
     rng = np.random.default_rng([seed, _ZED])
     with _whole_or_nothing(folder) as partial:
         places = rng.permutation(utterances)
         speakers = rng.choice(list(ZED_SPEAKERS), utterances)
         jobs = [
-            ([seed, _ZED, index], partial, index, str(speaker), emotions[place % len(emotions)])
+            (
+                [seed, _ZED, index],
+                partial / speaker / f"zed_{index:04d}.wav",
+                ZED_SPEAKERS[speaker],
+                emotions[place % len(emotions)],
+                ZED_SHARES,
+            )
             for index, (place, speaker) in enumerate(zip(places, speakers, strict=True), 1)
         ]
         entries, truth = {}, {}
-        for entry, part in _in_parallel(_write_zed_utterance, jobs, "ZED"):
-            entries |= entry
-            truth |= part
+        for spoken in _in_parallel(_write_utterance, jobs, "ZED"):
+            [segment] = spoken.truth["segments"]
+            entries[spoken.id] = {
+                "wav": f"datafolder/{spoken.wav}",
+                "duration": spoken.duration,
+                "emotion": [
+                    {"emo": segment["emotion"], "start": segment["start"], "end": segment["end"]}
+                ],
+                "transcription": spoken.text,
+            }
+            truth[spoken.id] = spoken.truth
         _write_text(partial / "ZED.json", [json.dumps(entries, indent=2)])
         _write_ground_truth(partial, truth)
 
 
-def _write_zed_utterance(seed, folder, index, speaker, emotion):
-    """Write the wav of an utterance; its entry in ``ZED.json`` and its ground truth, by id."""
-    utterance_id = f"zed_{index:04d}"
-    rng = np.random.default_rng(seed)
-    utterance = speak_emotionally(rng, ZED_SPEAKERS[speaker], emotion, ZED_SHARES)
-    [segment] = utterance.segments
-    _write_wav(folder / speaker / f"{utterance_id}.wav", utterance.samples)
-    entry = {
-        "wav": f"datafolder/{speaker}/{utterance_id}.wav",
-        "duration": utterance.duration,
-        "emotion": [{"emo": segment.emotion, "start": segment.start, "end": segment.end}],
-        "transcription": utterance.text,
-    }
-    return {utterance_id: entry}, {utterance_id: utterance.truth()}
+class _Spoken(NamedTuple):
+    """What a corpus tells of an utterance once its file is written."""
+
+    id: str
+    wav: str  # relative to the corpus
+    text: str
+    duration: float
+    truth: dict
+
+
+def _write_utterance(seed, path, *speech):
+    """Write the wav of an utterance of one speaker, in the speaker's folder."""
+    utterance = speak_emotionally(np.random.default_rng(seed), *speech)
+    _write_wav(path, utterance.samples)
+    wav = f"{path.parent.name}/{path.name}"
+    return _Spoken(path.stem, wav, utterance.text, utterance.duration, utterance.truth())
+
+
+def write_table(folder, utterances, seed, language):
+    """Write a look-alike of a researcher's own corpus: WAV files and ``data.csv``.
+
+    The columns are ``ID,wav,transcript,emotion,speaker,split``; ``wav`` is relative to the CSV.
+    Every split has its own speakers and all emotions in equal shares. Of the training rows, 15 %
+    lack the transcript and another 15 % the emotion.
+
+    Arguments
+    ---------
+    folder : str or Path
+        New or empty.
+    utterances : int
+        Number of rows; at least 9 times the number of emotions, for every split to have them all.
+    seed : int
+    language : str
+        ``de``, with six emotions, or ``en``, with four.
+
+    Raises
+    ------
+    InputError
+        If the language is unknown, the folder has content, or the utterances are too few.
+    """
+    if language not in LANGUAGES:
+        raise InputError(f"{language}: unknown language: use one of {', '.join(LANGUAGES)}")
+    emotions = list(LANGUAGES[language].styles)
+    rounds = len(TABLE_SPEAKERS) // min(TABLE_SPLITS.values())
+    _check_enough(utterances, rounds * len(emotions))
+    rng = np.random.default_rng([seed, _TABLE])
+    speaker_splits = np.repeat(list(TABLE_SPLITS), list(TABLE_SPLITS.values())).tolist()
+    speakers = np.resize(list(TABLE_SPEAKERS), utterances).tolist()
+    splits = np.resize(speaker_splits, utterances)
+    labels = np.empty(utterances, dtype=object)
+    for split in TABLE_SPLITS:
+        count = (splits == split).sum()
+        labels[splits == split] = rng.permutation(np.resize(emotions, count)).tolist()
+    unlabelled = rng.permutation(np.flatnonzero(splits == "train"))
+    unlabelled = unlabelled[: 2 * round(_UNLABELLED_SHARE * len(unlabelled))].reshape(2, -1)
+    with _whole_or_nothing(folder) as partial:
+        jobs = [
+            (
+                [seed, _TABLE, index],
+                partial / speaker / f"{language}_{index:05d}.wav",
+                TABLE_SPEAKERS[speaker],
+                emotion,
+                TABLE_SHARES,
+                language,
+            )
+            for index, (speaker, emotion) in enumerate(zip(speakers, labels, strict=True), 1)
+        ]
+        spoken = _in_parallel(_write_utterance, jobs, "table")
+        transcripts = np.array([utterance.text for utterance in spoken], dtype=object)
+        transcripts[unlabelled[0]] = ""
+        labels[unlabelled[1]] = ""
+        with (partial / "data.csv").open("w", encoding="utf-8", newline="") as file:
+            writer = csv.writer(file)
+            writer.writerow(("ID", "wav", "transcript", "emotion", "speaker", "split"))
+            for utterance, *row in zip(spoken, transcripts, labels, speakers, splits, strict=True):
+                writer.writerow((utterance.id, utterance.wav, *row))
+        _write_ground_truth(partial, {utterance.id: utterance.truth for utterance in spoken})
 
 
 def _check_enough(utterances, least):
@@ -518,15 +667,19 @@ def main(argv=None):
     parser = argparse.ArgumentParser(
         prog="python -m ent_brain.synth", description="Write a look-alike corpus of acted speech."
     )
-    parser.add_argument("corpus", choices=("iemocap", "zed"))
-    parser.add_argument("folder", help="new or empty")
-    parser.add_argument("--utterances", type=int, required=True)
-    parser.add_argument("--seed", type=int, default=0)
-    arguments = parser.parse_args(argv)
-    if arguments.seed < 0:
-        raise InputError(f"--seed: {arguments.seed}: give one from 0")
-    write = {"iemocap": write_iemocap, "zed": write_zed}[arguments.corpus]
-    write(arguments.folder, arguments.utterances, arguments.seed)
+    common = argparse.ArgumentParser(add_help=False)
+    common.add_argument("folder", help="new or empty")
+    common.add_argument("--utterances", type=int, required=True)
+    common.add_argument("--seed", type=int, default=0)
+    corpora = parser.add_subparsers(dest="corpus", required=True)
+    for name, write in (("iemocap", write_iemocap), ("zed", write_zed), ("table", write_table)):
+        corpora.add_parser(name, parents=[common]).set_defaults(write=write)
+    corpora.choices["table"].add_argument("--language", required=True, help=" or ".join(LANGUAGES))
+    arguments = vars(parser.parse_args(argv))
+    if arguments["seed"] < 0:
+        raise InputError(f"--seed: {arguments['seed']}: give one from 0")
+    del arguments["corpus"]
+    arguments.pop("write")(**arguments)
 
 
 if __name__ == "__main__":
