@@ -77,8 +77,6 @@ _ENGLISH_GRAMMAR = {
     "HOUR": "noon|seven|eight|nine|ten|eleven",
     "MORNING": "morning|evening|afternoon",
 }
-
-
 _GERMAN_GRAMMAR = {
     "SENTENCE": "CLAUSE.|CLAUSE.|CLAUSE.|CLAUSE!|LEAD, CLAUSE.|QUESTION?|QUESTION?"
     "|NAME sagt: „CLAUSE.“|„QUESTION?“, fragt NAME.",
@@ -176,19 +174,19 @@ _GERMAN_STYLES = {
     "freude": STYLES["happy"],
     "wut": STYLES["angry"],
     "trauer": STYLES["sad"],
-    "angst": Style(semitones=3.0, span=-1.2, tempo=0.5, gain=-5.0, tilt=0.5, breath=0.6),
-    "überraschung": Style(semitones=9.0, span=1.0, tempo=-0.3, gain=2.0, tilt=-1.0),
+    "angst": Style(semitones=4.0, span=-1.2, tempo=0.25, gain=-4.0, tilt=0.5, breath=0.4),
+    "überraschung": Style(semitones=9.0, span=1.0, tempo=-0.5, gain=2.0, tilt=-2.0, breath=0.2),
     "neutral": Style(),
 }
 
 
 class Language(NamedTuple):
-    """What a corpus is spoken in."""
+    """A language that a corpus can be spoken in: a row of ``LANGUAGES``."""
 
-    voice: str  # espeak-ng's
-    grammar: dict  # of ``SENTENCE``
-    styles: dict  # Style of every emotion
-    clitics: tuple  # words that espeak-ng would merge with the word before
+    voice: str  # espeak-ng's name of the language
+    grammar: dict  # alternatives of every symbol; a sentence begins with SENTENCE
+    styles: dict  # emotion: Style
+    clitics: tuple  # words that espeak-ng may merge with the word before: "on the"
 
 
 LANGUAGES = {
@@ -222,7 +220,7 @@ def draw_sentence(rng, language="en"):
     >>> draw_sentence(np.random.default_rng(3))
     'My sister sold your green bag in the garage--'
     >>> draw_sentence(np.random.default_rng(3), "de")
-    ''
+    'Jürgen sagt: „Später sucht unser Nachbar das weiße Brot.“'
     """
     grammar = LANGUAGES[language].grammar
     symbols = re.compile("|".join(rf"\b{symbol}\b" for symbol in grammar))
@@ -545,7 +543,7 @@ def write_zed(folder, utterances, seed):
 
 
 class _Spoken(NamedTuple):
-    """What a corpus tells of an utterance once its file is written."""
+    """An utterance whose file is written, without its samples."""
 
     id: str
     wav: str  # relative to the corpus
@@ -555,7 +553,7 @@ class _Spoken(NamedTuple):
 
 
 def _write_utterance(seed, path, *speech):
-    """Write the wav of an utterance of one speaker, in the speaker's folder."""
+    """Let ``speak_emotionally`` speak, and write the wav into the speaker's folder."""
     utterance = speak_emotionally(np.random.default_rng(seed), *speech)
     _write_wav(path, utterance.samples)
     wav = f"{path.parent.name}/{path.name}"

@@ -1,3 +1,4 @@
+import csv
 import json
 import re
 import subprocess
@@ -12,12 +13,12 @@ import pytest
 pytest.importorskip("espeakng_loader")
 
 from ent_brain import synth
-from ent_brain.emotions import EMOTIONS
 from ent_brain.errors import InputError
 from ent_brain.espeak import speak
 from ent_brain.tokens import normalize_transcript
 
 UTTERANCES = 80
+EMOTIONS = ("happy", "angry", "sad", "neutral")
 EVALUATED = re.compile(
     r"^\[(\d+\.\d{4}) - (\d+\.\d{4})\]\t(Ses0[1-5][FM]_\w+_[FM]\d{3})\t([a-z]{3})"
     r"\t\[\d\.\d{4}, \d\.\d{4}, \d\.\d{4}\]$"
@@ -41,6 +42,22 @@ def zed(tmp_path_factory):
     folder = tmp_path_factory.mktemp("synth") / "ZED"
     synth.write_zed(folder, 45, seed=1)
     return folder
+
+
+@pytest.fixture(scope="module")
+def table(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("synth") / "table"
+    synth.write_table(folder, 180, seed=1, language="de")
+    return folder
+
+
+def table_rows(folder):
+    with (folder / "data.csv").open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def write_german(folder, utterances, seed):
+    synth.write_table(folder, utterances, seed, "de")
 
 
 def contents(folder):
@@ -221,14 +238,21 @@ def test_emotional_stretches_sound_like_it(zed):
     assert faster["sad"] < 0.9 < 1.0 < min(faster["happy"], faster["angry"])
 
 
-def test_emotions_change_the_pitch():
+@pytest.mark.parametrize(
+    ("language", "by_pitch"),
+    [
+        ("en", ["happy", "angry", "neutral", "sad"]),
+        ("de", ["überraschung", "freude", "wut", "neutral", "trauer"]),
+    ],
+)
+def test_emotions_change_the_pitch(language, by_pitch):
     speaker = synth.IEMOCAP_SPEAKERS["Ses01F"]
     pitch = {}
-    for emotion in EMOTIONS:
+    for emotion in by_pitch:
         periods = []
         for seed in range(4):
             samples = synth.speak_emotionally(
-                np.random.default_rng(seed), speaker, emotion, (1.0, 1.0)
+                np.random.default_rng(seed), speaker, emotion, (1.0, 1.0), language
             ).samples.astype(float)
             for frame in np.lib.stride_tricks.sliding_window_view(samples, 640)[::160]:
                 correlation = np.correlate(frame, frame, "full")[639:]
@@ -236,16 +260,102 @@ def test_emotions_change_the_pitch():
                 if correlation[lag] > 0.6 * correlation[0]:
                     periods.append(lag)
         pitch[emotion] = 16000 / np.median(periods)
-    assert pitch["happy"] > pitch["angry"] > pitch["neutral"] > pitch["sad"]
+    assert sorted(pitch, key=pitch.get, reverse=True) == by_pitch
+
+
+def test_table_has_a_wav_for_every_row(table):
+    rows = table_rows(table)
+    assert list(rows[0]) == ["ID", "wav", "transcript", "emotion", "speaker", "split"]
+    assert len({row["ID"] for row in rows}) == len(rows) == 180
+    assert {table / row["wav"] for row in rows} == set(table.rglob("*.wav"))
+    for row in rows:
+        wav = read_wav(table / row["wav"])
+        assert 0.8 < len(wav) / 16000 < 7
+        assert 0.01 < np.abs(wav).max() < 0.99
+        silence = np.sqrt(np.mean(wav[-1500:] ** 2))
+        assert silence < 0.3 * np.sqrt(np.mean(wav**2))  # nothing is cut off
+
+
+def test_table_lacks_labels_in_training_alone_and_never_both(table):
+    rows = table_rows(table)
+    train = [row for row in rows if row["split"] == "train"]
+    assert len(train) == 120
+    for column in ("transcript", "emotion"):
+        missing = [row for row in rows if not row[column]]
+        assert len(missing) == 18
+        assert all(row["split"] == "train" for row in missing)
+    assert all(row["transcript"] or row["emotion"] for row in rows)
+
+
+def test_table_splits_share_no_speaker_and_have_all_emotions_in_equal_shares(table):
+    rows = table_rows(table)
+    speakers = {split: set() for split in ("train", "valid", "test")}
+    for row in rows:
+        speakers[row["split"]].add(row["speaker"])
+    assert [len(group) for group in speakers.values()] == [12, 2, 4]
+    assert len(set.union(*speakers.values())) == 18
+    for split, count in (("valid", 20), ("test", 40)):
+        labels = Counter(row["emotion"] for row in rows if row["split"] == split)
+        assert sorted(labels) == ["angst", "freude", "neutral", "trauer", "wut", "überraschung"]
+        assert {*labels.values()} <= {count // 6, count // 6 + 1}
+        voices = {*speakers[split]}
+        assert voices & {"anika", "belinda", "grandma"}
+        assert voices & {"m6", "Gene", "Nguyen"}
+
+
+def test_table_is_written_as_germans_write(table):
+    transcripts = [row["transcript"] for row in table_rows(table) if row["transcript"]]
+    assert all(re.match("^„?[A-ZÄÖÜ]", text) for text in transcripts)
+    assert all(re.search("[.!?]“?$", text) for text in transcripts)
+    letters = set("".join(transcripts))
+    assert letters >= set("äöüß„“,.!?:")
+    assert not letters & set('"-')
+
+
+def test_table_ground_truth_has_the_words_and_one_emotion_throughout(table):
+    truth = json.loads((table / "ground_truth.json").read_text())
+    rows = table_rows(table)
+    assert list(truth) == [row["ID"] for row in rows]
+    for row in rows:
+        words, segments = truth[row["ID"]]["words"], truth[row["ID"]]["segments"]
+        text = re.sub("[„“,.!?:]", "", row["transcript"]).upper().split()
+        assert text in ([], [word for word, _, _ in words])
+        if segments:
+            assert row["emotion"] in ("", segments[0]["emotion"])
+            assert [(s["start"], s["end"]) for s in segments] == [(words[0][1], words[-1][2])]
+        else:
+            assert row["emotion"] in ("", "neutral")
+
+
+@pytest.mark.parametrize("language", ["de", "en"])
+def test_table_from_the_command_line(tmp_path, language):
+    synth.main(["table", str(tmp_path / "corpus"), "--language", language, "--utterances", "54"])
+    rows = table_rows(tmp_path / "corpus")
+    assert len(rows) == 54
+    labels = {
+        split: {r["emotion"] for r in rows if r["split"] == split} for split in ("train", "valid")
+    }
+    assert labels["valid"] == labels["train"] - {""}
+    assert len(labels["valid"]) == {"de": 6, "en": 4}[language]
+
+
+def test_table_in_an_unknown_language_is_refused_in_one_line(tmp_path, capsys):
+    with pytest.raises(SystemExit) as ended:
+        synth.main(["table", str(tmp_path / "c"), "--language", "fr", "--utterances", "54"])
+    said = "error: fr: unknown language: use one of en, de\n"
+    assert (ended.value.code, capsys.readouterr().err) == (1, said)
+    assert not list(tmp_path.iterdir())
 
 
 def test_same_seed_same_bytes_other_seed_other_bytes(tmp_path, iemocap):
     for name, seed in (("again", 1), ("other", 2)):
         synth.write_iemocap(tmp_path / name, 20, seed)
         synth.write_zed(tmp_path / f"zed {name}", 6, seed)
+        synth.write_table(tmp_path / f"table {name}", 54, seed, "de")
     synth.write_iemocap(tmp_path / "first", 20, 1)
     synth.write_zed(tmp_path / "zed first", 6, 1)
-    for prefix in ("", "zed "):
+    synth.write_table(tmp_path / "table first", 54, 1, "de")
+    for prefix in ("", "zed ", "table "):
         first, again, other = (
             contents(tmp_path / f"{prefix}{name}") for name in ("first", "again", "other")
         )
@@ -263,15 +373,23 @@ def test_what_was_said_before_does_not_change_what_is_said():
     assert first.word_starts == again.word_starts
 
 
-def test_sentences_are_many_short_and_of_many_words():
+@pytest.mark.parametrize(
+    ("language", "letters", "some"),
+    [
+        ("en", "ABCDEFGHIJKLMNOPQRSTUVWXYZ'", {"DON'T", "IT'S", "WHERE'S"}),
+        ("de", "ABCDEFGHIJKLMNOPQRSTUVWXYZÄÖÜ", {"TÜR", "MÖCHTE", "FÄHRT", "GROSSEN"}),
+    ],
+)
+def test_sentences_are_many_short_and_of_many_words(language, letters, some):
     rng = np.random.default_rng(0)
-    sentences = {synth.draw_sentence(rng) for _ in range(3000)}
+    sentences = {synth.draw_sentence(rng, language) for _ in range(3000)}
     assert len(sentences) > 2000
     assert {len(sentence.split()) for sentence in sentences} == set(range(3, 10))
+    sentences = {sentence.translate({ord(quote): None for quote in "„“"}) for sentence in sentences}
     vocabulary = {word for s in sentences for word in normalize_transcript(s).split()}
-    assert len(vocabulary) >= 120
-    assert set("".join(vocabulary)) <= set("ABCDEFGHIJKLMNOPQRSTUVWXYZ'")
-    assert {"DON'T", "IT'S", "WHERE'S"} <= vocabulary
+    assert 120 <= len(vocabulary) <= {"en": 300, "de": 170}[language]
+    assert set("".join(vocabulary)) <= set(letters)
+    assert some <= vocabulary
 
 
 def test_sentence_does_not_depend_on_the_emotion():
@@ -286,7 +404,7 @@ def test_sentence_does_not_depend_on_the_emotion():
 
 def test_voices_of_the_corpora_are_different():
     iemocap, zed = (
-        {speaker.voice.split("+")[1] for speaker in speakers.values()}
+        {speaker.variant for speaker in speakers.values()}
         for speakers in (synth.IEMOCAP_SPEAKERS, synth.ZED_SPEAKERS)
     )
     assert len(iemocap) == 10
@@ -304,10 +422,13 @@ def test_folder_with_content_is_refused_in_one_line(tmp_path):
     assert list(tmp_path.iterdir()) == [tmp_path / "precious.txt"]
 
 
-@pytest.mark.parametrize(("write", "utterances"), [(synth.write_iemocap, 19), (synth.write_zed, 2)])
+@pytest.mark.parametrize(
+    ("write", "utterances"), [(synth.write_iemocap, 19), (synth.write_zed, 2), (write_german, 53)]
+)
 def test_too_few_utterances_are_refused(tmp_path, write, utterances):
     with pytest.raises(InputError, match="too few"):
         write(tmp_path / "corpus", utterances, 1)
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_seed_or_a_folder_that_cannot_be_is_one_line(tmp_path, capsys):
