@@ -174,7 +174,7 @@ _GERMAN_STYLES = {
     "freude": STYLES["happy"],
     "wut": STYLES["angry"],
     "trauer": STYLES["sad"],
-    "angst": Style(semitones=4.0, span=-1.2, tempo=0.25, gain=-4.0, tilt=0.5, breath=0.4),
+    "angst": Style(semitones=4.5, span=-1.2, tempo=0.3, gain=-3.0, tilt=1.0, breath=0.15),
     "überraschung": Style(semitones=9.0, span=1.0, tempo=-0.5, gain=2.0, tilt=-2.0, breath=0.2),
     "neutral": Style(),
 }
