@@ -375,17 +375,17 @@ def test_what_was_said_before_does_not_change_what_is_said():
 
 
 @pytest.mark.parametrize(
-    ("language", "letters", "some"),
+    ("language", "shortest", "letters", "some"),
     [
-        ("en", "ABCDEFGHIJKLMNOPQRSTUVWXYZ'", {"DON'T", "IT'S", "WHERE'S"}),
-        ("de", "ABCDEFGHIJKLMNOPQRSTUVWXYZÄÖÜ", {"TÜR", "MÖCHTE", "FÄHRT", "GROSSEN"}),
+        ("en", 3, "ABCDEFGHIJKLMNOPQRSTUVWXYZ'", {"DON'T", "IT'S", "WHERE'S"}),
+        ("de", 4, "ABCDEFGHIJKLMNOPQRSTUVWXYZÄÖÜ", {"TÜR", "MÖCHTE", "FÄHRT", "GROSSEN"}),
     ],
 )
-def test_sentences_are_many_short_and_of_many_words(language, letters, some):
+def test_sentences_are_many_short_and_of_many_words(language, shortest, letters, some):
     rng = np.random.default_rng(0)
     sentences = {synth.draw_sentence(rng, language) for _ in range(3000)}
     assert len(sentences) > 2000
-    assert {len(sentence.split()) for sentence in sentences} == set(range(3, 10))
+    assert {len(sentence.split()) for sentence in sentences} == set(range(shortest, 10))
     sentences = {sentence.translate({ord(quote): None for quote in "„“"}) for sentence in sentences}
     vocabulary = {word for s in sentences for word in normalize_transcript(s).split()}
     assert 120 <= len(vocabulary) <= {"en": 300, "de": 170}[language]
