@@ -234,7 +234,7 @@ class EmotionTransducer(Pretrained):
         frontend, longest = self.mods.frontend, self.hparams.longest_window
         seconds = count_seconds(path)
         stream = read_windows(path, frontend.sample_rate, longest, frontend.frame_samples)
-        starts, heard = [], []
+        spans, heard = [], []
         hidden = not progressbar or seconds <= longest
         with tqdm(total=round(seconds), desc=Path(path).name, unit="s", disable=hidden) as bar:
             while windows := list(islice(stream, WINDOWS_AT_ONCE)):
@@ -242,9 +242,10 @@ class EmotionTransducer(Pretrained):
                 lens = torch.tensor([len(wav) for wav in wavs])
                 padded = torch.nn.utils.rnn.pad_sequence(wavs, batch_first=True)
                 heard += self._hear(padded, lens / padded.size(1))
-                starts += [window.start / frontend.sample_rate for window in windows]
-                bar.update(round(starts[-1] + heard[-1].seconds) - bar.n)
-        return join(starts, heard, frontend.frame_duration)
+                spans += [(window.start, window.start + len(window.wav)) for window in windows]
+                bar.update(round(spans[-1][1] / frontend.sample_rate) - bar.n)
+        frames = frontend.count_frames(max(spans[-1][1], int(SHORTEST * frontend.sample_rate)))
+        return join(spans, heard, frontend.sample_rate, frontend.frame_samples, frames)
 
     @torch.no_grad()
     def _hear(self, wavs, wav_lens):

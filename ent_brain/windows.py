@@ -71,7 +71,7 @@ def read_windows(path, sample_rate, longest, frame_samples):
         If the file cannot be read, or holds no sample or one that is not a number.
     """
     most = round(longest * sample_rate) // frame_samples * frame_samples
-    kept, start = torch.zeros(0), 0
+    kept, start, overlap = torch.zeros(0), 0, 0
     blocks = _read_blocks(path, sample_rate)
     ended = False
     while not ended:
@@ -80,20 +80,25 @@ def read_windows(path, sample_rate, longest, frame_samples):
         ended = len(kept) <= most
         end = following = len(kept)
         if not ended:
-            end = _find_pause(kept[:most], sample_rate)
+            end = _find_pause(kept[:most], sample_rate, overlap)
             following = end if end is not None else round(most * (1 - OVERLAP))
             following -= following % frame_samples
             end = most if end is None else following
         yield Window(start, kept[:end])
-        kept, start = kept[following:].clone(), start + following
+        kept, start, overlap = kept[following:].clone(), start + following, end - following
 
 
-def _find_pause(wav, sample_rate):
-    """Middle of the longest pause of a window, a sample; None where it has none."""
+def _find_pause(wav, sample_rate, overlap):
+    """Middle of the longest pause of a window, a sample; None if it has none.
+
+    The samples that the window before contains, ``overlap``, are left out: a window that ended
+    there would be of no use.
+    """
     step = sample_rate // 50
     power = wav[: len(wav) // step * step].view(-1, step).square().mean(1)
     quiet = (power <= power.max() * 10 ** (QUIET / 10)).tolist()
-    quiet[: round(SHORTEST_WINDOW * 50)] = [False] * round(SHORTEST_WINDOW * 50)
+    taken = max(round(SHORTEST_WINDOW * 50), -(-overlap // step))
+    quiet[:taken] = [False] * taken
     edges = np.flatnonzero(np.diff([False, *quiet, False])).reshape(-1, 2)
     if not len(edges):
         return None
@@ -121,77 +126,118 @@ def _read_blocks(path, sample_rate):
             kept, before = kept[(start - 1 - before) * rate :], start - 1
 
 
-def join(starts, windows, frame_duration):
-    """Join what was heard in windows: no word is lost or doubled where two agree.
+def join(spans, results, sample_rate, frame_samples, frame_count):
+    """Join the results of windows, so that no frame and no word is lost or doubled.
 
-    Two windows that overlap are joined at the word that both have heard, the nearest to the middle
-    of what they share; where they have none in common, in the longest stretch that is free of
-    words' middles. Each window is so heard where it has most context.
+    Time is whole frames of the recording. Two windows that overlap meet at one frame, and each
+    frame takes its row from one window, at that row's place in the recording. If the front end
+    gives a window fewer rows than it has frames, as SSL models do, the row before fills the gap.
+
+    Two windows meet at the word that both contain and that is nearest to the middle of their
+    overlap. If they share no word, they meet in the longest stretch without the middle of a word.
 
     Arguments
     ---------
-    starts : sequence of float
-        Seconds at which each window starts.
-    windows : sequence of Heard
+    spans : sequence of (int, int)
+        First sample of each window, which is the first of a frame, and the sample after its last.
+    results : sequence of Heard
         Times within the window.
-    frame_duration : float
-        Seconds from one frame to the next; windows start with a frame.
+    sample_rate : int
+        Hz.
+    frame_samples : int
+        Samples from one frame to the next.
+    frame_count : int
+        Rows of the whole recording: as many as one pass over it would give, which the front end's
+        ``count_frames`` computes from the number of samples.
 
     Returns
     -------
     Heard
-        The utterance's emotion is the windows' mean, weighted by what each contributes.
+        The probabilities of the utterance are the mean over the windows, weighted by the number of
+        frames that each contributes.
+
+    Example
+    -------
+    >>> parts = [Heard(0.1, [("OH", 0.0, 0.1)], None, None, None)] * 2
+    >>> join([(0, 1600), (1600, 3200)], parts, 16000, 320, 10).words
+    [('OH', 0.0, 0.1), ('OH', 0.1, 0.2)]
     """
-    if len(windows) == 1:
-        return windows[0]
-    words, frames, labels, utterances, joints = [], [], [], [], [0.0]
-    for index, (start, heard) in enumerate(zip(starts, windows, strict=True)):
-        own = [(text, a + start, b + start) for text, a, b in heard.words]
-        if index == 0:
-            words = own
-        else:
-            left_end = starts[index - 1] + windows[index - 1].seconds
-            keep, skip, joint = _joint(words, own, start, left_end)
-            words = words[:keep] + own[skip:]
-            joints.append(joint)
-    joints.append(starts[-1] + windows[-1].seconds)
-    for start, heard, (begin, end) in zip(starts, windows, pairwise(joints), strict=True):
-        if heard.frame_log_probs is not None:
-            last = None if end == joints[-1] else round((end - start) / frame_duration)
-            own = slice(round((begin - start) / frame_duration), last)
-            frames.append(heard.frame_log_probs[own])
-            labels += heard.labels[own]
-        if heard.utterance_log_probs is not None:
-            utterances.append(heard.utterance_log_probs.exp() * (end - begin))
-    return Heard(
-        joints[-1],
-        _parted(words),
-        torch.cat(frames) if frames else None,
-        labels if frames else None,
-        (sum(utterances) / joints[-1]).log() if utterances else None,
-    )
+    if len(results) == 1:
+        return results[0]
+    words, joints = [], []
+    left_end = 0
+    for (start, end), result in zip(spans, results, strict=True):
+        own = [
+            (text, start + round(a * sample_rate), start + round(b * sample_rate))
+            for text, a, b in result.words
+        ]
+        # A window that ends inside the one before cannot contribute anything behind its own end.
+        low, high = max(start, joints[-1] if joints else 0), min(left_end, end)
+        keep, skip, joint = _joint(words, own, low, high, SAME_WORD * sample_rate)
+        words = words[:keep] + own[skip:]
+        joints.append(joint)
+        left_end = end
+    firsts = [start // frame_samples for start, _ in spans]
+    ends = [joint // frame_samples for joint in joints[1:]]
+    rows = labels = utterance = None
+    if results[0].frame_log_probs is not None:
+        counts = [len(result.frame_log_probs) for result in results]
+        # The left window may have no row for its last frame, which the right window then has.
+        ends = [
+            max(min(end, left + count), right)
+            for end, left, count, right in zip(ends, firsts, counts, firsts[1:], strict=False)
+        ]
+    bounds = np.maximum.accumulate([0, *ends, frame_count]).clip(max=frame_count).tolist()
+    parts = list(pairwise(bounds))
+    if results[0].frame_log_probs is not None:
+        source = _source_rows(firsts, counts, parts)
+        rows = torch.cat([result.frame_log_probs for result in results])[source]
+        labels = [label for result in results for label in result.labels]
+        labels = [labels[index] for index in source]
+    if results[0].utterance_log_probs is not None:
+        utterance = sum(
+            result.utterance_log_probs.exp() * ((end - begin) / frame_count)
+            for result, (begin, end) in zip(results, parts, strict=True)
+        ).log()
+    words = [(text, a / sample_rate, b / sample_rate) for text, a, b in _parted(words)]
+    return Heard(spans[-1][1] / sample_rate, words, rows, labels, utterance)
 
 
-def _joint(left, right, low, high):
-    """Where two lists of words that share the seconds from ``low`` to ``high`` are joined.
+def _source_rows(firsts, counts, parts):
+    """For each frame of a recording, the row of its windows' concatenated rows (list[int]).
+
+    A window has ``counts`` rows from the frame ``firsts`` on, and contributes the frames from
+    ``begin`` to ``end`` of ``parts``.
+    """
+    source, offset = np.zeros(parts[-1][1], dtype=np.int64), 0
+    for first, count, (begin, end) in zip(firsts, counts, parts, strict=True):
+        frames = np.arange(begin, min(end, first + count))
+        source[frames] = offset + frames - first
+        offset += count
+    return np.maximum.accumulate(source).tolist()  # the row before fills a gap
+
+
+def _joint(left, right, low, high, same_word):
+    """Where two lists of words meet that share the samples from ``low`` to ``high``.
 
     Returns
     -------
-    (int, int, float)
-        Words of the left that stay, words of the right that go, and the second between them.
+    (int, int, int)
+        Number of words of the left to keep, number of words of the right to skip, and the sample
+        between them.
     """
     if high <= low:
-        return len(left), 0, low
+        return len(left), sum(_middle(word) < low for word in right), low
     first = next((i for i in reversed(range(len(left))) if _middle(left[i]) < low), -1) + 1
     count = sum(_middle(word) < high for word in right)
     texts = [[word[0] for word in words] for words in (left[first:], right[:count])]
     blocks = SequenceMatcher(None, *texts, autojunk=False).get_matching_blocks()
-    center = (low + high) / 2
+    center = (low + high) // 2
     pairs = [(first + a + i, b + i) for a, b, size in blocks for i in range(size)]
     common = [
         (abs(left[a][2] - center), a + 1, b + 1)
         for a, b in pairs
-        if abs(left[a][1] - right[b][1]) <= SAME_WORD
+        if abs(left[a][1] - right[b][1]) <= same_word
         and (b + 1 == len(right) or _middle(left[a]) < _middle(right[b + 1]))
     ]
     if common:
@@ -199,20 +245,20 @@ def _joint(left, right, low, high):
         return keep, skip, min(max(left[keep - 1][2], low), high)
     middles = [_middle(word) for word in (*left[first:], *right[:count])]
     marks = sorted({low, high, *(middle for middle in middles if low < middle < high)})
-    _, joint = max((b - a, (a + b) / 2) for a, b in pairwise(marks))
+    _, joint = max((b - a, (a + b) // 2) for a, b in pairwise(marks))
     keep = first + sum(_middle(word) < joint for word in left[first:])
     return keep, sum(_middle(word) < joint for word in right), joint
 
 
 def _middle(word):
-    return (word[1] + word[2]) / 2
+    return (word[1] + word[2]) // 2
 
 
 def _parted(words):
-    """Words in order of which none overlaps the next: those of two windows may."""
+    """Words in order, shortened so that none overlaps the next: those of two windows may."""
     parted = [list(word) for word in words]
     for a, b in pairwise(parted):
         if a[2] > b[1]:
-            edge = min(max((a[2] + b[1]) / 2, _middle(a)), _middle(b))
+            edge = min(max((a[2] + b[1]) // 2, _middle(a)), _middle(b))
             a[2] = b[1] = edge
     return [tuple(word) for word in parted]

@@ -84,36 +84,119 @@ def spoken(draw):
 
 @given(spoken())
 def test_words_of_overlapping_windows_are_joined_without_loss_or_double(case):
-    """A window hears all words that are whole in it, and nothing of the others."""
+    """A window contains all words that are whole in it, and nothing of the others."""
     words, seconds = case
-    starts, windows = [], []
-    start = 0.0
-    while True:
-        end = min(start + 4.0, seconds)
-        heard = [
-            (text, a - start, b - start) for text, a, b in words if start <= a and b < end + 1e-6
-        ]
-        frames = max(1, round((end - start) / FRAME_DURATION))
-        rows = torch.full((frames, 4), 0.25).log()
-        labels = [int((start / FRAME_DURATION + i) // 50) % 4 for i in range(frames)]
-        starts.append(start)
-        windows.append(Heard(end - start, heard, rows, labels, rows[0]))
-        if end == seconds:
-            break
-        start += 2.8
-    whole = join(starts, windows, FRAME_DURATION)
+    total = round(seconds * RATE)
+    spans = [(0, min(4000, total))]
+    while spans[-1][1] < total:
+        start = spans[-1][0] + 2800
+        spans.append((start, min(start + 4000, total)))
+    whole = joined(spans, "k", words)
     assert [text for text, _, _ in whole.words] == [text for text, _, _ in words]
     for (_, a, b), (_, c, d) in zip(whole.words, words, strict=True):
         assert (a, b) == pytest.approx((c, d), abs=0.01)
-    assert whole.seconds == pytest.approx(seconds)
-    assert len(whole.labels) == len(whole.frame_log_probs)
-    assert len(whole.labels) == pytest.approx(seconds / FRAME_DURATION, abs=2)
-    expected = [int(i // 50) % 4 for i in range(len(whole.labels))]
-    assert np.mean(np.array(whole.labels) == expected) > 0.9
+    assert whole.seconds == total / RATE
     torch.testing.assert_close(whole.utterance_log_probs.exp().sum(), torch.tensor(1.0))
+
+
+LAWS = {
+    "k-1": lambda samples, frame: max(0, (samples - 5 * frame // 4) // frame + 1),  # SSL models
+    "k": lambda samples, frame: -(-samples // frame),
+    "k+1": lambda samples, frame: samples // frame + 1,  # log-mel energies
+}
+"""Rows of a recording or a window by its samples, and samples a frame."""
+
+
+def joined(spans, law, words=(), frame=FRAME, rate=RATE):
+    """What ``join`` makes of a model whose row at frame t of the recording is t, and its label."""
+    results = []
+    for start, end in spans:
+        own = [
+            (text, a - start / rate, b - start / rate)
+            for text, a, b in words
+            if start / rate <= a and b <= end / rate + 1e-3
+        ]
+        rows = torch.arange(LAWS[law](end - start, frame)) + start // frame
+        quarters = torch.full((4,), 0.25).log()
+        results.append(Heard((end - start) / rate, own, rows[:, None], rows.tolist(), quarters))
+    return join(spans, results, rate, frame, LAWS[law](spans[-1][1], frame))
+
+
+def frames_of(whole):
+    """The recording's frame that each row of what was joined comes from."""
+    frames = whole.frame_log_probs[:, 0].tolist()
+    assert whole.labels == frames
+    return frames
+
+
+@st.composite
+def cuts(draw):
+    """Windows that start with a frame and cover a recording: cut in pauses, or overlapping."""
+    frame = draw(st.sampled_from([4, 20, 320]))
+    end, spans = 0, []
+    for _ in range(draw(st.integers(2, 12))):
+        overlap = draw(st.integers(0, 12)) * draw(st.booleans())
+        start = max(0, end - overlap, spans[-1][0] // frame + 1 if spans else 0)
+        end = max(end, start + 1) + draw(st.integers(1, 40))
+        spans.append((start * frame, end * frame))
+    spans[-1] = spans[-1][0], spans[-1][1] - draw(st.integers(0, frame - 1))
+    return frame, spans
+
+
+@given(cuts(), st.sampled_from(list(LAWS)))
+def test_every_frame_has_the_row_that_one_pass_over_the_whole_would_give(case, law):
+    frame, spans = case
+    frames = frames_of(joined(spans, law, frame=frame, rate=50 * frame))
+    there = {
+        start // frame + row for start, end in spans for row in range(LAWS[law](end - start, frame))
+    }
+    assert frames == [t if t in there else t - 1 for t in range(LAWS[law](spans[-1][1], frame))]
+    missing = set(range(len(frames))) - there
+    assert len(missing) <= (len(spans) - 1) * (law == "k-1")
+
+
+def test_an_hour_in_windows_of_8_s_keeps_every_row_of_an_ssl_model_in_its_place():
+    spans = [(start, start + 8 * 16000) for start in range(0, 3600 * 16000, 8 * 16000)]
+    frames = frames_of(joined(spans, "k-1", frame=320, rate=16000))
+    assert len(frames) == 179_999  # one pass: (3600 * 16000 - 400) // 320 + 1
+    assert max(t - row for t, row in enumerate(frames)) == 1
+    assert sum(t != row for t, row in enumerate(frames)) == 449  # the last frame before each cut
+    assert frames_of(joined(spans, "k", frame=320, rate=16000)) == list(range(180_000))
+    assert frames_of(joined(spans, "k+1", frame=320, rate=16000)) == list(range(180_001))
+
+
+@pytest.mark.parametrize("law", LAWS)
+def test_a_short_window_in_an_overlap_doubles_neither_frames_nor_words(law):
+    spans = [(0, 18000), (12600, 14000), (14000, 32000)]
+    words = [(str(i), i * 0.5 + 0.1, i * 0.5 + 0.4) for i in range(64)]
+    whole = joined(spans, law, words)
+    frames = frames_of(whole)
+    assert len(frames) == {"k-1": 799, "k": 800, "k+1": 801}[law]
+    assert all(row in (t, t - (law == "k-1" and t == 349)) for t, row in enumerate(frames))
+    assert [text for text, _, _ in whole.words] == [text for text, _, _ in words]
+
+
+@pytest.mark.parametrize("seconds", [2.0, 5.2, 10.0, 12.3, 20.0])
+def test_overlaps_of_an_odd_number_of_frames_lose_no_row_and_double_none(seconds):
+    """Ten seconds of 40 ms frames overlap by 75: half of them is no whole number."""
+    most = round(seconds * RATE) // FRAME * FRAME
+    step = round(most * 0.7) // FRAME * FRAME
+    spans = [(i * step, i * step + most) for i in range(286)]
+    for law in LAWS:
+        frames = frames_of(joined(spans, law))
+        assert frames == list(range(LAWS[law](spans[-1][1], FRAME)))
+
+
+def test_no_window_ends_within_the_one_before(tmp_path):
+    """The speaker gets louder: beside that, what the first window has taken for speech is quiet."""
+    path, wav = recording(tmp_path, [(2.9, 0.02), (0.3, 0.0015), (0.8, 0.02), (9.0, 0.9)])
+    windows = windows_of(path, 4.0)
+    ends = [window.start + len(window.wav) for window in windows]
+    assert ends == sorted(set(ends))
+    assert ends[-1] == len(wav)
 
 
 def test_windows_without_emotions_have_words():
     windows = [Heard(2.0, [("A", 0.5, 1.0)], None, None, None)] * 2
-    whole = join([0.0, 2.0], windows, FRAME_DURATION)
+    whole = join([(0, 2000), (2000, 4000)], windows, RATE, FRAME, 100)
     assert whole == Heard(4.0, [("A", 0.5, 1.0), ("A", 2.5, 3.0)], None, None, None)
