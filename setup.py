@@ -28,6 +28,7 @@ setup(
         "jiwer>=4.0",
         "matplotlib>=3.8",
         "soundfile>=0.12",
+        "av>=14",
         # SpeechBrain needs these too; our own code imports them.
         "huggingface_hub",
         "numpy",

@@ -9,7 +9,7 @@ from speechbrain.dataio.dataset import DynamicItemDataset
 from speechbrain.dataio.sampler import DynamicBatchSampler
 from torch.utils.data import BatchSampler, Sampler
 
-from ent_brain.audio import open_audio, read_samples, resample
+from ent_brain.audio import load_audio, resample
 from ent_brain.emotions import EMOTIONS, NEUTRAL, emotion_index
 from ent_brain.errors import InputError, raise_problems
 from ent_brain.manifest import (
@@ -36,7 +36,7 @@ def read_audio(path, sample_rate):
     Arguments
     ---------
     path : str or Path
-        Any format that soundfile reads.
+        Any format that FFmpeg or soundfile reads.
     sample_rate : int
         Hz.
 
@@ -48,14 +48,13 @@ def read_audio(path, sample_rate):
     Raises
     ------
     InputError
-        If the file cannot be read, or holds no sample or one that is no sound.
+        If the file cannot be read, is cut off or damaged, or holds no sample or one that is no
+        sound.
     """
-    with open_audio(path) as file:
-        samples = read_samples(file, -1, path)
-        rate = file.samplerate
-    if not samples.size:
-        raise InputError(f"{path}: holds no audio: replace or remove it")
-    return torch.from_numpy(resample(samples, rate, sample_rate))
+    audio, samples = load_audio(path)
+    if audio.lost:
+        raise InputError(f"{path}: {'; '.join(audio.notes)}: replace it")
+    return torch.from_numpy(resample(samples, audio.samplerate, sample_rate))
 
 
 def make_dataset(manifest, data_root, tokens, frontend, max_tokens_per_frame):

@@ -9,6 +9,7 @@ from tqdm import tqdm
 
 from ent_brain.alignment import align, word_times
 from ent_brain.annotation import Heard, annotate
+from ent_brain.audio import scan_audio
 from ent_brain.decoding import judge_events, search
 from ent_brain.emotions import EMOTIONS, NEUTRAL
 from ent_brain.errors import InputError, one_line
@@ -22,7 +23,7 @@ from ent_brain.export import (
 from ent_brain.segments import SegmentDecoder
 from ent_brain.settings import check_device, wrong_values
 from ent_brain.tokens import CharTokens, SentencePieceTokens
-from ent_brain.windows import count_seconds, join, read_windows
+from ent_brain.windows import join, read_windows
 
 SHORTEST = 0.1
 """Seconds to which shorter recordings are filled with silence: no front end needs more."""
@@ -232,8 +233,9 @@ class EmotionTransducer(Pretrained):
     def _hear_file(self, path, progressbar):
         """What the model makes of a sound file, ``Heard``."""
         frontend, longest = self.mods.frontend, self.hparams.longest_window
-        seconds = count_seconds(path)
-        stream = read_windows(path, frontend.sample_rate, longest, frontend.frame_samples)
+        audio = scan_audio(path)
+        seconds = audio.seconds
+        stream = read_windows(audio, frontend.sample_rate, longest, frontend.frame_samples)
         spans, heard = [], []
         hidden = not progressbar or seconds <= longest
         with tqdm(total=round(seconds), desc=Path(path).name, unit="s", disable=hidden) as bar:

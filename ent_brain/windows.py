@@ -9,8 +9,7 @@ import torch
 from torch import Tensor
 
 from ent_brain.annotation import Heard
-from ent_brain.audio import open_audio, read_samples, resample
-from ent_brain.errors import InputError
+from ent_brain.audio import read_blocks, scan_audio
 
 OVERLAP = 0.3
 """Share of a window that the next one hears, too, where there is no pause between them."""
@@ -24,9 +23,6 @@ QUIET = -25.0
 SAME_WORD = 0.3
 """Seconds by which two windows may differ on the start of a word that both have heard."""
 
-BLOCK = 10
-"""Whole seconds that are read and resampled at once."""
-
 
 class Window(NamedTuple):
     """A stretch of a recording."""
@@ -38,9 +34,8 @@ class Window(NamedTuple):
 
 
 def count_seconds(path):
-    """Seconds of a sound file (float), as its header has it."""
-    with open_audio(path) as file:
-        return file.frames / file.samplerate
+    """Seconds of a sound file that can be decoded (float), whatever its header says."""
+    return scan_audio(path).seconds
 
 
 def read_windows(path, sample_rate, longest, frame_samples):
@@ -52,8 +47,8 @@ def read_windows(path, sample_rate, longest, frame_samples):
 
     Arguments
     ---------
-    path : str or Path
-        Any format, rate and number of channels that soundfile reads.
+    path : str, Path or Audio
+        What ``scan_audio`` takes, or returned.
     sample_rate : int
         Hz, of what is given.
     longest : float
@@ -72,7 +67,7 @@ def read_windows(path, sample_rate, longest, frame_samples):
     """
     most = round(longest * sample_rate) // frame_samples * frame_samples
     kept, start, overlap = torch.zeros(0), 0, 0
-    blocks = _read_blocks(path, sample_rate)
+    blocks = read_blocks(scan_audio(path), sample_rate)
     ended = False
     while not ended:
         while len(kept) <= most and (block := next(blocks, None)) is not None:
@@ -104,26 +99,6 @@ def _find_pause(wav, sample_rate, overlap):
         return None
     first, last = max(edges.tolist(), key=lambda edge: edge[1] - edge[0])
     return (first + last) * step // 2 if (last - first) * step >= PAUSE * sample_rate else None
-
-
-def _read_blocks(path, sample_rate):
-    """Mono audio of a sound file at another rate, ``BLOCK`` seconds after another."""
-    with open_audio(path) as file:
-        rate = file.samplerate
-        kept, before, start = np.zeros(0, dtype=np.float32), 0, 0
-        ended = False
-        while not ended:
-            # A second more at both ends, where resampling would hear an edge.
-            missing = (start + BLOCK + 1 - before) * rate - len(kept)
-            kept = np.concatenate((kept, read_samples(file, missing, path)))
-            ended = before * rate + len(kept) <= (start + BLOCK) * rate
-            if not len(kept):
-                raise InputError(f"{path}: holds no audio: replace or remove it")
-            wav = torch.from_numpy(resample(kept, rate, sample_rate))
-            first = (start - before) * sample_rate
-            yield wav[first : first + BLOCK * sample_rate]
-            start += BLOCK
-            kept, before = kept[(start - 1 - before) * rate :], start - 1
 
 
 def join(spans, results, sample_rate, frame_samples, frame_count):

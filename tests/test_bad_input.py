@@ -898,11 +898,6 @@ REFUSED = {
             ),
         )
     },
-    "a header of twice as much audio, heard": (
-        recording,
-        cut("a.wav", 0.5),
-        "0.50 of 1.00 s of audio in {folder}/a.wav: replace it",
-    ),
     "a rate of no sound, heard": (
         recording,
         lambda folder: soundfile.write(folder / "a.wav", tone(), 2**30),
@@ -1767,7 +1762,7 @@ ODD_AUDIO = {
     "double": (sound("a.wav", tone(), subtype="DOUBLE"), 1e-6),
     "\u03bc-law": (sound("a.wav", tone(), subtype="ULAW"), 0.05),
     "8 channels": (sound("a.wav", stereo(*[tone()] * 8), subtype="FLOAT"), 1e-6),
-    "one channel that is silent": (sound("a.wav", stereo(2 * tone(), 0 * tone())), 1e-3),
+    "one channel that is silent": (sound("a.wav", stereo(tone(), 0 * tone())), 1e-3),
     "FLAC under the name of a WAV": (sound("a.wav", tone(), format="FLAC"), 1e-3),
     "Ogg under the name of a WAV": (sound("a.wav", tone(), format="OGG"), 0.1),
     "big-endian AIFF under the name of a WAV": (sound("a.wav", tone(), format="AIFF"), 1e-3),

@@ -153,6 +153,15 @@ def test_windows_of_an_ssl_model_have_as_many_frames_as_the_whole(tmp_path, trai
     assert len(annotation.frame_probabilities) == (int(21.3 * RATE) - 400) // 320 + 1
 
 
+def test_a_recording_that_is_cut_off_is_annotated_as_far_as_it_goes(loaded, tmp_path):
+    path = write(tmp_path / "a.wav", noise(3.0))
+    path.write_bytes(path.read_bytes()[: 44 + 2 * int(1.8 * RATE)])
+    annotation = loaded.annotate_file(path)
+    assert annotation.duration == 1.8
+    write(tmp_path / "b.wav", noise(3.0)[: int(1.8 * RATE)])
+    assert annotation.words == loaded.annotate_file(tmp_path / "b.wav").words
+
+
 def test_two_files_of_one_name_are_two(loaded, tmp_path):
     for folder, seed in (("a", 3), ("b", 4)):
         (tmp_path / folder).mkdir()
