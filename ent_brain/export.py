@@ -13,12 +13,11 @@ import torch
 import yaml
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
-from safetensors import safe_open
 from speechbrain.utils.distributed import main_process_only
 
 from ent_brain.errors import InputError, one_line, raise_problems
 from ent_brain.files import whole_or_nothing
-from ent_brain.frontend import SSL_MODELS, SSLFrontend
+from ent_brain.frontend import HUB_NAME, SSL_MODELS, SSLFrontend
 from ent_brain.tokens import SentencePieceTokens
 
 HPARAMS_FILE = "hyperparams.yaml"
@@ -48,6 +47,7 @@ ARGUMENTS = {
         "save_path": SSL_FOLDER,
         "frozen": None,
         "layers": None,
+        "stacked": None,
     },
     "!new:sentencepiece.SentencePieceProcessor": {},
     "!new:speechbrain.utils.parameter_transfer.Pretrainer": {
@@ -188,36 +188,23 @@ def load_weights(module, path):
 
 
 def check_ssl_weights(ssl, path):
-    """Refuse the file that an SSL model was loaded from where it does not hold all weights.
-
-    Those that are missing transformers makes up.
+    """Refuse an SSL model in which a weight is NaN or infinite.
 
     Arguments
     ---------
     ssl : nn.Module
     path : str or Path
+        The file that it was loaded from.
 
     Raises
     ------
     InputError
-        If one is missing, or is no number.
+        Which names the weight.
     """
-    with safe_open(path, "pt") as file:
-        held = {_old_name(key) for key in file.keys()}  # noqa: SIM118
-    missing = sorted({_old_name(name) for name in ssl.state_dict()} - held)
     try:
-        if missing:
-            raise ValueError(f"{len(missing)} are missing, {missing[0]} for one")
         _check_finite(ssl.state_dict())
     except ValueError as error:
         raise _not_the_weights(ssl, path, error) from error
-
-
-def _old_name(name):
-    """A weight's name, with those of weight normalisation as the hub's files have them."""
-    for new, old in (("original0", "weight_g"), ("original1", "weight_v")):
-        name = name.replace(f"parametrizations.weight.{new}", old)
-    return name
 
 
 def _check_finite(weights):
@@ -257,7 +244,7 @@ def find_model(source, savedir=None, revision=None):
         if (left_by_training / HPARAMS_FILE).is_file():
             raise InputError(f"{source}: what a training left: name its model, {left_by_training}")
         return Path(source)
-    if Path(source).exists() or not re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", str(source)):
+    if Path(source).exists() or not HUB_NAME.fullmatch(str(source)):
         raise InputError(
             f"{source}: no folder: name the one that training left as `pretrained`, or owner/name "
             "of a model on the Hugging Face hub"

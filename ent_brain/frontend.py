@@ -1,31 +1,62 @@
 """Front ends: waveforms to layered features [B, T, L, D], and how long a frame is.
 
 Every front end has ``sample_rate`` (Hz), ``frame_samples`` (samples a frame), ``feature_dim`` (D),
-``feature_layers`` (L) and ``count_frames``; ``frame_duration`` (seconds) follows from them, and
-every time in seconds follows from it.
+``feature_layers`` (L), ``max_samples`` and ``count_frames``; ``frame_duration`` (seconds) follows
+from them, and every time in seconds follows from it.
 """
 
-from importlib import import_module
+import copy
+import re
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
-from huggingface_hub import snapshot_download
+from speechbrain.dataio.dataio import length_to_mask
 from speechbrain.lobes.features import Fbank
 from speechbrain.processing.features import mean_std_update
 from speechbrain.utils.checkpoints import mark_as_saver, register_checkpoint_hooks
 from torch import nn
 
 from ent_brain.cache import FeatureCache, model_digest
+from ent_brain.errors import InputError
 from ent_brain.files import written
 from ent_brain.manifest import SAMPLE_RATE
 
+
+class SSLKind(NamedTuple):
+    """A kind of model in transformers that gives hidden states at a regular rate."""
+
+    base: str
+    """The base model's name on the hub."""
+    window: int | None = None
+    """Samples of the first frame; None for models of waveforms, whose convolutions tell it. Other
+    models take the mel bands of transformers' feature extractor."""
+    hop: int | None = None
+    """Samples from one frame to the next; None as above."""
+    pad_to: int | None = None
+    """Zeros are appended to an utterance up to a multiple of this number of samples."""
+
+
 SSL_MODELS = {
-    "wav2vec2": ("Wav2Vec2", "facebook/wav2vec2-base"),
-    "hubert": ("HuBERT", "facebook/hubert-base-ls960"),
-    "wavlm": ("WavLM", "microsoft/wavlm-base"),
+    "wav2vec2": SSLKind("facebook/wav2vec2-base"),  # XLS-R and MMS are of this kind
+    "hubert": SSLKind("facebook/hubert-base-ls960"),
+    "wavlm": SSLKind("microsoft/wavlm-base"),
+    "data2vec-audio": SSLKind("facebook/data2vec-audio-base"),
+    # Two mel frames of 400 samples, 160 apart, make a frame.
+    "wav2vec2-bert": SSLKind("facebook/w2v-bert-2.0", window=560, hop=320),
+    "whisper": SSLKind("openai/whisper-base", window=1, hop=320, pad_to=320),
 }
-"""SpeechBrain's wrapper of each kind of model, in the module of its name; the base model's own name
-on the hub."""
+"""The kinds by their ``model_type`` in transformers."""
+
+HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
+"""Names on the Hugging Face hub: owner/name."""
+
+FROZEN_PARTS = (
+    "feature_extractor.",
+    *(f"encoder.{name}." for name in ("conv1", "conv2", "embed_positions")),
+)
+"""Prefixes of parameters that fine-tuning leaves as they are: convolutions before the layers, and
+Whisper's sinusoids."""
 
 LEAST_DEVIATION = 1e-3
 """That a mel band is divided by: in silence there is none."""
@@ -41,6 +72,8 @@ class Frontend(nn.Module):
     frame_samples: int
     feature_dim: int
     feature_layers: int
+    max_samples: int | None = None
+    """Samples of the longest utterance that it can encode; None for no limit."""
     cache: FeatureCache | None = None
     """Where features are kept from epoch to epoch; ``forward`` then takes what was found there."""
 
@@ -173,27 +206,30 @@ class FbankFrontend(Frontend):
 
 
 class SSLFrontend(Frontend):
-    """A self-supervised speech model through SpeechBrain's wrappers, frozen or fine-tuned.
+    """A pretrained speech encoder of transformers, frozen or fine-tuned.
 
     Frozen, it gives all hidden states, or the chosen ones; it stays in eval mode, has no gradient,
     and is no part of this module's parameters, so neither optimiser nor checkpoint holds it. Its
-    features can be kept, so that each utterance is encoded once for all epochs.
+    features can be cached, so that each utterance is encoded once for all epochs.
 
     Fine-tuned, it gives the last hidden state; the convolutions are frozen, and the model's own
-    SpecAugment masks its input in training.
+    SpecAugment masks its input in training (Whisper: the mel spectrogram, in frames of 10 ms).
 
-    But for training a fine-tuned model, each utterance is encoded alone: the base models' group
-    normalisation makes features depend on padding.
+    Each utterance is encoded alone, because the base models' group normalisation makes features
+    depend on padding. The exception is the training of a fine-tuned model of waveforms.
+
+    Whisper encodes an utterance at its own length, up to 30 s, where the published models pad all
+    to 30 s. Its decoder is not loaded. Its features depend on the recording's level.
 
     Arguments
     ---------
     model : str
-        ``wav2vec2``, ``hubert`` or ``wavlm``.
+        A key of ``SSL_MODELS``.
     source : str or Path, optional
         Hub name, after an ``@`` a revision to pin; or a local folder, which needs no network. The
         hub's base model if None.
     save_path : str or Path
-        Where a model from the hub is kept.
+        Cache folder for models from the hub.
     frozen : bool
     spec_augment : dict, optional
         Settings of the model's own SpecAugment for fine-tuning, by their names in its
@@ -201,16 +237,20 @@ class SSLFrontend(Frontend):
         ``mask_feature_length``.
     layers : list of int, optional
         Which hidden states a frozen model gives, 0 for the input of the first layer; all if None.
+    stacked : int
+        Neighbouring frames that are concatenated into one. Zeros fill up the last one.
     cache_folder : str or Path, optional
-        Where the features of a frozen model are kept, so that each utterance is encoded once.
+        Where the features of a frozen model are cached, so that each utterance is encoded once.
+        They are cached before stacking.
     cache_precision : str
-        ``float16`` or ``bfloat16``: what kept features are rounded to.
+        ``float16`` or ``bfloat16``: the precision of cached features.
 
     Raises
     ------
     ValueError
-        If the model is not one of the three, its source holds one of another kind, a layer is not
-        one of its own or given twice, or layers or a cache are asked of a model that is not frozen.
+        If the model is not in ``SSL_MODELS``, its source does not exist or holds one of another
+        kind or lacks weights, a layer is not one of its own or given twice, ``stacked`` is below 1,
+        or layers or a cache are asked of a model that is not frozen.
     """
 
     def __init__(
@@ -221,6 +261,7 @@ class SSLFrontend(Frontend):
         frozen=True,
         spec_augment=None,
         layers=None,
+        stacked=1,
         cache_folder=None,
         cache_precision="float16",
     ):
@@ -229,76 +270,100 @@ class SSLFrontend(Frontend):
             raise ValueError(f"unknown SSL model {model!r}: use one of {', '.join(SSL_MODELS)}")
         if not frozen and (layers is not None or cache_folder is not None):
             raise ValueError("layers are chosen, and features are kept, of a frozen SSL model only")
-        wrapper, base = SSL_MODELS[model]
-        source = str(base if source is None else source)
+        if stacked < 1:
+            raise ValueError(f"stacked {stacked}: give a whole number of frames, at least 1")
+        self.kind = SSL_MODELS[model]
+        source = str(self.kind.base if source is None else source)
         self.settings = {
             "model": model,
             "source": source,
             "save_path": str(save_path),
             "frozen": frozen,
             "layers": layers,
+            "stacked": stacked,
         }
-        # Only here: transformers' models take seconds to import, and log-mel energies need none.
-        wrappers = import_module(f"speechbrain.integrations.huggingface.{model}")
-        ssl = getattr(wrappers, wrapper)(
-            source=_pinned(source, save_path),
-            save_path=str(save_path),
-            freeze=frozen,
-            freeze_feature_extractor=not frozen,
-            apply_spec_augment=not frozen,
-            output_all_hiddens=frozen,
-        )
-        config = ssl.model.config
-        if config.model_type != model:  # the wrappers load whatever there is
-            raise ValueError(f"{source}: holds a {config.model_type} model, not a {model} one")
-        # In transformers 5 WavLM's model asks for this, its configuration does not have it.
-        config.mask_feature_min_masks = getattr(config, "mask_feature_min_masks", 0)
-        for key, value in (spec_augment or {}).items():
-            setattr(config, key, value)
-        self.frozen = frozen
-        self.kernels, self.strides = config.conv_kernel, config.conv_stride
-        self.frame_samples = int(torch.tensor(self.strides).prod())
-        self.feature_dim = config.hidden_size
+        augment = {**(spec_augment or {}), "apply_spec_augment": not frozen}
+        ssl, self.feature_extractor = _load(model, source, save_path, augment)
+        config = ssl.config
+        self.frozen, self.stacked = frozen, stacked
+        window, hop = self.kind.window, self.kind.hop
+        if self.takes_waveforms:
+            window, hop = _receptive_field(config.conv_kernel, config.conv_stride)
+        self._window, self._hop = window, hop
+        self.frame_samples = hop * stacked
+        self.feature_dim = config.hidden_size * stacked
         self.layers = _check_layers(layers, config.num_hidden_layers)
         self.feature_layers = len(self.layers) if frozen else 1
+        if model == "whisper":
+            self.max_samples = config.max_source_positions * hop
+        for name, parameter in ssl.named_parameters():
+            if frozen or name.startswith(FROZEN_PARTS):
+                parameter.requires_grad = False
         # A list hides the frozen model from parameters(), state_dict() and train().
         self._ssl = [ssl.eval()]
         if not frozen:
-            self.ssl = ssl
+            self.ssl = nn.ModuleDict({"model": ssl})
         if cache_folder is not None:
-            self.cache = FeatureCache(cache_folder, self.describe(), cache_precision)
+            self.cache = FeatureCache(cache_folder, self._made_from(), cache_precision)
 
     @property
     def ssl_model(self):
         """The model of transformers, frozen or not."""
-        return self._ssl[0].model
+        return self._ssl[0]
+
+    @property
+    def takes_waveforms(self):
+        """Whether the model takes the waveform itself, not mel bands."""
+        return self.kind.hop is None
 
     def describe(self):
         """What the features are computed by (dict): wherever the model was read from."""
+        stacked = {} if self.stacked == 1 else {"stacked": self.stacked}
+        return {**self._made_from(), **stacked}
+
+    def _made_from(self):
+        """What cached features are computed by (dict)."""
+        extractor = self.feature_extractor
+        if self.takes_waveforms:
+            normalization = {"normalize_wav": extractor.do_normalize}
+        else:
+            # Its filters follow from its settings.
+            filters = ("mel_filters", "window")
+            settings = {k: v for k, v in extractor.to_dict().items() if k not in filters}
+            normalization = {"extractor": settings}
         return {
             "model": self.settings["model"],
             "weights": model_digest(self.ssl_model),
-            "normalize_wav": self._ssl[0].normalize_wav,
+            **normalization,
             "layers": self.layers,
         }
 
     def _apply(self, fn, recurse=True):
         """Move the hidden model too, wherever this module goes."""
         if self.frozen:
-            self._ssl[0]._apply(fn)
+            self.ssl_model._apply(fn)
         return super()._apply(fn, recurse)
 
     def save_ssl(self, folder):
-        """Save the SSL model as the hub has it, so that ``source`` can name this folder."""
+        """Save the SSL model as the hub has it, so that ``source`` can name this folder.
+
+        Weights are saved in float16 if that loses nothing, as with all published Whisper models.
+        """
+        model = self.ssl_model
+        half = copy.deepcopy(model).half()
+        pairs = zip(half.state_dict().values(), model.state_dict().values(), strict=True)
+        lossless = all(torch.equal(rounded.to(exact), exact) for rounded, exact in pairs)
         with written():
-            self.ssl_model.save_pretrained(folder)
-            self._ssl[0].feature_extractor.save_pretrained(folder)
+            (half if lossless else model).save_pretrained(folder)
+            self.feature_extractor.save_pretrained(folder)
 
     def count_frames(self, samples):
-        """Frames of an utterance: the floor of each convolution in turn."""
-        for kernel, stride in zip(self.kernels, self.strides, strict=True):
-            samples = (samples - kernel) // stride + 1
-        return samples
+        """Frames of an utterance: every window that fits into it, stacked, rounded up."""
+        return -(-self._count_states(samples) // self.stacked)
+
+    def _count_states(self, samples):
+        """Hidden states of an utterance, before stacking."""
+        return (samples - self._window) // self._hop + 1
 
     def forward(self, wavs, wav_lens, kept=None):
         """Compute features.
@@ -306,7 +371,7 @@ class SSLFrontend(Frontend):
         Arguments
         ---------
         wavs : Tensor
-            [B, S] at 16 kHz; an utterance needs 400 samples.
+            [B, S] at 16 kHz; an utterance needs 400 samples (w2v-bert: 560; Whisper: 1).
         wav_lens : Tensor
             [B] relative lengths.
         kept : list of Kept, optional
@@ -316,47 +381,154 @@ class SSLFrontend(Frontend):
         Returns
         -------
         (Tensor, Tensor)
-            Features [B, T, L, D], 0 in the padding but for training a fine-tuned model, in the
-            precision in which they are kept where they are, and frame counts [B].
+            Features [B, T, L, D], 0 in the padding, in the precision of the cache if there is one,
+            and frame counts [B].
+
+        Raises
+        ------
+        InputError
+            If an utterance is longer than ``max_samples``.
         """
         samples = self.sample_lens(wavs, wav_lens)
-        frame_lens = self.count_frames(samples)
-        [ssl] = self._ssl
+        longest = int(samples.max())
+        if self.max_samples is not None and longest > self.max_samples:
+            raise InputError(
+                f"an utterance of {longest / self.sample_rate:.2f} s: {self.settings['model']} "
+                f"encodes at most {self.max_samples / self.sample_rate:g} s: cut it"
+            )
         if not self.frozen and self.training:
-            # A mask must fit: what is shorter is not masked.
-            config, frames = ssl.model.config, self.count_frames(wavs.size(1))
-            config.apply_spec_augment = frames >= config.mask_time_length
-            return ssl(wavs, wav_lens)[:, :, None], frame_lens
+            # A mask must fit: utterances shorter than a mask are not masked.
+            config, states = self.ssl_model.config, self._count_states(wavs.size(1))
+            config.apply_spec_augment = states >= config.mask_time_length
+            if self.takes_waveforms:
+                features = self.encode(wavs, wav_lens)
+                valid = length_to_mask(self._count_states(samples), features.size(1))
+                features = features.masked_fill(valid[..., None, None] == 0, 0)
+                return self._stack(features), self.count_frames(samples)
         alone = [wav[:count] for wav, count in zip(wavs, samples.tolist(), strict=True)]
         if self.cache is None:
-            alone = [self._encode(wav) for wav in alone]
+            alone = [self.encode(wav[None])[0] for wav in alone]
         else:
             kept = kept or [self.cache.look_up(wav) for wav in alone]
             alone = [self._complete(*p).to(wavs.device) for p in zip(kept, alone, strict=True)]
-        return nn.utils.rnn.pad_sequence(alone, batch_first=True), frame_lens
+        features = nn.utils.rnn.pad_sequence(alone, batch_first=True)
+        return self._stack(features), self.count_frames(samples)
 
-    def _encode(self, wav):
-        """Hidden states [T, L, D] of one utterance [S]."""
-        [ssl] = self._ssl
-        if self.frozen:
-            return ssl(wav[None])[self.layers, 0].transpose(0, 1)
-        return ssl(wav[None])[0, :, None]
+    def encode(self, wavs, wav_lens=None):
+        """Encode utterances together.
+
+        Arguments
+        ---------
+        wavs : Tensor
+            [B, S] at 16 kHz.
+        wav_lens : Tensor, optional
+            [B] relative lengths, for a model of waveforms; all utterances are whole if None.
+
+        Returns
+        -------
+        Tensor
+            Hidden states [B, T, L, D] before stacking.
+        """
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
+            if self.takes_waveforms:
+                if self.feature_extractor.do_normalize:
+                    wavs = nn.functional.layer_norm(wavs, wavs.shape[1:])
+                mask = None
+                if wav_lens is not None:
+                    mask = length_to_mask(torch.round(wav_lens * wavs.size(1))).bool()
+                given = {"input_values": wavs, "attention_mask": mask}
+            else:
+                mels = self.feature_extractor(
+                    wavs.float().cpu().numpy(),
+                    sampling_rate=self.sample_rate,
+                    padding=True,
+                    truncation=False,
+                    pad_to_multiple_of=self.kind.pad_to,
+                    return_tensors="pt",
+                )["input_features"]
+                given = {"input_features": mels.to(wavs)}
+            output = self.ssl_model(**given, output_hidden_states=self.frozen)
+            if self.frozen:
+                return torch.stack([output.hidden_states[layer] for layer in self.layers], 2)
+            return output.last_hidden_state[:, :, None]
 
     def _complete(self, kept, wav):
         """Features of one utterance as the cache has them, or will have them."""
         if kept.features is not None:
             return kept.features
-        # In full precision: what is kept is the same whatever the precision of the training.
+        # In full precision, so that the cache does not depend on the precision of the training.
         with torch.autocast(wav.device.type, enabled=False):
-            return self.cache.keep(kept.name, self._encode(wav))
+            return self.cache.keep(kept.name, self.encode(wav[None])[0])
+
+    def _stack(self, features):
+        """Concatenate neighbouring frames of [B, T, L, D], which are 0 in the padding."""
+        if self.stacked == 1:
+            return features
+        padding = -features.size(1) % self.stacked
+        features = nn.functional.pad(features, (0, 0, 0, 0, 0, padding))
+        return features.unflatten(1, (-1, self.stacked)).transpose(2, 3).flatten(3)
 
 
-def _pinned(source, save_path):
-    """A source (str) that SpeechBrain's wrappers take: of what names a revision, its files."""
-    name, _, revision = source.partition("@")
-    if not revision or Path(source).exists():
-        return source
-    return snapshot_download(name, revision=revision, cache_dir=save_path)
+def _load(kind, source, save_path, spec_augment):
+    """Load a model and its feature extractor; settings of SpecAugment replace the model's own."""
+    # Only here: transformers takes seconds to import, and log-mel energies do not need it.
+    import transformers
+
+    name, _, revision = (source, "", "") if Path(source).is_dir() else source.partition("@")
+    if not Path(name).is_dir() and not HUB_NAME.fullmatch(name):
+        raise ValueError(
+            f"{source}: no folder, and no name on the Hugging Face hub (owner/name or "
+            "owner/name@revision): correct the path or the name"
+        )
+    place = {"cache_dir": str(save_path), "revision": revision or "main"}
+    given, _ = transformers.PreTrainedConfig.get_config_dict(name, **place)
+    if (held := given.get("model_type")) != kind:
+        raise ValueError(f"{source}: holds a {held} model, not a {kind} one")
+    config_class = transformers.CONFIG_MAPPING[kind]
+    # The architecture's own settings only: others can name code and kernels on the hub.
+    own = config_class().to_dict().keys() - transformers.PreTrainedConfig().to_dict().keys()
+    config = config_class(**{key: value for key, value in given.items() if key in own})
+    # Before the model is made: it has no vector for masked frames if it is not to mask any.
+    for key, value in spec_augment.items():
+        setattr(config, key, value)
+    # In transformers 5 WavLM's model asks for this, its configuration does not have it.
+    config.mask_feature_min_masks = getattr(config, "mask_feature_min_masks", 0)
+    model_class = transformers.MODEL_MAPPING[config_class]
+    if kind == "whisper":
+        from ent_brain.whisper import WhisperSpeechEncoder
+
+        model_class = WhisperSpeechEncoder
+    verbosity = transformers.logging.get_verbosity()
+    transformers.logging.set_verbosity_error()  # what is missing is checked below
+    try:
+        model, report = model_class.from_pretrained(
+            name, config=config, dtype=torch.float32, output_loading_info=True, **place
+        )
+    finally:
+        transformers.logging.set_verbosity(verbosity)
+    missing = set(report["missing_keys"])
+    if "masked_spec_embed" in missing:
+        # Many published models lack it. transformers would draw it at random.
+        nn.init.zeros_(model.masked_spec_embed)
+        missing.remove("masked_spec_embed")
+    if missing:
+        raise ValueError(
+            f"{source}: {len(missing)} weights of the {kind} model are missing, {min(missing)} "
+            "for one: fetch it again"
+        )
+    extractor = transformers.AutoFeatureExtractor.from_pretrained(
+        name, trust_remote_code=False, **place
+    )
+    return model, extractor
+
+
+def _receptive_field(kernels, strides):
+    """Samples that the first frame of stacked convolutions sees, and samples a frame."""
+    window, hop = 1, 1
+    for kernel, stride in zip(kernels, strides, strict=True):
+        window += (kernel - 1) * hop
+        hop *= stride
+    return window, hop
 
 
 def _check_layers(layers, last):
@@ -368,13 +540,15 @@ def _check_layers(layers, last):
     return list(layers)
 
 
-def make_frontend(model, **settings):
+def make_frontend(model, stacked=1, **settings):
     """Make the front end of a name, for recipes in which a word on the command line chooses it.
 
     Arguments
     ---------
     model : str
-        ``wav2vec2``, ``hubert``, ``wavlm``, or ``fbank`` for log-mel energies of 20 ms frames.
+        A key of ``SSL_MODELS``, or ``fbank`` for log-mel energies.
+    stacked : int
+        Frames of 20 ms that are concatenated into one.
     **settings
         Of ``SSLFrontend``; log-mel energies have no use for them.
 
@@ -385,7 +559,9 @@ def make_frontend(model, **settings):
 
     Example
     -------
-    >>> make_frontend("fbank", source="the source of no SSL model").frame_duration
-    0.02
+    >>> make_frontend("fbank", stacked=2, source="the source of no SSL model").frame_duration
+    0.04
     """
-    return FbankFrontend() if model == "fbank" else SSLFrontend(model, **settings)
+    if model == "fbank":
+        return FbankFrontend(frame_duration=0.02 * stacked)
+    return SSLFrontend(model, stacked=stacked, **settings)

@@ -23,10 +23,31 @@ os.environ |= {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "MPLBACKEND": "agg
 
 RAVDESS = Path(__file__).resolve().parents[2] / "shared" / "data" / "ravdess"
 
+CONVOLUTIONS = {
+    **{"hidden_size": 24, "num_hidden_layers": 3, "num_attention_heads": 2},
+    **{"intermediate_size": 32, "conv_dim": [16] * 7},
+    **{"num_conv_pos_embeddings": 8, "num_conv_pos_embedding_groups": 2},
+}
 SSL_CONFIGS = {
-    "wav2vec2": transformers.Wav2Vec2Config,
-    "hubert": transformers.HubertConfig,
-    "wavlm": transformers.WavLMConfig,
+    "wav2vec2": transformers.Wav2Vec2Config(**CONVOLUTIONS),
+    "hubert": transformers.HubertConfig(**CONVOLUTIONS),
+    "wavlm": transformers.WavLMConfig(**CONVOLUTIONS),
+    "data2vec-audio": transformers.Data2VecAudioConfig(
+        **CONVOLUTIONS | {"num_conv_pos_embeddings": 2}
+    ),
+    "wav2vec2-bert": transformers.Wav2Vec2BertConfig(
+        hidden_size=24, num_hidden_layers=3, num_attention_heads=2, intermediate_size=32
+    ),
+    "whisper": transformers.WhisperConfig(
+        **{"d_model": 24, "num_mel_bins": 80, "vocab_size": 100, "max_target_positions": 10},
+        **{"encoder_layers": 3, "encoder_attention_heads": 2, "encoder_ffn_dim": 32},
+        **{"decoder_layers": 1, "decoder_attention_heads": 2, "decoder_ffn_dim": 32},
+        **{"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "decoder_start_token_id": 1},
+    ),
+}
+SSL_EXTRACTORS = {
+    "wav2vec2-bert": transformers.SeamlessM4TFeatureExtractor,
+    "whisper": transformers.WhisperFeatureExtractor,
 }
 
 
@@ -96,25 +117,18 @@ def tiny_ssl(tmp_path_factory):
     """``tiny_ssl("hubert")`` is a folder with a small random model, as a hub would hold it.
 
     Kernels, strides and group normalisation are those of the base models; three layers of 24.
+    Whisper's has its decoder.
     """
     folders = {}
 
     def make(kind):
         if kind not in folders:
             folders[kind] = folder = tmp_path_factory.mktemp(kind) / "model"
-            config = SSL_CONFIGS[kind](
-                hidden_size=24,
-                num_hidden_layers=3,
-                num_attention_heads=2,
-                intermediate_size=32,
-                conv_dim=[16] * 7,
-                num_conv_pos_embeddings=8,
-                num_conv_pos_embedding_groups=2,
-            )
             with torch.random.fork_rng():
                 torch.manual_seed(0)
-                transformers.AutoModel.from_config(config).save_pretrained(folder)
-            transformers.Wav2Vec2FeatureExtractor().save_pretrained(folder)
+                transformers.AutoModel.from_config(SSL_CONFIGS[kind]).save_pretrained(folder)
+            extractor = SSL_EXTRACTORS.get(kind, transformers.Wav2Vec2FeatureExtractor)
+            extractor().save_pretrained(folder)
         return folders[kind]
 
     return make
