@@ -288,9 +288,8 @@ class PaddedPairs(torch.nn.Module):
         self.frame_duration = frontend.frame_duration
 
     def forward(self, wavs, wav_lens):
-        hidden = self.frontend._ssl[0](wavs, wav_lens)
         frame_lens = self.frontend.count_frames(self.frontend.sample_lens(wavs, wav_lens))
-        return hidden.permute(1, 2, 0, 3), frame_lens
+        return self.frontend.encode(wavs, wav_lens), frame_lens
 
 
 class PackedEncoder(torch.nn.Module):

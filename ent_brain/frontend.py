@@ -18,7 +18,7 @@ from speechbrain.utils.checkpoints import mark_as_saver, register_checkpoint_hoo
 from torch import nn
 
 from ent_brain.cache import FeatureCache, model_digest
-from ent_brain.errors import InputError
+from ent_brain.errors import InputError, one_line
 from ent_brain.files import written
 from ent_brain.manifest import SAMPLE_RATE
 
@@ -438,14 +438,15 @@ class SSLFrontend(Frontend):
                     mask = length_to_mask(torch.round(wav_lens * wavs.size(1))).bool()
                 given = {"input_values": wavs, "attention_mask": mask}
             else:
-                mels = self.feature_extractor(
-                    wavs.float().cpu().numpy(),
-                    sampling_rate=self.sample_rate,
-                    padding=True,
-                    truncation=False,
-                    pad_to_multiple_of=self.kind.pad_to,
-                    return_tensors="pt",
-                )["input_features"]
+                with torch.autocast("cpu", enabled=False):  # it takes no half precision
+                    mels = self.feature_extractor(
+                        wavs.float().cpu().numpy(),
+                        sampling_rate=self.sample_rate,
+                        padding=True,
+                        truncation=False,
+                        pad_to_multiple_of=self.kind.pad_to,
+                        return_tensors="pt",
+                    )["input_features"]
                 given = {"input_features": mels.to(wavs)}
             output = self.ssl_model(**given, output_hidden_states=self.frozen)
             if self.frozen:
@@ -474,14 +475,22 @@ def _load(kind, source, save_path, spec_augment):
     # Only here: transformers takes seconds to import, and log-mel energies do not need it.
     import transformers
 
-    name, _, revision = (source, "", "") if Path(source).is_dir() else source.partition("@")
-    if not Path(name).is_dir() and not HUB_NAME.fullmatch(name):
+    name, _, revision = source.partition("@")
+    if Path(source).is_dir():
+        name, revision = source, ""
+    elif not HUB_NAME.fullmatch(name):
         raise ValueError(
             f"{source}: no folder, and no name on the Hugging Face hub (owner/name or "
             "owner/name@revision): correct the path or the name"
         )
     place = {"cache_dir": str(save_path), "revision": revision or "main"}
-    given, _ = transformers.PreTrainedConfig.get_config_dict(name, **place)
+    try:
+        given, _ = transformers.PreTrainedConfig.get_config_dict(name, **place)
+    except OSError as error:  # whose message does not always name the model
+        raise ValueError(
+            f"{source}: cannot be read as a {kind} model ({one_line(error)}): check the name, the "
+            "files and the network"
+        ) from error
     if (held := given.get("model_type")) != kind:
         raise ValueError(f"{source}: holds a {held} model, not a {kind} one")
     config_class = transformers.CONFIG_MAPPING[kind]
@@ -513,8 +522,8 @@ def _load(kind, source, save_path, spec_augment):
         missing.remove("masked_spec_embed")
     if missing:
         raise ValueError(
-            f"{source}: {len(missing)} weights of the {kind} model are missing, {min(missing)} "
-            "for one: fetch it again"
+            f"{source}: {len(missing)} weights are missing, {min(missing)} for one: fetch the "
+            f"{kind} model again"
         )
     extractor = transformers.AutoFeatureExtractor.from_pretrained(
         name, trust_remote_code=False, **place

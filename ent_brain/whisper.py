@@ -19,6 +19,7 @@ class WhisperSpeechEncoder(WhisperPreTrainedModel):
 
     Example
     -------
+    >>> import torch
     >>> from transformers import WhisperConfig
     >>> sizes = {"d_model": 8, "encoder_layers": 1, "encoder_attention_heads": 2}
     >>> encoder = WhisperSpeechEncoder(WhisperConfig(**sizes))

@@ -1,7 +1,9 @@
 """What an export holds, and what a folder from a stranger cannot do."""
 
+import json
 import pickle
 import shutil
+import socket
 import tempfile
 from pathlib import Path
 
@@ -15,7 +17,7 @@ from ent_brain import export as export_room
 from ent_brain.emotions import EMOTIONS
 from ent_brain.errors import InputError
 from ent_brain.export import HPARAMS_FILE, export
-from ent_brain.frontend import SSLFrontend
+from ent_brain.frontend import SSL_MODELS, SSLFrontend
 from ent_brain.inference import EmotionTransducer
 
 PRETRAINER = "speechbrain.utils.parameter_transfer.Pretrainer"
@@ -76,17 +78,47 @@ def test_speechbrain_s_own_loader_takes_the_same_folder(folder):
     assert loaded.annotate_batch(WAVS, LENS) == expected.annotate_batch(WAVS, LENS)
 
 
-def test_an_ssl_model_goes_with_it(tiny_ssl, tmp_path, trained):
+@pytest.mark.parametrize("kind", ["hubert", "wav2vec2-bert", "whisper"])
+def test_an_ssl_model_goes_with_it(tiny_ssl, tmp_path, trained, kind):
     """Nothing of the folder that it was trained from is needed, nor any network."""
     source = tmp_path / "source"
-    shutil.copytree(tiny_ssl("hubert"), source)
-    frontend = SSLFrontend("hubert", source, tmp_path / "hub")
+    shutil.copytree(tiny_ssl(kind), source)
+    frontend = SSLFrontend(kind, source, tmp_path / "hub", stacked=2)
     export(trained(frontend=frontend), tmp_path / "pretrained", 2.5)
     expected = frontend(WAVS, LENS)[0]
     shutil.rmtree(source)
     loaded = EmotionTransducer.from_hparams(source=tmp_path / "pretrained")
     torch.testing.assert_close(loaded.mods.frontend(WAVS, LENS)[0], expected, rtol=0, atol=0)
+    assert loaded.mods.frontend.frame_duration == 0.04
     assert str(tmp_path) not in (tmp_path / "pretrained" / HPARAMS_FILE).read_text()
+
+
+def test_half_of_the_bits_are_exported_where_they_are_all(tiny_ssl, tmp_path, trained):
+    """Whisper's encoder alone, in float16 if its weights are no more than that."""
+    source = shutil.copytree(tiny_ssl("whisper"), tmp_path / "source")
+    weights = load_file(source / "model.safetensors")
+    halves = {name: values.half() for name, values in weights.items()}
+    for given, dtype in ((weights, torch.float32), (halves, torch.float16)):
+        save_file(given, source / "model.safetensors", metadata={"format": "pt"})
+        frontend = SSLFrontend("whisper", source, tmp_path / "hub")
+        export(trained(frontend=frontend), tmp_path / "pretrained", 2.5)
+        exported = load_file(tmp_path / "pretrained" / "ssl" / "model.safetensors")
+        assert all(torch.equal(exported[name], given[name].to(dtype)) for name in exported)
+        assert exported.keys() == {name for name in given if name.startswith("encoder.")}
+        loaded = EmotionTransducer.from_hparams(source=tmp_path / "pretrained")
+        assert torch.equal(loaded.mods.frontend(WAVS, LENS)[0], frontend(WAVS, LENS)[0])
+
+
+def test_a_finetuned_whisper_goes_with_it(tiny_ssl, tmp_path, trained):
+    augment = {"mask_time_prob": 0.1, "mask_feature_prob": 0.0}
+    options = {"frozen": False, "spec_augment": augment}
+    frontend = SSLFrontend("whisper", tiny_ssl("whisper"), tmp_path / "hub", **options).eval()
+    with torch.no_grad():
+        for parameter in frontend.parameters():
+            parameter.add_(0.01)
+    export(trained(frontend=frontend), tmp_path / "pretrained", 2.5)
+    loaded = EmotionTransducer.from_hparams(source=tmp_path / "pretrained")
+    assert torch.equal(loaded.mods.frontend(WAVS, LENS)[0], frontend(WAVS, LENS)[0])
 
 
 @pytest.mark.parametrize(
@@ -234,7 +266,7 @@ def test_an_ssl_model_keeps_no_features(ssl_folder, tmp_path):
         (
             "config.json",
             lambda text: text.replace('"hubert"', '"bert"'),
-            "/ssl/config.json: model_type 'bert': not one of wav2vec2, hubert, wavlm: export again",
+            f"/ssl/config.json: model_type 'bert': not one of {', '.join(SSL_MODELS)}: export",
         ),
         (
             "config.json",
@@ -256,29 +288,42 @@ def test_ssl_weights_cut_off_are_one_line(ssl_folder):
     assert refusal(ssl_folder).startswith(f"{ssl_folder}: makes no model (")
 
 
-@pytest.mark.parametrize(
-    ("change", "reason"),
-    [
-        (
-            lambda weights: {"x": weights["masked_spec_embed"]},
-            "67 are missing, encoder.layer_norm.bias for one",
-        ),
-        (
-            lambda weights: {k: v for k, v in weights.items() if k != "masked_spec_embed"},
-            "1 are missing, masked_spec_embed for one",
-        ),
-        (
-            lambda weights: {k: v * torch.nan for k, v in weights.items()},
-            "masked_spec_embed holds what is no number",
-        ),
-    ],
-)
-def test_no_ssl_weight_is_made_up(ssl_folder, change, reason):
-    edit_weights(ssl_folder, change)
-    assert refusal(ssl_folder) == (
-        f"{ssl_folder}/ssl/model.safetensors: not the weights of this HubertModel ({reason}): "
-        "export again"
+def test_no_ssl_weight_is_made_up(ssl_folder):
+    edit_weights(ssl_folder, lambda weights: {"x": weights["masked_spec_embed"]})
+    assert refusal(ssl_folder).startswith(
+        f"{ssl_folder}: makes no model ({ssl_folder}/ssl: 66 weights are missing, "
+        "encoder.layer_norm.bias for one: "
     )
+
+
+def test_ssl_weights_are_numbers(ssl_folder):
+    edit_weights(ssl_folder, lambda weights: {k: v * torch.nan for k, v in weights.items()})
+    assert refusal(ssl_folder) == (
+        f"{ssl_folder}/ssl/model.safetensors: not the weights of this HubertModel "
+        "(masked_spec_embed holds what is no number): export again"
+    )
+
+
+def test_an_ssl_configuration_fetches_nothing(ssl_folder, monkeypatch):
+    """What transformers would take for the name of a kernel, of a class or of a quantiser."""
+
+    def refuse(*args):
+        raise AssertionError("the network was asked")
+
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+    expected = EmotionTransducer.from_hparams(source=ssl_folder).annotate_batch(WAVS, LENS)
+    path = ssl_folder / "ssl" / "config.json"
+    strange = {
+        "_attn_implementation": "someone/kernel",
+        "attn_implementation": "someone/kernel",
+        "auto_map": {"AutoConfig": "someone/model--code.Config", "AutoModel": "code.Model"},
+        "quantization_config": {"quant_method": "awq"},
+    }
+    path.write_text(json.dumps({**json.loads(path.read_text()), **strange}))
+    model = EmotionTransducer.from_hparams(source=ssl_folder)
+    assert not strange.keys() & model.mods.frontend.ssl_model.config.to_dict().keys()
+    assert model.annotate_batch(WAVS, LENS) == expected
 
 
 def test_a_pickled_ssl_model_is_not_run(ssl_folder, tmp_path):

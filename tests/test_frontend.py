@@ -1,20 +1,36 @@
 import copy
+import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
 from importlib import import_module
+from pathlib import Path
 
 import pytest
 import torch
 import transformers
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
 from torch import nn
+from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
-from ent_brain.frontend import SSL_MODELS, FbankFrontend, SSLFrontend
+from ent_brain.errors import InputError
+from ent_brain.frontend import FbankFrontend, SSLFrontend, make_frontend
 
-KINDS = ("wav2vec2", "hubert", "wavlm")
+WRAPPERS = {"wav2vec2": "Wav2Vec2", "hubert": "HuBERT", "wavlm": "WavLM"}
+"""SpeechBrain's names of its wrappers, each in a module named after its kind."""
+OF_WAVEFORMS = (*WRAPPERS, "data2vec-audio")
+KINDS = (*OF_WAVEFORMS, "wav2vec2-bert", "whisper")
+FRAMES = {
+    **dict.fromkeys(OF_WAVEFORMS, lambda samples: (samples - 80) // 320),
+    "wav2vec2-bert": lambda samples: ((samples - 400) // 160 + 1) // 2,
+    "whisper": lambda samples: (samples + 319) // 320,
+}
+"""Frames of an utterance, as transformers gives them."""
+WHISPER_BASE = Path(__file__).resolve().parents[2] / "shared" / "models" / "whisper-base"
 SPEC_AUGMENT = {
     "mask_time_prob": 0.08,
     "mask_time_length": 15,
@@ -175,9 +191,10 @@ def test_fbank_frames_are_whole_tens_of_milliseconds(frame_duration):
 
 @pytest.fixture(scope="module")
 def load_ssl(tiny_ssl, tmp_path_factory):
-    def load(kind, **options):
-        folder = tiny_ssl(kind)
-        return SSLFrontend(kind, folder, tmp_path_factory.mktemp("kept"), **options)
+    def load(kind, source=None, **options):
+        return SSLFrontend(
+            kind, source or tiny_ssl(kind), tmp_path_factory.mktemp("kept"), **options
+        )
 
     return load
 
@@ -195,6 +212,10 @@ def finetuned(request, load_ssl):
     return load_ssl(request.param, frozen=False, spec_augment=SPEC_AUGMENT)
 
 
+def frames_of(frontend):
+    return FRAMES[frontend.settings["model"]]
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_local_model_needs_no_network(load_ssl, kind, monkeypatch):
     def refuse(*args):
@@ -210,16 +231,24 @@ def test_an_unknown_model_is_refused(tmp_path):
         SSLFrontend("data2vec", tmp_path, tmp_path)
 
 
-def test_frozen_gives_all_hidden_states(frozen, load_ssl):
+@pytest.mark.parametrize("source", ["/no/such/folder", "model", "a/b/c", "a/b/@c", "~/model", "@c"])
+def test_a_source_is_a_folder_or_a_name_on_the_hub(source, tmp_path):
+    with pytest.raises(ValueError, match="no folder, and no name on the Hugging Face hub") as error:
+        SSLFrontend("wav2vec2", source, tmp_path)
+    assert str(error.value).startswith(f"{source}: ")
+
+
+def test_frozen_gives_all_hidden_states(frozen):
     features, frame_lens = frozen(*padded(16000, 9000))
-    assert features.shape == (2, 49, 4, 24)
+    frames = [frames_of(frozen)(samples) for samples in (16000, 9000)]
+    assert features.shape == (2, frames[0], 4, 24)
     assert (frozen.feature_layers, frozen.feature_dim) == (4, 24)
     assert frozen.frame_duration == 0.02
-    assert frame_lens.tolist() == [49, 27]
-    assert not features[1, 27:].any()
+    assert frame_lens.tolist() == frames
+    assert not features[1, frames[1] :].any()
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", OF_WAVEFORMS)
 def test_frozen_features_are_those_of_transformers(load_ssl, tiny_ssl, kind):
     wavs, wav_lens = padded(16000)
     model = transformers.AutoModel.from_pretrained(tiny_ssl(kind)).eval()
@@ -230,17 +259,51 @@ def test_frozen_features_are_those_of_transformers(load_ssl, tiny_ssl, kind):
     torch.testing.assert_close(features[0], torch.stack(hidden, 2)[0], rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.parametrize("samples", [16000, 11701, 11860])
+def test_w2v_bert_leaves_out_half_a_frame(load_ssl, tiny_ssl, samples):
+    """transformers fills it up, and masks it."""
+    wavs, wav_lens = padded(samples)
+    model = transformers.AutoModel.from_pretrained(tiny_ssl("wav2vec2-bert")).eval()
+    extractor = transformers.SeamlessM4TFeatureExtractor()
+    given = extractor(wavs.numpy(), sampling_rate=16000, return_tensors="pt")
+    with torch.no_grad():
+        hidden = model(**given, output_hidden_states=True).hidden_states
+    features, [frames] = load_ssl("wav2vec2-bert")(wavs, wav_lens)
+    assert frames == given["attention_mask"].sum()
+    expected = torch.stack(hidden, 2)[:, :frames]
+    torch.testing.assert_close(features, expected, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("frozen", [True, False])
+@pytest.mark.parametrize("kind", WRAPPERS)
+def test_features_are_bit_by_bit_those_of_speechbrain_s_wrappers(load_ssl, tiny_ssl, kind, frozen):
+    wrappers = import_module(f"speechbrain.integrations.huggingface.{kind}")
+    wrapper = getattr(wrappers, WRAPPERS[kind])(
+        str(tiny_ssl(kind)), "", freeze=frozen, output_all_hiddens=frozen
+    ).eval()
+    wrapper.model.config.mask_feature_min_masks = 0  # which WavLM lacks
+    frontend = load_ssl(kind, frozen=frozen).eval()
+    batch = padded(16000, 11701)
+    with torch.no_grad():
+        hidden = wrapper(*batch)
+        together = frontend.encode(*batch)
+    expected = hidden.permute(1, 2, 0, 3) if frozen else hidden[:, :, None]
+    assert torch.equal(together, expected)
+
+
 @settings(max_examples=30)
-@given(samples=st.integers(400, 40000))
+@given(samples=st.integers(560, 40000))
 def test_ssl_frames_are_known_before_they_are_computed(frozen, samples):
     features, [frames] = frozen(torch.ones(1, samples), torch.ones(1))
     assert frozen.count_frames(samples) == frames == features.size(1)
-    assert frames == (samples - 80) // 320
+    assert frames == frames_of(frozen)(samples)
 
 
 def test_what_is_too_short_for_ssl_has_no_frame(frozen):
-    assert max(frozen.count_frames(samples) for samples in range(400)) < 1
-    assert frozen.count_frames(400) == 1
+    least = {"wav2vec2-bert": 560, "whisper": 1}.get(frozen.settings["model"], 400)
+    assert max(frozen.count_frames(samples) for samples in range(least)) < 1
+    features, [frames] = frozen(torch.rand(1, least), torch.ones(1))
+    assert frozen.count_frames(least) == frames == features.size(1) == 1
 
 
 def test_frozen_has_nothing_to_train_and_nothing_to_keep(frozen):
@@ -260,7 +323,7 @@ def test_frozen_stays_in_evaluation_when_the_brain_trains(frozen):
 
 def test_a_batch_changes_no_ssl_feature_but_in_training(frozen, finetuned):
     for frontend in (frozen, finetuned.eval()):
-        wavs, wav_lens = padded(16000, 11701, 3200, 400)
+        wavs, wav_lens = padded(16000, 11701, 3200, 560)
         batched, frame_lens = frontend(wavs, wav_lens)
         for row, utterance in enumerate(alone(wavs, wav_lens)):
             features, [frames] = frontend(*utterance)
@@ -281,38 +344,39 @@ def test_a_model_of_another_kind_is_refused(tiny_ssl, tmp_path, kind):
         ("wav2vec2", "facebook/wav2vec2-base"),
         ("hubert", "facebook/hubert-base-ls960"),
         ("wavlm", "microsoft/wavlm-base"),
+        ("data2vec-audio", "facebook/data2vec-audio-base"),
+        ("wav2vec2-bert", "facebook/w2v-bert-2.0"),
+        ("whisper", "openai/whisper-base"),
     ],
 )
-def test_without_a_source_it_is_the_base_model_of_its_kind(kind, base, tmp_path, monkeypatch):
-    asked = []
-
-    def wrapper(source, **_):
-        asked.append(source)
-        raise OSError("no network")
-
-    module = import_module(f"speechbrain.integrations.huggingface.{kind}")
-    monkeypatch.setattr(module, SSL_MODELS[kind][0], wrapper)
-    with pytest.raises(OSError, match="no network"):
+def test_without_a_source_it_is_the_base_model_of_its_kind(kind, base, tmp_path):
+    with pytest.raises(ValueError, match=f"{base}: cannot be read as a {kind} model"):
         SSLFrontend(kind, None, tmp_path)
-    assert asked == [base]
 
 
-def test_a_revision_of_a_hub_s_model_is_pinned(tiny_ssl, tmp_path, monkeypatch):
-    asked = []
+def test_a_revision_of_a_hub_s_model_is_pinned(load_ssl, tiny_ssl, tmp_path):
+    """The hub's cache holds two revisions of a model, as the hub's own library leaves them."""
+    repository = tmp_path / "models--someone--model"
+    folders = {name * 40: repository / "snapshots" / (name * 40) for name in "ab"}
+    for folder in folders.values():
+        shutil.copytree(tiny_ssl("wav2vec2"), folder)
+    other = transformers.Wav2Vec2Model(load_ssl("wav2vec2").ssl_model.config)
+    other.save_pretrained(folders["b" * 40])
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text("a" * 40)
 
-    def fetch(name, **given):
-        asked.append((name, given))
-        return str(tiny_ssl("wav2vec2"))
+    def features(source):
+        frontend = SSLFrontend("wav2vec2", source, tmp_path)
+        assert frontend.settings["source"] == str(source)
+        return frontend(*padded(8000))[0]
 
-    monkeypatch.setattr("ent_brain.frontend.snapshot_download", fetch)
-    frontend = SSLFrontend("wav2vec2", "someone/model@0123abc", tmp_path)
-    assert asked == [("someone/model", {"revision": "0123abc", "cache_dir": tmp_path})]
-    assert frontend.settings["source"] == "someone/model@0123abc"
-
+    newest, pinned = features("someone/model"), features(f"someone/model@{'b' * 40}")
+    assert torch.equal(newest, features(tiny_ssl("wav2vec2")))
+    assert torch.equal(pinned, features(folders["b" * 40]))
+    assert not torch.equal(newest, pinned)
     folder = tmp_path / "model@home"  # a folder may be called so
     folder.symlink_to(tiny_ssl("wav2vec2"))
-    SSLFrontend("wav2vec2", folder, tmp_path)
-    assert len(asked) == 1
+    assert torch.equal(features(folder), newest)
 
 
 def test_a_frozen_model_moves_with_its_front_end(load_ssl):
@@ -321,19 +385,20 @@ def test_a_frozen_model_moves_with_its_front_end(load_ssl):
     assert frontend(wavs.double(), wav_lens)[0].dtype == torch.float64
 
 
-def test_finetuned_gives_the_last_hidden_state(finetuned, tiny_ssl):
+def test_finetuned_gives_the_last_hidden_state(finetuned, load_ssl):
     finetuned.eval()
-    wavs, wav_lens = padded(16000)
-    features, frame_lens = finetuned(wavs, wav_lens)
-    assert features.shape == (1, 49, 1, 24)
-    assert (finetuned.feature_layers, frame_lens.tolist()) == (1, [49])
-    hidden = finetuned.ssl.model((wavs - wavs.mean()) / wavs.std(correction=0)).last_hidden_state
-    torch.testing.assert_close(features[:, :, 0], hidden, rtol=1e-3, atol=1e-4)
+    batch = padded(16000, 9000)
+    with torch.no_grad():  # with gradients, other kernels round differently
+        features, frame_lens = finetuned(*batch)
+    expected, frames = load_ssl(finetuned.settings["model"])(*batch)
+    assert (finetuned.feature_layers, features.size(2)) == (1, 1)
+    assert torch.equal(frame_lens, frames)
+    assert torch.equal(features[:, :, 0], expected[:, :, -1])
 
 
 def test_finetuning_takes_what_is_shorter_than_a_mask(finetuned):
     finetuned.train()
-    for samples in (400, 4000, 16000):
+    for samples in (560, 4000, 16000):
         features, frame_lens = finetuned(*padded(samples))
         assert features.shape[1] == frame_lens[0] == finetuned.count_frames(samples)
         assert features.isfinite().all()
@@ -344,12 +409,44 @@ def test_finetuning_trains_all_but_the_convolutions(finetuned):
     finetuned.zero_grad()
     torch.manual_seed(0)
     finetuned(*padded(16000, 9000))[0].square().sum().backward()
-    moved = {name: p.grad is not None for name, p in finetuned.named_parameters()}
-    for name, has_gradient in moved.items():
-        if ".feature_extractor." in name:
-            assert not has_gradient, name
-        elif ".encoder.layers.2.attention.q_proj" in name or ".feature_projection." in name:
-            assert has_gradient, name
+    moved = {name for name, p in finetuned.named_parameters() if p.grad is not None}
+    assert any(".layers.2." in name and ".weight" in name for name in moved)
+    still = {name for name, p in finetuned.named_parameters() if not p.requires_grad}
+    assert not moved & still
+    kind = finetuned.settings["model"]
+    parts = {"whisper": (".conv1.", ".conv2.", ".embed_positions."), "wav2vec2-bert": ()}
+    convolutions = parts.get(kind, (".feature_extractor.",))
+    names = {name for name, _ in finetuned.named_parameters()}
+    assert still == {name for name in names if any(part in name for part in convolutions)}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("masked", [True, False])
+def test_finetuning_decides_about_masks_not_the_model(tiny_ssl, load_ssl, tmp_path, kind, masked):
+    """Whether its own configuration masks, or its file has the vector of masked frames."""
+    folder = shutil.copytree(tiny_ssl(kind), tmp_path / "model")
+    never = {"mask_time_prob": 0.0, "mask_feature_prob": 0.0}
+    if masked:
+        config = json.loads((folder / "config.json").read_text())
+        (folder / "config.json").write_text(json.dumps({**config, **never}))
+        weights = load_file(folder / "model.safetensors")
+        weights.pop("masked_spec_embed", None)
+        save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    spec_augment = {**SPEC_AUGMENT, "mask_time_prob": 0.5} if masked else {**SPEC_AUGMENT, **never}
+    frontend = load_ssl(kind, folder, frozen=False, spec_augment=spec_augment).train()
+    frontend.ssl_model.config.layerdrop = 0.0
+    for module in frontend.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+        elif isinstance(getattr(module, "dropout", None), float):  # of attention
+            module.dropout = 0.0
+    batch = padded(32000)
+    features, _ = frontend(*batch)
+    features.sum().backward()
+    assert features.isfinite().all()
+    plain, _ = load_ssl(kind, folder)(*batch)
+    same = torch.allclose(features[:, :, 0], plain[:, :, -1], rtol=1e-3, atol=1e-4)
+    assert same is not masked
 
 
 def test_finetuning_masks_its_input_in_training_alone(finetuned):
@@ -366,3 +463,232 @@ def test_finetuning_masks_its_input_in_training_alone(finetuned):
 def test_a_finetuned_model_is_kept_in_the_checkpoint(finetuned):
     names = {name for name, _ in finetuned.named_parameters()}
     assert names and names <= set(finetuned.state_dict())
+
+
+# --- Whisper
+
+
+def whisper_oracle(folder, wav):
+    """Hidden states [T, L, D] of transformers' encoder, made for as many positions as frames.
+
+    Its weights are read from the file by their names. Zeros fill up the last frame of 20 ms.
+    """
+    frames = -(-len(wav) // 320)
+    config = transformers.WhisperConfig.from_pretrained(folder, max_source_positions=frames)
+    encoder = WhisperEncoder(config).eval()
+    weights = {
+        name.rpartition("encoder.")[2]: values.float()
+        for name, values in load_file(folder / "model.safetensors").items()
+        if "decoder." not in name
+    }
+    weights["embed_positions.weight"] = weights["embed_positions.weight"][:frames]
+    encoder.load_state_dict(weights)
+    extractor = transformers.WhisperFeatureExtractor.from_pretrained(folder)
+    whole = nn.functional.pad(wav, (0, frames * 320 - len(wav))).numpy()
+    mels = extractor(whole, sampling_rate=16000, padding="do_not_pad", return_tensors="pt")
+    with torch.no_grad():
+        hidden = encoder(mels["input_features"], output_hidden_states=True).hidden_states
+    return torch.stack(hidden, 2)[0]
+
+
+@pytest.mark.parametrize("samples", [1, 160, 321, 1600, 11701, 16000, 59201, 479999, 480000])
+@pytest.mark.parametrize("size", ["tiny", "base"])
+def test_whisper_s_features_are_those_of_transformers_at_the_utterance_s_length(
+    load_ssl, tiny_ssl, size, samples
+):
+    folder = tiny_ssl("whisper") if size == "tiny" else WHISPER_BASE
+    if not folder.is_dir():
+        pytest.skip(f"no {folder}")
+    wavs, wav_lens = padded(samples)
+    features, [frames] = load_ssl("whisper", folder)(wavs, wav_lens)
+    expected = whisper_oracle(folder, wavs[0])
+    assert features[0].shape == expected.shape
+    assert frames == len(expected) == -(-samples // 320)
+    torch.testing.assert_close(features[0], expected, rtol=1e-4, atol=1e-4)
+
+
+def heard(frontend, wav):
+    """Mel bands that the encoder is given for an utterance."""
+    given = []
+    hook = frontend.ssl_model.register_forward_pre_hook(
+        lambda _, args, kwargs: given.append(kwargs["input_features"]), with_kwargs=True
+    )
+    frontend(wav[None], torch.ones(1))
+    hook.remove()
+    return given[0][0]
+
+
+def test_whisper_hears_what_it_hears_of_padded_utterances(load_ssl, tiny_ssl):
+    """But for the last 10 ms, whose window ends in a mirror image in place of silence."""
+    wavs, _ = padded(20000)
+    extractor = transformers.WhisperFeatureExtractor.from_pretrained(tiny_ssl("whisper"))
+    half_a_minute = extractor(wavs[0].numpy(), sampling_rate=16000, return_tensors="pt")
+    mels = heard(load_ssl("whisper"), wavs[0])
+    assert mels.shape == (80, 126)
+    expected = half_a_minute["input_features"][0, :, :125]
+    torch.testing.assert_close(mels[:, :125], expected, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("gain", [0.1, 10.0])
+def test_a_recording_s_level_shifts_whisper_s_mel_bands(load_ssl, gain):
+    """By a quarter of the logarithm of its power: the level is not normalised."""
+    frontend, wav = load_ssl("whisper"), padded(16000)[0][0]
+    shift = torch.tensor(gain).square().log10() / 4
+    torch.testing.assert_close(
+        heard(frontend, gain * wav), heard(frontend, wav) + shift, rtol=0, atol=1e-4
+    )
+
+
+def test_whisper_encodes_half_a_minute_at_most(load_ssl):
+    for stacked in (1, 7):
+        frontend = load_ssl("whisper", stacked=stacked)
+        assert frontend.max_samples == 30 * 16000
+        with pytest.raises(
+            InputError, match=r"an utterance of 30\.01 s: whisper .* at most 30 s: cut"
+        ):
+            frontend(torch.zeros(1, 480160), torch.ones(1))
+        features, _ = frontend(torch.zeros(1, 480000), torch.ones(1))
+        assert features.size(1) == -(-1500 // stacked)
+    assert load_ssl("wav2vec2-bert").max_samples is None
+
+
+@pytest.mark.parametrize("prefix", ["model.encoder.", "encoder."])
+def test_whisper_needs_no_decoder(load_ssl, tiny_ssl, tmp_path, caplog, prefix):
+    folder = shutil.copytree(tiny_ssl("whisper"), tmp_path / "model")
+    weights = {
+        prefix + name.removeprefix("encoder."): values
+        for name, values in load_file(folder / "model.safetensors").items()
+        if not name.startswith("decoder.")
+    }
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    transformers.logging.enable_propagation()
+    frontends = load_ssl("whisper"), load_ssl("whisper", folder)
+    transformers.logging.disable_propagation()
+    assert not caplog.records
+    names = {name for name, _ in frontends[0].ssl_model.named_parameters()}
+    assert names == {f"encoder.{name.removeprefix(prefix)}" for name in weights}
+    features = [frontend(*padded(16000, 9000))[0] for frontend in frontends]
+    assert torch.equal(*features)
+
+
+def test_other_whispers_have_more_mel_bands(load_ssl, tmp_path):
+    """As large-v3 has."""
+    config = transformers.WhisperConfig(
+        **{"num_mel_bins": 128, "d_model": 16, "encoder_layers": 2, "decoder_layers": 1},
+        **{"encoder_attention_heads": 2, "decoder_attention_heads": 2, "encoder_ffn_dim": 16},
+    )
+    transformers.WhisperModel(config).save_pretrained(tmp_path)
+    transformers.WhisperFeatureExtractor(feature_size=128).save_pretrained(tmp_path)
+    frontend = load_ssl("whisper", tmp_path)
+    wavs, wav_lens = padded(16001)
+    features, _ = frontend(wavs, wav_lens)
+    assert features.shape == (1, 51, 3, 16)
+    expected = whisper_oracle(tmp_path, wavs[0])
+    torch.testing.assert_close(features[0], expected, rtol=1e-4, atol=1e-4)
+
+
+# --- what holds for all models
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_no_weight_is_made_up(load_ssl, tiny_ssl, tmp_path, kind):
+    folder = shutil.copytree(tiny_ssl(kind), tmp_path / "model")
+    weights = load_file(folder / "model.safetensors")
+    gone = next(name for name in weights if ".layers.1." in name and "decoder" not in name)
+    save_file(
+        {name: values for name, values in weights.items() if name != gone},
+        folder / "model.safetensors",
+        metadata={"format": "pt"},
+    )
+    with pytest.raises(ValueError, match=f"{folder}: 1 weights are missing, {gone} for one: fetch"):
+        load_ssl(kind, folder)
+
+
+@pytest.mark.parametrize("kind", ["hubert", "whisper"])
+def test_a_configuration_names_no_code(load_ssl, tiny_ssl, tmp_path, kind):
+    """transformers would fetch kernels, quantisers and classes from the hub."""
+    folder = shutil.copytree(tiny_ssl(kind), tmp_path / "model")
+    strange = {
+        "_attn_implementation": "someone/kernel",
+        "attn_implementation": "someone/kernel",
+        "_experts_implementation": "someone/kernel",
+        "auto_map": {"AutoModel": "someone/model--code.Model", "AutoConfig": "someone/code.Config"},
+        "quantization_config": {"quant_method": "bitsandbytes", "load_in_8bit": True},
+        "base_model_tp_plan": {"encoder": "someone"},
+        "return_dict": False,
+    }
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, **strange}))
+    frontend, plain = load_ssl(kind, folder), load_ssl(kind)
+    ours, expected = (f.ssl_model.config.to_dict() for f in (frontend, plain))
+    origin = {"_name_or_path"}
+    assert {k: v for k, v in ours.items() if k not in origin} == {
+        k: v for k, v in expected.items() if k not in origin
+    }
+    assert frontend.describe() == plain.describe()
+    assert torch.equal(frontend(*padded(8000))[0], plain(*padded(8000))[0])
+
+
+@pytest.mark.parametrize("kind", ["wav2vec2-bert", "whisper"])
+def test_mixed_precision_is_close_to_full(load_ssl, kind):
+    frontend, batch = load_ssl(kind), padded(16000, 9000)
+    expected, _ = frontend(*batch)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        features, _ = frontend(*batch)
+    error = (features.float() - expected).norm() / expected.norm()
+    assert 0 < error < 0.05
+
+
+@pytest.mark.parametrize("frozen", [True, False])
+@pytest.mark.parametrize("stacked", [2, 3])
+@pytest.mark.parametrize("kind", KINDS)
+def test_frames_are_stacked(load_ssl, kind, stacked, frozen):
+    plain, frontend = (
+        load_ssl(kind, stacked=number, frozen=frozen, spec_augment={"mask_time_prob": 0.0}).eval()
+        for number in (1, stacked)
+    )
+    assert frontend.frame_duration == pytest.approx(0.02 * stacked)
+    assert frontend.frame_samples == 320 * stacked
+    assert (frontend.feature_dim, frontend.feature_layers) == (24 * stacked, plain.feature_layers)
+    lengths = (16000, 11701, 3200, 560)
+    states, state_lens = plain(*padded(*lengths))
+    features, frame_lens = frontend(*padded(*lengths))
+    assert frame_lens.tolist() == [frontend.count_frames(samples) for samples in lengths]
+    assert features.size(1) == frame_lens.max()
+    for row, (frames, count) in enumerate(zip(frame_lens, state_lens, strict=True)):
+        assert frames == -(-count // stacked)
+        for frame in range(features.size(1)):
+            for place in range(stacked):
+                part = features[row, frame, :, 24 * place : 24 * (place + 1)]
+                state = frame * stacked + place
+                expected = states[row, state] if state < count else torch.zeros_like(part)
+                assert torch.equal(part, expected)
+    if not frozen:  # in training, too, nothing of the padding is in a frame
+        features, frame_lens = frontend.train()(*padded(*lengths))
+        ends = [features[row, count // stacked :, 0] for row, count in enumerate(state_lens)]
+        for end, count in zip(ends, state_lens.tolist(), strict=True):
+            assert not end.reshape(-1)[count % stacked * 24 :].any()
+
+
+def test_stacked_log_mel_energies_have_longer_frames():
+    frontend = make_frontend("fbank", stacked=2)
+    assert (frontend.frame_duration, frontend.feature_dim) == (0.04, 320)
+
+
+@pytest.mark.parametrize("stacked", [0, -1])
+def test_at_least_one_frame_is_stacked(load_ssl, stacked):
+    with pytest.raises(ValueError, match=f"stacked {stacked}: give a whole number of frames"):
+        load_ssl("wav2vec2", stacked=stacked)
+
+
+@pytest.mark.parametrize("kind", ["hubert", "whisper"])
+def test_the_cache_serves_any_number_of_stacked_frames(load_ssl, kind, tmp_path, monkeypatch):
+    batch = padded(16000, 9000)
+    plain = load_ssl(kind, cache_folder=tmp_path)
+    plain(*batch)
+    expected, _ = load_ssl(kind, stacked=2)(*batch)
+    frontend = load_ssl(kind, stacked=2, cache_folder=tmp_path)
+    assert frontend.cache.folder == plain.cache.folder
+    assert frontend.describe() != plain.describe()
+    monkeypatch.setattr(SSLFrontend, "encode", None)
+    assert torch.equal(frontend(*batch)[0], expected.half())
