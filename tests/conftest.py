@@ -104,7 +104,7 @@ def processes():
             "ent_brain.recipe",
             "ent_brain.frontend",
             "speechbrain.augment.freq_domain",
-            "speechbrain.integrations.huggingface.wav2vec2",
+            "transformers.models.wav2vec2.modeling_wav2vec2",
             "speechbrain.utils.train_logger",
             "transformers.optimization",
         ]
