@@ -29,10 +29,10 @@ class SSLKind(NamedTuple):
     base: str
     """The base model's name on the hub."""
     window: int | None = None
-    """Samples of the first frame; None for models of waveforms, whose convolutions tell it. Other
-    models take the mel bands of transformers' feature extractor."""
+    """Samples that an utterance needs for its first frame. None for models of waveforms, where it
+    follows from their convolutions; other models take the mel bands of their feature extractor."""
     hop: int | None = None
-    """Samples from one frame to the next; None as above."""
+    """Samples from one frame to the next; None for models of waveforms."""
     pad_to: int | None = None
     """Zeros are appended to an utterance up to a multiple of this number of samples."""
 
@@ -218,8 +218,8 @@ class SSLFrontend(Frontend):
     Each utterance is encoded alone, because the base models' group normalisation makes features
     depend on padding. The exception is the training of a fine-tuned model of waveforms.
 
-    Whisper encodes an utterance at its own length, up to 30 s, where the published models pad all
-    to 30 s. Its decoder is not loaded. Its features depend on the recording's level.
+    Whisper encodes an utterance at its own length, up to 30 s; the published models pad every
+    utterance to 30 s. Its decoder is not loaded. Its features depend on the recording's level.
 
     Arguments
     ---------
@@ -270,7 +270,7 @@ class SSLFrontend(Frontend):
             raise ValueError(f"unknown SSL model {model!r}: use one of {', '.join(SSL_MODELS)}")
         if not frozen and (layers is not None or cache_folder is not None):
             raise ValueError("layers are chosen, and features are kept, of a frozen SSL model only")
-        if stacked < 1:
+        if not isinstance(stacked, int) or stacked < 1:
             raise ValueError(f"stacked {stacked}: give a whole number of frames, at least 1")
         self.kind = SSL_MODELS[model]
         source = str(self.kind.base if source is None else source)
@@ -317,7 +317,7 @@ class SSLFrontend(Frontend):
         return self.kind.hop is None
 
     def describe(self):
-        """What the features are computed by (dict): wherever the model was read from."""
+        """What the features are computed by (dict); where the model was read from is no part."""
         stacked = {} if self.stacked == 1 else {"stacked": self.stacked}
         return {**self._made_from(), **stacked}
 
@@ -396,15 +396,11 @@ class SSLFrontend(Frontend):
                 f"an utterance of {longest / self.sample_rate:.2f} s: {self.settings['model']} "
                 f"encodes at most {self.max_samples / self.sample_rate:g} s: cut it"
             )
-        if not self.frozen and self.training:
-            # A mask must fit: utterances shorter than a mask are not masked.
-            config, states = self.ssl_model.config, self._count_states(wavs.size(1))
-            config.apply_spec_augment = states >= config.mask_time_length
-            if self.takes_waveforms:
-                features = self.encode(wavs, wav_lens)
-                valid = length_to_mask(self._count_states(samples), features.size(1))
-                features = features.masked_fill(valid[..., None, None] == 0, 0)
-                return self._stack(features), self.count_frames(samples)
+        if self.takes_waveforms and self.training and not self.frozen:
+            features = self.encode(wavs, wav_lens)
+            valid = length_to_mask(self._count_states(samples), features.size(1))
+            features = features.masked_fill(valid[..., None, None] == 0, 0)
+            return self._stack(features), self.count_frames(samples)
         alone = [wav[:count] for wav, count in zip(wavs, samples.tolist(), strict=True)]
         if self.cache is None:
             alone = [self.encode(wav[None])[0] for wav in alone]
@@ -429,6 +425,9 @@ class SSLFrontend(Frontend):
         Tensor
             Hidden states [B, T, L, D] before stacking.
         """
+        if not self.frozen:  # a mask must fit: utterances shorter than a mask are not masked
+            config, states = self.ssl_model.config, self._count_states(wavs.size(1))
+            config.apply_spec_augment = states >= config.mask_time_length
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
             if self.takes_waveforms:
                 if self.feature_extractor.do_normalize:

@@ -398,9 +398,9 @@ def test_finetuned_gives_the_last_hidden_state(finetuned, load_ssl):
 
 def test_finetuning_takes_what_is_shorter_than_a_mask(finetuned):
     finetuned.train()
-    for samples in (560, 4000, 16000):
-        features, frame_lens = finetuned(*padded(samples))
-        assert features.shape[1] == frame_lens[0] == finetuned.count_frames(samples)
+    for lengths in ((560,), (4000,), (16000,), (16000, 560)):
+        features, frame_lens = finetuned(*padded(*lengths))
+        assert features.shape[1] == frame_lens[0] == finetuned.count_frames(lengths[0])
         assert features.isfinite().all()
 
 
@@ -675,7 +675,7 @@ def test_stacked_log_mel_energies_have_longer_frames():
     assert (frontend.frame_duration, frontend.feature_dim) == (0.04, 320)
 
 
-@pytest.mark.parametrize("stacked", [0, -1])
+@pytest.mark.parametrize("stacked", [0, -1, 1.5])
 def test_at_least_one_frame_is_stacked(load_ssl, stacked):
     with pytest.raises(ValueError, match=f"stacked {stacked}: give a whole number of frames"):
         load_ssl("wav2vec2", stacked=stacked)
