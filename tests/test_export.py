@@ -93,8 +93,8 @@ def test_an_ssl_model_goes_with_it(tiny_ssl, tmp_path, trained, kind):
     assert str(tmp_path) not in (tmp_path / "pretrained" / HPARAMS_FILE).read_text()
 
 
-def test_half_of_the_bits_are_exported_where_they_are_all(tiny_ssl, tmp_path, trained):
-    """Whisper's encoder alone, in float16 if its weights are no more than that."""
+def test_weights_are_exported_in_float16_if_that_loses_nothing(tiny_ssl, tmp_path, trained):
+    """The export holds Whisper's encoder without its decoder."""
     source = shutil.copytree(tiny_ssl("whisper"), tmp_path / "source")
     weights = load_file(source / "model.safetensors")
     halves = {name: values.half() for name, values in weights.items()}
@@ -305,7 +305,7 @@ def test_ssl_weights_are_numbers(ssl_folder):
 
 
 def test_an_ssl_configuration_fetches_nothing(ssl_folder, monkeypatch):
-    """What transformers would take for the name of a kernel, of a class or of a quantiser."""
+    """transformers reads names of kernels, classes and quantisers in some of these keys."""
 
     def refuse(*args):
         raise AssertionError("the network was asked")

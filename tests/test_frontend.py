@@ -507,8 +507,8 @@ def test_whisper_s_features_are_those_of_transformers_at_the_utterance_s_length(
     torch.testing.assert_close(features[0], expected, rtol=1e-4, atol=1e-4)
 
 
-def heard(frontend, wav):
-    """Mel bands that the encoder is given for an utterance."""
+def mel_input(frontend, wav):
+    """Mel bands [80, frames] that the encoder receives for an utterance."""
     given = []
     hook = frontend.ssl_model.register_forward_pre_hook(
         lambda _, args, kwargs: given.append(kwargs["input_features"]), with_kwargs=True
@@ -518,12 +518,12 @@ def heard(frontend, wav):
     return given[0][0]
 
 
-def test_whisper_hears_what_it_hears_of_padded_utterances(load_ssl, tiny_ssl):
-    """But for the last 10 ms, whose window ends in a mirror image in place of silence."""
+def test_whisper_s_mel_bands_are_those_of_the_padded_utterance(load_ssl, tiny_ssl):
+    """Except in the last mel frame: its window ends in mirrored samples, not in silence."""
     wavs, _ = padded(20000)
     extractor = transformers.WhisperFeatureExtractor.from_pretrained(tiny_ssl("whisper"))
     half_a_minute = extractor(wavs[0].numpy(), sampling_rate=16000, return_tensors="pt")
-    mels = heard(load_ssl("whisper"), wavs[0])
+    mels = mel_input(load_ssl("whisper"), wavs[0])
     assert mels.shape == (80, 126)
     expected = half_a_minute["input_features"][0, :, :125]
     torch.testing.assert_close(mels[:, :125], expected, rtol=0, atol=1e-5)
@@ -535,7 +535,7 @@ def test_a_recording_s_level_shifts_whisper_s_mel_bands(load_ssl, gain):
     frontend, wav = load_ssl("whisper"), padded(16000)[0][0]
     shift = torch.tensor(gain).square().log10() / 4
     torch.testing.assert_close(
-        heard(frontend, gain * wav), heard(frontend, wav) + shift, rtol=0, atol=1e-4
+        mel_input(frontend, gain * wav), mel_input(frontend, wav) + shift, rtol=0, atol=1e-4
     )
 
 
