@@ -14,7 +14,6 @@ import argparse
 import multiprocessing
 import os
 import platform
-import sys
 import tempfile
 import time
 from concurrent.futures import ProcessPoolExecutor
@@ -22,6 +21,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+import lookalike
 import numpy as np
 import torch
 import transformers
@@ -31,14 +31,12 @@ from torchaudio.functional import rnnt_loss
 from ent_brain.brain import EmotionTransducerBrain
 from ent_brain.cache import disk_use
 from ent_brain.dataio import make_batch_sampler, make_dataset
-from ent_brain.emotions import NEUTRAL
+from ent_brain.emotions import PUBLISHED
 from ent_brain.files import write_json
 from ent_brain.frontend import SSLFrontend
 from ent_brain.model import ENT
 from ent_brain.synth import write_zed
 from ent_brain.tokens import CharTokens
-
-ZED_RECIPE = Path(__file__).resolve().parents[1] / "recipes" / "ZED"
 
 
 @dataclass(frozen=True)
@@ -160,11 +158,8 @@ def in_processes(function, calls):
 
 def prepare(folder, sizes):
     """Write the corpus, its manifest and the SSL model."""
-    sys.path.insert(0, str(ZED_RECIPE))
-    from zed_prepare import prepare_zed
-
     write_zed(folder / "zed", sizes.utterances, seed=1)
-    prepare_zed(folder / "zed", folder)
+    lookalike.prepare(folder / "zed", folder)
     torch.manual_seed(0)
     ssl = transformers.Wav2Vec2Model(transformers.Wav2Vec2Config(**dict(sizes.ssl)))
     ssl.save_pretrained(folder / "ssl")
@@ -177,7 +172,9 @@ def _frontend(folder, cached):
 
 
 def _dataset(folder, frontend):
-    return make_dataset(folder / "zed.json", folder / "zed", CharTokens(), frontend, 1.0)
+    return make_dataset(
+        {"corpus": (folder / "zed.json", folder / "zed")}, CharTokens(), PUBLISHED, frontend, 1.0
+    )
 
 
 def measure(form, folder, sizes, threads):
@@ -217,6 +214,7 @@ def train(rank, form, folder, sizes, threads):
     kind = PublishedBrain if form.published else TimedBrain
     brain = kind(
         CharTokens(),
+        PUBLISHED,
         modules={"frontend": frontend_of_form, "model": model},
         opt_class=partial(torch.optim.AdamW, lr=5e-4, weight_decay=0.05),
         hparams={
@@ -318,7 +316,8 @@ class PublishedBrain(TimedBrain):
         nll = rnnt_loss(logits.float(), tokens.int(), *lens, blank=0, reduction="mean")
         probabilities = _copied(output.emotion_lattice).softmax(-1).clamp(min=1e-8)
         pooled = [
-            -p[:t, : u + 1, emotion].max().log() - p[:t, : u + 1, NEUTRAL].min().log()
+            -p[:t, : u + 1, emotion].max().log()
+            - p[:t, : u + 1, PUBLISHED.neutral_index].min().log()
             for p, emotion, t, u in zip(probabilities, batch.emotion_index, *lens, strict=True)
         ]
         head = torch.nn.functional.cross_entropy(output.head_logits, batch.emotion_index)

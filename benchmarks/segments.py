@@ -8,14 +8,15 @@ choice of a way owes nothing to any test set.
 """
 
 import argparse
-import sys
 import tempfile
 from pathlib import Path
 
+import lookalike
 import torch
 
 from ent_brain.dataio import read_audio
 from ent_brain.decoding import greedy_search
+from ent_brain.emotions import PUBLISHED
 from ent_brain.files import read_json, write_json
 from ent_brain.inference import EmotionTransducer
 from ent_brain.metrics import EmotionDiarizationStats
@@ -40,8 +41,8 @@ def main():
         lasting = SECONDS if method in ("median", "min_duration") else (None,)
         for seconds in lasting:
             settings = {} if seconds is None else {"seconds": seconds}
-            decoder = SegmentDecoder(trained.frontend.frame_duration, method, **settings)
-            stats = EmotionDiarizationStats(decoder.frame_duration)
+            decoder = SegmentDecoder(PUBLISHED, trained.frontend.frame_duration, method, **settings)
+            stats = EmotionDiarizationStats(PUBLISHED, decoder.frame_duration)
             for name, log_probs, segments, duration in heard:
                 stats.append([name], [decoder.labels(log_probs)], [segments], [duration])
             rows.append({"method": method, "seconds": seconds, "EDER": stats.summarize("EDER")})
@@ -56,13 +57,10 @@ def main():
 @torch.no_grad()
 def hear(trained, utterances, seed):
     """Yield id, frame log-probabilities [T, E], known segments and seconds of each utterance."""
-    sys.path.insert(0, str(ZED_RECIPE))
-    from zed_prepare import prepare_zed
-
     with tempfile.TemporaryDirectory() as folder:
         folder = Path(folder)
         write_zed(folder / "zed", utterances, seed=seed)
-        prepare_zed(folder / "zed", folder)
+        lookalike.prepare(folder / "zed", folder)
         for name, entry in read_json(folder / "zed.json").items():
             path = entry["wav"].format(data_root=folder / "zed")
             wav = read_audio(path, trained.frontend.sample_rate)

@@ -22,6 +22,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+import lookalike
 import numpy as np
 import soundfile
 import torch
@@ -29,6 +30,7 @@ import transformers
 from epoch import in_its_own_process
 
 from ent_brain.dataio import make_dataset
+from ent_brain.emotions import PUBLISHED
 from ent_brain.files import write_json
 from ent_brain.frontend import FbankFrontend
 from ent_brain.tokens import CharTokens
@@ -265,15 +267,18 @@ def write_entries(corpus, entries):
 
 def prepare(corpus):
     """Prepare it, as the recipe does."""
-    sys.path.insert(0, str(ROOT / "recipes" / "ZED"))
-    from zed_prepare import prepare_zed
-
-    prepare_zed(corpus, corpus / "save")
+    lookalike.prepare(corpus, corpus / "save")
 
 
 def read(corpus):
     """Read its manifest, as training does."""
-    make_dataset(corpus / "save" / "zed.json", corpus, CharTokens(), FbankFrontend(), 1.0)
+    make_dataset(
+        {"corpus": (corpus / "save" / "zed.json", corpus)},
+        CharTokens(),
+        PUBLISHED,
+        FbankFrontend(),
+        1.0,
+    )
 
 
 def timed(function, corpus):

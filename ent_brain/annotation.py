@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from ent_brain.emotions import EMOTIONS
+from ent_brain.emotions import EmotionSet
 from ent_brain.errors import InputError
 from ent_brain.files import check_kinds, whole_or_nothing
 from ent_brain.segments import Segment, end_at, segments_from_frames
@@ -32,8 +32,9 @@ class Word(NamedTuple):
 class Annotation:
     """Words, emotions and their times in one recording.
 
-    Times are in seconds, probabilities in the order of ``EMOTIONS``. A model without words leaves
-    the words empty; one without emotions leaves those None or empty.
+    Times are in seconds, probabilities in the order of ``emotions``; in JSON each stands beside its
+    name. A model without words leaves the words empty; one without emotions leaves those None or
+    empty.
 
     Example
     -------
@@ -41,13 +42,17 @@ class Annotation:
     ...     name="greeting",
     ...     duration=1.0,
     ...     text="GOOD MORNING",
+    ...     emotions=("happy", "sad", "neutral"),
+    ...     neutral="neutral",
     ...     emotion="happy",
-    ...     probabilities=(0.8, 0.0, 0.0, 0.2),
+    ...     probabilities=(0.8, 0.0, 0.2),
     ...     words=(Word("GOOD", 0.1, 0.3, "neutral", 0.9), Word("MORNING", 0.3, 0.9, "happy", 0.8)),
     ...     segments=(Segment(0.0, 0.3, "neutral"), Segment(0.3, 1.0, "happy")),
     ...     frame_duration=0.5,
-    ...     frame_probabilities=((0.1, 0.0, 0.0, 0.9), (0.8, 0.0, 0.0, 0.2)),
+    ...     frame_probabilities=((0.1, 0.0, 0.9), (0.8, 0.0, 0.2)),
     ... )
+    >>> annotation.to_dict()["probabilities"]
+    {'happy': 0.8, 'sad': 0.0, 'neutral': 0.2}
     >>> Annotation.from_json(annotation.to_json()) == annotation
     True
     >>> print(annotation.to_webvtt(), end="")
@@ -64,6 +69,10 @@ class Annotation:
     """Of the recording: its file's name without the ending."""
     duration: float
     text: str
+    emotions: tuple[str, ...]
+    """The model's labels, in the order of its probabilities."""
+    neutral: str | None
+    """The one of ``emotions`` that stands for no emotion; None where none does."""
     emotion: str | None
     """Of the whole recording."""
     probabilities: tuple[float, ...]
@@ -75,13 +84,24 @@ class Annotation:
     frame_probabilities: tuple[tuple[float, ...], ...]
     """[T][E]"""
 
+    @property
+    def label_set(self):
+        """The model's labels (EmotionSet); None where the model tells no emotions."""
+        return EmotionSet(self.emotions, self.neutral) if self.emotions else None
+
     def to_dict(self):
         """Everything, as JSON has it; ``from_dict`` gives it back."""
-        return {
+        by_emotion = zip(*self.frame_probabilities, strict=True)
+        by_emotion = by_emotion if self.frame_probabilities else [()] * len(self.emotions)
+        fields = {
             **vars(self),
             "words": [word._asdict() for word in self.words],
             "segments": [segment._asdict() for segment in self.segments],
+            "probabilities": dict(zip(self.emotions, self.probabilities, strict=False)),
+            "frame_probabilities": dict(zip(self.emotions, map(list, by_emotion), strict=True)),
         }
+        del fields["emotions"]  # the names that the probabilities have
+        return fields
 
     def to_json(self):
         """Everything, as JSON (str); ``from_json`` gives it back."""
@@ -96,15 +116,19 @@ class Annotation:
         ValueError, TypeError, KeyError
             If it is something else.
         """
+        by_emotion = dict(fields["frame_probabilities"])
         annotation = cls(
             **{
                 **fields,
+                "emotions": tuple(by_emotion),
                 "words": tuple(Word(**word) for word in fields["words"]),
                 "segments": tuple(Segment(**segment) for segment in fields["segments"]),
-                "probabilities": tuple(fields["probabilities"]),
-                "frame_probabilities": tuple(map(tuple, fields["frame_probabilities"])),
+                "probabilities": tuple(dict(fields["probabilities"]).values()),
+                "frame_probabilities": tuple(zip(*by_emotion.values(), strict=True)),
             }
         )
+        if tuple(fields["probabilities"]) not in ((), annotation.emotions):
+            raise ValueError("probabilities of the recording and of its frames differ in emotions")
         annotation._check()
         return annotation
 
@@ -119,25 +143,29 @@ class Annotation:
         probabilities = [p for part in (self.probabilities, *frames) for p in part]
         check_kinds(
             (str, [self.name, self.text, *(word.text for word in words)]),
-            (str | None, [self.emotion, *(word.emotion for word in words)]),
+            (str | None, [self.emotion, self.neutral, *(word.emotion for word in words)]),
             (str, [segment.emotion for segment in segments]),
             (float | int, [self.duration, self.frame_duration, *probabilities]),
             (float | int, [t for each in (*words, *segments) for t in (each.start, each.end)]),
             (float | int | None, [word.probability for word in words]),
         )
-        told = {self.emotion, *(each.emotion for each in (*words, *segments))}
-        if strange := told - {None, *EMOTIONS}:
-            raise ValueError(f"no emotion: {', '.join(strange)}")
-        if any(len(frame) != len(EMOTIONS) for frame in frames):
-            raise ValueError("frames of other emotions")
+        named = {self.emotion, *(each.emotion for each in (*words, *segments))}
+        if self.emotions:
+            try:
+                self.label_set  # noqa: B018  its own check
+            except InputError as error:
+                raise ValueError(str(error)) from error
+            if strange := named - {None, *self.emotions}:
+                raise ValueError(f"no emotion: {', '.join(strange)}")
         if not all(0 <= p <= 1 for p in probabilities):
             raise ValueError("probabilities that are none")
 
     def to_rttm(self):
         """Segments in NIST's RTTM (str): a line each, the emotion in the speaker's place."""
-        name = "_".join(self.name.split()) or "_"  # the format's columns are parted by spaces
+        name = _without_spaces(self.name)
         return "".join(
-            f"SPEAKER {name} 1 {start:.4f} {end - start:.4f} <NA> <NA> {emotion} <NA> <NA>\n"
+            f"SPEAKER {name} 1 {start:.4f} {end - start:.4f} <NA> <NA> {_without_spaces(emotion)} "
+            "<NA> <NA>\n"
             for start, end, emotion in self.segments
         )
 
@@ -182,7 +210,7 @@ class Annotation:
         """Captions (str), W3C's WebVTT: a new one wherever the emotion changes, which it names."""
         cues = [
             f"{_clock(words[0].start)} --> {_clock(words[-1].end)}\n"
-            + (f"<c.{words[0].emotion}>[{words[0].emotion}]</c> " if words[0].emotion else "")
+            + _emotion_tag(words[0].emotion)
             + escape(" ".join(word.text for word in words), quote=False)
             for words in self._captions()
         ]
@@ -259,7 +287,7 @@ class Heard(NamedTuple):
     """[E]"""
 
 
-def annotate(name, heard, frame_duration):
+def annotate(name, heard, frame_duration, emotions):
     """Say what a model has heard.
 
     Arguments
@@ -269,6 +297,8 @@ def annotate(name, heard, frame_duration):
     heard : Heard
     frame_duration : float
         Seconds from one frame to the next.
+    emotions : EmotionSet
+        The model's.
 
     Returns
     -------
@@ -278,23 +308,28 @@ def annotate(name, heard, frame_duration):
     seconds, words = heard.seconds, heard.words
     if heard.utterance_log_probs is None:
         segments, emotion, of_utterance, of_frames = [], None, [], None
-        emotions = [(None, None)] * len(words)
+        of_words = [(None, None)] * len(words)
     else:
         of_frames, of_utterance = heard.frame_log_probs.exp(), heard.utterance_log_probs.exp()
-        emotion = EMOTIONS[int(of_utterance.argmax())]
-        segments = end_at(segments_from_frames(heard.labels, frame_duration), seconds)
+        emotion = emotions.names[int(of_utterance.argmax())]
+        segments = end_at(segments_from_frames(heard.labels, frame_duration, emotions), seconds)
         of_utterance = of_utterance.tolist()
-        emotions = [_word_emotion(*word[1:], of_frames, frame_duration) for word in words]
+        of_words = []
+        for _, start, end in words:
+            best, probability = _word_emotion(start, end, of_frames, frame_duration)
+            of_words.append((emotions.names[best], probability))
         of_frames = of_frames.tolist()
     return Annotation(
         name=name,
         duration=_rounded(seconds),
         text=" ".join(text for text, _, _ in words),
+        emotions=emotions.names if of_utterance else (),
+        neutral=emotions.neutral if of_utterance else None,
         emotion=emotion,
         probabilities=tuple(map(_rounded, of_utterance)),
         words=tuple(
             Word(text, _rounded(start), _rounded(end), *felt)
-            for (text, start, end), felt in zip(words, emotions, strict=True)
+            for (text, start, end), felt in zip(words, of_words, strict=True)
         ),
         segments=tuple(Segment(_rounded(s.start), _rounded(s.end), s.emotion) for s in segments),
         frame_duration=frame_duration,
@@ -306,7 +341,7 @@ def _word_emotion(start, end, of_frames, frame_duration):
     first = min(int(start / frame_duration), len(of_frames) - 1)
     last = max(first + 1, round(end / frame_duration))
     mean = of_frames[first:last].mean(0)
-    return EMOTIONS[int(mean.argmax())], _rounded(float(mean.max()))
+    return int(mean.argmax()), _rounded(float(mean.max()))
 
 
 def _rounded(value):
@@ -333,6 +368,16 @@ def check_formats(formats):
     """
     if unknown := [name for name in formats if name not in FORMATS]:
         raise InputError(f"format {', '.join(unknown)}: choose among {', '.join(FORMATS)}")
+
+
+def _without_spaces(name):
+    """A name as a column of RTTM, which spaces part."""
+    return "_".join(name.split()) or "_"
+
+
+def _emotion_tag(emotion):
+    """An emotion at the start of a WebVTT caption, its class for style sheets without spaces."""
+    return f"<c.{_without_spaces(emotion)}>[{emotion}]</c> " if emotion else ""
 
 
 def _without_gaps(intervals, duration):

@@ -10,6 +10,7 @@ import sys
 import tempfile
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import lru_cache
 from mmap import ACCESS_READ, mmap
 from pathlib import Path
 from typing import NamedTuple
@@ -24,6 +25,9 @@ from ent_brain.errors import InputError, one_line
 
 STDIN = "-"
 """Path that stands for standard input."""
+
+ENDINGS = (".wav", ".flac", ".mp3", ".ogg", ".opus", ".oga", ".aif", ".aiff", ".au", ".w64", ".caf")
+"""Extensions of the sound files taken from a folder, the preferred ones first."""
 
 DURATION_TOLERANCE = 0.1
 """Seconds by which two accounts of a duration may differ without a note or a refusal."""
@@ -84,6 +88,9 @@ CONTAINERS = {
 COMMON = {"WAV", "WAVEX", "RF64", "W64", "AIFF", "AU", "CAF", "FLAC", "OGG", "MP3"}
 """soundfile's names of formats that FFmpeg reads, too, if they are not damaged."""
 
+SEEKABLE = {"WAV", "WAVEX", "W64", "AIFF", "AU", "FLAC"}
+"""soundfile's names of formats in which it finds any sample at once."""
+
 RAW = {"mp3", "aac", "amr", "amrnb", "amrwb", "gsm", "ac3", "eac3", "dts"}
 """FFmpeg's names of the formats that are frames one after another, and tags."""
 
@@ -135,6 +142,47 @@ class Audio(os.PathLike):
 
     def __fspath__(self):
         return str(self.path)
+
+
+def find_audio(path):
+    """Find a recording whose extension, or the case of whose name, differs from its corpus's list.
+
+    Arguments
+    ---------
+    path : Path
+        Where the corpus says that the recording is.
+
+    Returns
+    -------
+    Path
+        ``path`` if that file exists; otherwise the file of the same name with the first extension
+        of ``ENDINGS`` that exists. None if its folder has no file of that name.
+
+    Raises
+    ------
+    InputError
+        If the folder has files of that name, but none with an extension of ``ENDINGS``.
+
+    Example
+    -------
+    >>> folder = getfixture("tmp_path")
+    >>> (folder / "A.FLAC").touch()
+    >>> find_audio(folder / "a.wav").name
+    'A.FLAC'
+    """
+    try:
+        if path.is_file():
+            return path
+        stem = path.stem.casefold()
+        others = [p for p in sorted(path.parent.iterdir()) if p.stem.casefold() == stem]
+    except OSError:  # a name that is too long, or no such folder
+        return None
+    others = [other for other in others if other.is_file()]
+    found = [other for other in others if other.suffix.lower() in ENDINGS]
+    if others and not found:
+        names = ", ".join(other.name for other in others)
+        raise InputError(f"no audio file {path}, only {names}")
+    return min(found, key=lambda other: ENDINGS.index(other.suffix.lower()), default=None)
 
 
 def scan_audio(path, channel=None):
@@ -190,6 +238,41 @@ def load_audio(path, channel=None):
     audio = _scan(path, channel, blocks)
     samples = np.concatenate([_mix(block, audio.weights) for block in blocks])
     return audio, samples[: audio.frames]
+
+
+def load_part(path, start, duration):
+    """Read a part of a sound file that holds more, its channels mixed as those of the whole file.
+
+    Arguments
+    ---------
+    path : str or Path
+    start, duration : float
+        Seconds.
+
+    Returns
+    -------
+    (Audio, array)
+        The whole file, and the part's samples, float32 at the rate of the file.
+
+    Raises
+    ------
+    InputError
+        As ``scan_audio`` does.
+    """
+    path = Path(path)
+    audio = _scan_once(path, path.stat().st_mtime_ns if path.exists() else 0)
+    first, count = (round(seconds * audio.samplerate) for seconds in (start, duration))
+    with suppress(*UNREADABLE), soundfile.SoundFile(str(path)) as file:
+        if file.format in SEEKABLE and file.frames == audio.frames:
+            file.seek(min(first, file.frames))
+            block = file.read(count, dtype="float32", always_2d=True)
+            return audio, _mix(block, audio.weights)
+    return audio, load_audio(audio)[1][first : first + count]
+
+
+@lru_cache(maxsize=256)
+def _scan_once(path, _changed):
+    return scan_audio(path)
 
 
 def read_blocks(audio, sample_rate):
@@ -863,6 +946,6 @@ def _check_samples(wav, audio):
     """
     if audio.format in ("WAV", "WAVEX") and audio.subtype.startswith("PCM_"):
         return
-    blocks = soundfile.blocks(wav, BLOCK, dtype="float32", always_2d=True)
+    blocks = soundfile.blocks(wav, BLOCK * audio.samplerate, dtype="float32", always_2d=True)
     if not all(map(_are_sound, blocks)):
         raise InputError(f"samples that are no sound in {wav}")

@@ -3,6 +3,7 @@
 import math
 import os
 from collections import defaultdict
+from itertools import chain, islice
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -23,6 +24,7 @@ from ent_brain.dataio import ShareOfBatches
 from ent_brain.decoding import judge_events, search
 from ent_brain.errors import InputError
 from ent_brain.files import read_json, write_json
+from ent_brain.lattice import Lattice
 from ent_brain.losses import (
     SUPERVISED_MODES,
     aligned_event_loss,
@@ -35,6 +37,7 @@ from ent_brain.losses import (
     transducer_alignment,
 )
 from ent_brain.metrics import TransducerStats
+from ent_brain.model import Streams
 from ent_brain.processes import gather, part_random_states, take_turns
 from ent_brain.segments import SegmentDecoder
 
@@ -42,6 +45,9 @@ logger = get_logger(__name__)
 
 WITHOUT_WORDS_MODES = ("aligned_event", "supervised_aligned")
 """Aligned lattice losses that, where nothing is transcribed, learn from frames alone."""
+
+ALIGNED_MODES = (*WITHOUT_WORDS_MODES, "aligned")
+"""Lattice losses that need the alignment's posteriors, whether a transcript is known or not."""
 
 HISTORY_FILE = "history.json"
 """In the output folder: one entry an epoch, what was lost and what was measured."""
@@ -68,25 +74,29 @@ class EmotionTransducerBrain(sb.Brain):
 
     Arguments
     ---------
-    tokens : CharTokens or SentencePieceTokens
+    tokens : CharTokens, CharacterTokens or SentencePieceTokens
         How token ids become words.
+    emotions : EmotionSet
+        What the class indices of emotions stand for.
     **kwargs
         As for ``speechbrain.Brain``.
     """
 
-    def __init__(self, tokens, **kwargs):
+    def __init__(self, tokens, emotions, **kwargs):
         super().__init__(**kwargs)
         # SpeechBrain's own holds the distributed wrappers, too, once training begins.
         self.raw_modules = torch.nn.ModuleDict(self.modules.items())
-        self.tokens = tokens
+        self.tokens, self.emotions = tokens, emotions
         self.paper_sets = {}
         """Loaders by name to score after every epoch, for the ``paper`` protocol alone."""
         self.history = []
         self.running = defaultdict(float)
-        """Of the stage so far: each loss term's sum, what it is a sum over (utterances, positions),
-        and the rate of the last step (lr). Each process has its own sums."""
+        """Of the stage so far: each loss term's sum, how many it is a sum over (``_counts``), and
+        the rate of the last step (lr). Each process has its own sums."""
         self.ids_of_step = []
         """Utterances of the gradients that wait for the optimiser's step."""
+        self.counts_of_step = None
+        """Which accumulated step, and the ``_counts`` over its batches, once they were needed."""
         self.left_out = 0
         """Steps in a row whose gradient was no number; SpeechBrain's own count is of one epoch."""
         if self.checkpointer is not None:
@@ -133,6 +143,8 @@ class EmotionTransducerBrain(sb.Brain):
                 )
             # SpeechBrain drops the batches that accumulation leaves over at the end of an epoch.
             self.steps_per_epoch = len(loader) // self.grad_accumulation_factor
+            self.train_batches = loader.batch_sampler
+            self.label_counts = [_item_counts(dataset.data[name]) for name in dataset.data_ids]
         return loader
 
     def _train_loader_specifics(self, dataset, loader_kwargs):
@@ -225,7 +237,8 @@ class EmotionTransducerBrain(sb.Brain):
         # they do not.
         modules = self.modules if stage == sb.Stage.TRAIN else self.raw_modules
         features, frame_lens = modules["frontend"](*batch.sig, **kept)
-        token_lens = batch.token_count
+        # Without transcript the lattice has one position, the predictor after blank.
+        token_lens = batch.token_count.clamp(min=0)
         if not self.hparams.rnnt_weight:  # then the model never sees a token
             token_lens = torch.zeros_like(token_lens)
         output = modules["model"](features, frame_lens, batch.tokens.data, token_lens)
@@ -278,14 +291,15 @@ class EmotionTransducerBrain(sb.Brain):
     def segment_decoder(self):
         """What tells the emotions of frames from their probabilities (SegmentDecoder)."""
         return SegmentDecoder(
+            self.emotions,
             self.raw_modules.frontend.frame_duration,
             self.hparams.segment_decoding,
             self.hparams.segment_seconds,
         )
 
     def _known_intervals(self, batch):
-        """Intervals of each utterance as its manifest tells them."""
-        known = [entry["intervals"] for entry in batch.entry]
+        """Intervals of each utterance with a known emotion, as its manifest tells them."""
+        known = [entry["intervals"] for entry in batch.entry if entry["emotion"] is not None]
         if not self.hparams.rnnt_weight:  # one position is all there is
             known = [[(*span[:3], 0, 1) for span in spans] for spans in known]
         return known
@@ -293,17 +307,22 @@ class EmotionTransducerBrain(sb.Brain):
     def compute_objectives(self, predictions, batch, stage):
         """Weighted sum of the loss terms; when not training what was heard is noted too.
 
-        In tests the loss is 0: a test set need not tell what a loss is computed from.
+        Each term is the mean over the utterances that have its label: in training over those of the
+        optimiser's step, which may be of several batches and processes. In tests the loss is 0: a
+        test set need not tell what a loss is computed from.
         """
         self.heard += zip(batch.id, predictions.hypotheses, batch.entry, strict=False)
         if stage == sb.Stage.TEST:
             return torch.zeros(())
         terms = self._loss_terms(predictions, batch)
-        counts = _counts(predictions.token_lens)
+        counts = _counts(batch, predictions.token_lens)
         shares = self._shares(counts, stage)
         loss = sum(
             self._weight(name) * shares[_counted(name)] * term for name, term in terms.items()
         )
+        if stage == sb.Stage.TRAIN and len(terms) < len(self._weighted_terms()):
+            # Every process and every batch must reach all parameters, whatever labels it has.
+            loss = loss + 0 * sum(p.sum() for p in self.raw_modules.model.parameters())
         if stage == sb.Stage.TRAIN:
             # A loss that is no number makes all gradients so, which all processes share: all of
             # them leave the step out.
@@ -316,85 +335,130 @@ class EmotionTransducerBrain(sb.Brain):
                 self.running[name] += term.detach() * counts[_counted(name)]
             for name in {_counted(name) for name in terms}:
                 self.running[name] += counts[name]
-        return loss
+        return loss if terms else torch.as_tensor(loss)
 
     def _weight(self, name):
         return getattr(self.hparams, f"{name}_weight")
 
+    def _weighted_terms(self):
+        return [name for name in _COUNTED if self._weight(name)]
+
     def _shares(self, counts, stage):
-        """What to multiply a batch's means by, so that DDP's mean over processes is that of all."""
-        if stage != sb.Stage.TRAIN or not self.distributed_launch:
+        """What to multiply a batch's means by, so that the step's gradient is that of its means.
+
+        SpeechBrain divides by the number of accumulated batches, DDP by that of processes.
+        """
+        accumulated = self.grad_accumulation_factor
+        if stage != sb.Stage.TRAIN or (not self.distributed_launch and accumulated == 1):
             return dict.fromkeys(counts, 1.0)
         own = torch.stack(list(counts.values())).double()
-        of_all = ddp_all_reduce(own.clone(), torch.distributed.ReduceOp.SUM)
-        shares = own / of_all * torch.distributed.get_world_size()
+        total = own.clone() if accumulated == 1 else self._step_counts().to(own)
+        parts = accumulated
+        if self.distributed_launch:
+            total = ddp_all_reduce(total, torch.distributed.ReduceOp.SUM)
+            parts *= torch.distributed.get_world_size()
+        shares = own * parts / total.clamp(min=1)
         return dict(zip(counts, shares.float(), strict=True))
+
+    def _step_counts(self):
+        """Counts, in the order of ``_counts``, over the accumulated batches of this step."""
+        first = (self.step - 1) // self.grad_accumulation_factor * self.grad_accumulation_factor
+        step = (self.train_epoch, first)
+        if self.counts_of_step is None or self.counts_of_step[0] != step:
+            batches = islice(self.train_batches, first, first + self.grad_accumulation_factor)
+            total = [0, 0, 0]
+            for index in chain.from_iterable(batches):
+                total = [a + b for a, b in zip(total, self.label_counts[index], strict=True)]
+            self.counts_of_step = step, torch.tensor(total)
+        return self.counts_of_step[1]
 
     def _loss_terms(self, predictions, batch):
         """Unweighted loss terms by name: those whose weight is not 0."""
         output, hparams = predictions.output, self.hparams
         lens = predictions.frame_lens, predictions.token_lens
-        tokens, emotions = batch.tokens.data, batch.emotion_index
+        tokens = batch.tokens.data
+        worded, felt = batch.token_count >= 0, batch.emotion_index >= 0
         mode = hparams.lattice_mode if hparams.lattice_weight else None
-        terms, posteriors, intervals = {}, None, None
-        if hparams.rnnt_weight:
+        terms, posteriors = {}, None
+        if hparams.rnnt_weight and (worded.any() or mode in ALIGNED_MODES):
             alignment = transducer_alignment(
                 output.token_lattices, tokens, *lens, fastemit=hparams.fastemit
             )
             posteriors = alignment.posteriors
-            terms["rnnt"] = alignment.nll.mean()
+            if worded.any():
+                terms["rnnt"] = alignment.nll[worded].mean()
+        if felt.any():
+            terms |= self._emotion_terms(predictions, batch, mode, posteriors, felt)
+        if hparams.lm_weight and worded.any():
+            rows = _rows(worded, output.lm_logits, tokens, predictions.token_lens)
+            terms["lm"] = next_token_loss(*rows)
+        return terms
+
+    def _emotion_terms(self, predictions, batch, mode, posteriors, felt):
+        """Lattice and head terms, over the utterances whose emotion is known."""
+        hparams, neutral = self.hparams, self.emotions.neutral_index
+        output, intervals, terms = predictions.output, None, {}
+        emotions, tokens, *lens = _rows(
+            felt,
+            batch.emotion_index,
+            batch.tokens.data,
+            predictions.frame_lens,
+            predictions.token_lens,
+        )
+        token_lattices = [_rows(felt, lattice) for lattice in output.token_lattices]
+        emotion_lattice, posteriors = _rows(felt, output.emotion_lattice), _rows(felt, posteriors)
         if hparams.lattice_mode in SUPERVISED_MODES:
             intervals = self._known_intervals(batch)
         if mode == "supervised":
-            terms["lattice"] = supervised_lattice_loss(output.emotion_lattice, intervals, *lens)
+            terms["lattice"] = supervised_lattice_loss(emotion_lattice, intervals, *lens)
         elif mode in WITHOUT_WORDS_MODES:
             if posteriors is None:  # nothing is transcribed: one position, where all frames are
-                posteriors = output.encoded.emotion.new_ones(*output.encoded.emotion.shape[:2], 1)
-            aligned = output.emotion_lattice, posteriors
+                posteriors = torch.ones(*emotion_lattice.enc.shape[:2], 1, device=emotions.device)
+            aligned = emotion_lattice, posteriors
             if mode == "supervised_aligned":
                 terms["lattice"] = supervised_aligned_loss(*aligned, intervals, *lens)
             else:
                 frame_duration = self.raw_modules.frontend.frame_duration
                 shortest = max(1, round(hparams.aligned_seconds / frame_duration))
-                terms["lattice"] = aligned_event_loss(*aligned, emotions, *lens, shortest)
+                event = (*aligned, emotions, *lens, shortest, neutral)
+                terms["lattice"] = aligned_event_loss(*event)
                 if hparams.head_weight and hparams.head_intervals:
-                    intervals = aligned_events(*aligned, emotions, *lens, shortest)
+                    intervals = aligned_events(*event)
         elif mode == "aligned":
             terms["lattice"] = aligned_pooling_loss(
-                output.token_lattices,
-                output.emotion_lattice,
+                token_lattices,
+                emotion_lattice,
                 tokens,
                 emotions,
                 *lens,
                 top=hparams.aligned_top,
+                neutral=neutral,
                 posteriors=posteriors,
             )
         elif mode is not None:
             terms["lattice"] = lattice_pooling_loss(
-                output.emotion_lattice, emotions, *lens, mode=mode
+                emotion_lattice, emotions, *lens, mode=mode, neutral=neutral
             )
         if hparams.head_weight:
-            told = intervals if hparams.head_intervals else None
-            terms["head"] = self._head_loss(output, emotions, told)
-        if hparams.lm_weight:
-            terms["lm"] = next_token_loss(output.lm_logits, tokens, predictions.token_lens)
+            known = intervals if hparams.head_intervals else None
+            parts = _rows(felt, output.head_logits, output.encoded, output.predicted)
+            terms["head"] = self._head_loss(*parts, emotions, known)
         return terms
 
-    def _head_loss(self, output, emotions, intervals):
+    def _head_loss(self, head_logits, encoded, predicted, emotions, intervals):
         """Cross-entropy of the pooled head over utterances and their intervals, known or found.
 
         Of each utterance the mean over it and its intervals: the head is to tell both.
         """
         cross_entropy = torch.nn.functional.cross_entropy
         if intervals is None:
-            return cross_entropy(output.head_logits, emotions)
-        streams = output.encoded, output.predicted
-        of_intervals = self.raw_modules.model.classify_intervals(*streams, intervals)
+            return cross_entropy(head_logits, emotions)
+        of_intervals = self.raw_modules.model.classify_intervals(encoded, predicted, intervals)
         owners = [row for row, spans in enumerate(intervals) for _ in spans]
         labels = [span[0] for spans in intervals for span in spans]
         rows = torch.tensor([*range(len(intervals)), *owners], device=emotions.device)
         losses = cross_entropy(
-            torch.cat((output.head_logits, of_intervals)),
+            torch.cat((head_logits, of_intervals)),
             torch.cat((emotions, emotions.new_tensor(labels))),
             reduction="none",
         )
@@ -408,6 +472,8 @@ class EmotionTransducerBrain(sb.Brain):
 
     def on_stage_start(self, stage, epoch=None):
         """Start the sums and statistics of a stage."""
+        if stage == sb.Stage.TRAIN:
+            self.train_epoch, self.counts_of_step = epoch, None
         if stage != sb.Stage.TRAIN or not self.step:  # an epoch that is resumed goes on
             self.running.clear()
             self.ids_of_step.clear()  # of batches that accumulation has left over
@@ -426,7 +492,7 @@ class EmotionTransducerBrain(sb.Brain):
             return
         total = _of_all(self.running)
         lr = total.pop("lr", 0.0)
-        counts = {name: total.pop(name) for name in ("utterances", "positions") if name in total}
+        counts = {name: total.pop(name) for name in set(_COUNTED.values()) if name in total}
         losses = {name: of_all / counts[_counted(name)] for name, of_all in total.items()}
         losses = {"loss": sum(self._weight(name) * losses[name] for name in losses), **losses}
         if stage == sb.Stage.TRAIN:
@@ -468,14 +534,46 @@ class EmotionTransducerBrain(sb.Brain):
             super().on_evaluate_start(max_key, min_key)
 
 
-def _counts(token_lens):
-    """Of a batch: what its terms are means over (dict of int tensors)."""
-    return {"utterances": torch.ones_like(token_lens).sum(), "positions": (token_lens + 1).sum()}
+_COUNTED = {"rnnt": "transcripts", "lm": "positions", "head": "emotions", "lattice": "emotions"}
+"""What each loss term is a mean over."""
 
 
 def _counted(term):
-    """What a loss term is a mean over, by its name."""
-    return "positions" if term == "lm" else "utterances"
+    return _COUNTED[term]
+
+
+def _counts(batch, token_lens):
+    """What a batch's terms are means over (dict of int tensors)."""
+    worded = batch.token_count >= 0
+    return {
+        "transcripts": worded.sum(),
+        "positions": ((token_lens + 1) * worded).sum(),
+        "emotions": (batch.emotion_index >= 0).sum(),
+    }
+
+
+def _item_counts(item):
+    """The same of an utterance of a dataset, before it is read; positions where all is spelt."""
+    known = item["entry"]
+    worded = known["transcript"] is not None
+    return worded, worded * item["positions"], known["emotion"] is not None
+
+
+def _rows(keep, *values):
+    """Rows of tensors, lattices and streams; all as they are where all rows are kept."""
+    if not keep.all():
+        values = [_row_part(keep, value) for value in values]
+    return values[0] if len(values) == 1 else values
+
+
+def _row_part(keep, value):
+    if value is None:
+        return None
+    if isinstance(value, Lattice):
+        return value._replace(enc=value.enc[keep], pred=value.pred[keep])
+    if isinstance(value, Streams):
+        return Streams(*(stream[keep] for stream in value))
+    return value[keep]
 
 
 def _of_all(running):

@@ -21,15 +21,13 @@ import torch
 from tqdm import tqdm
 
 from ent_brain.annotation import FORMATS
+from ent_brain.audio import ENDINGS
 from ent_brain.errors import InputError, exit_on_input_error
 from ent_brain.inference import EmotionTransducer
 from ent_brain.manifest import DATA_ROOT, check_id, path_inside, read_entries
 from ent_brain.page import write_report
 from ent_brain.settings import check_device
 from ent_brain.windows import count_seconds, read_windows
-
-ENDINGS = {".wav", ".flac", ".mp3", ".ogg", ".opus", ".oga", ".aif", ".aiff", ".au", ".w64", ".caf"}
-"""Of the files that are taken from a folder; a file that is named may have any."""
 
 STDIN = "-"
 

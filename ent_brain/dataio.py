@@ -9,8 +9,7 @@ from speechbrain.dataio.dataset import DynamicItemDataset
 from speechbrain.dataio.sampler import DynamicBatchSampler
 from torch.utils.data import BatchSampler, Sampler
 
-from ent_brain.audio import load_audio, resample
-from ent_brain.emotions import EMOTIONS, NEUTRAL, emotion_index
+from ent_brain.audio import load_audio, load_part, resample
 from ent_brain.errors import InputError, raise_problems
 from ent_brain.manifest import (
     DATA_ROOT,
@@ -23,6 +22,9 @@ from ent_brain.segments import Segment
 
 OUTPUT_KEYS = ("id", "sig", "tokens", "token_count", "emotion_index", "entry")
 
+UNKNOWN = -1
+"""``token_count`` or ``emotion_index`` of an utterance without transcript or emotion."""
+
 FIRST_SHARE = 0.2
 """Of the utterances, by duration: what a curriculum begins with."""
 
@@ -30,8 +32,8 @@ MAX_BUCKETS = 16
 """More fill batches no better, and put the same utterances together again and again."""
 
 
-def read_audio(path, sample_rate):
-    """Read a file as mono audio, resampled where its rate is another.
+def read_audio(path, sample_rate, start=None, duration=None):
+    """Read a file, or a part of it, as mono audio, resampled where its rate is another.
 
     Arguments
     ---------
@@ -39,6 +41,8 @@ def read_audio(path, sample_rate):
         Any format that FFmpeg or soundfile reads.
     sample_rate : int
         Hz.
+    start, duration : float, optional
+        Seconds of the part; all of the file where ``start`` is not given.
 
     Returns
     -------
@@ -51,22 +55,22 @@ def read_audio(path, sample_rate):
         If the file cannot be read, is cut off or damaged, or holds no sample or one that is no
         sound.
     """
-    audio, samples = load_audio(path)
+    audio, samples = load_audio(path) if start is None else load_part(path, start, duration)
     if audio.lost:
         raise InputError(f"{path}: {'; '.join(audio.notes)}: replace it")
     return torch.from_numpy(resample(samples, audio.samplerate, sample_rate))
 
 
-def make_dataset(manifest, data_root, tokens, frontend, max_tokens_per_frame):
-    """Make a SpeechBrain dataset of a manifest.
+def make_dataset(corpora, tokens, emotions, frontend, max_tokens_per_frame):
+    """Make a SpeechBrain dataset of the manifests of one or more corpora.
 
     Arguments
     ---------
-    manifest : str or Path
-        As ``ent_brain.manifest`` writes it.
-    data_root : str or Path
-        What ``{data_root}`` in the manifest stands for.
-    tokens : CharTokens or SentencePieceTokens
+    corpora : dict[str, tuple]
+        Of each corpus by its name: a manifest, as ``ent_brain.manifest`` writes it, and the folder
+        that ``{data_root}`` in it stands for.
+    tokens : CharTokens, CharacterTokens or SentencePieceTokens
+    emotions : EmotionSet
     frontend : Frontend
         Tells the sample rate and how many frames an utterance has, and where features are kept.
     max_tokens_per_frame : float
@@ -75,69 +79,103 @@ def make_dataset(manifest, data_root, tokens, frontend, max_tokens_per_frame):
     Returns
     -------
     DynamicItemDataset
-        Items: id; sig [S] float; tokens [U] int64; token_count (U); emotion_index; entry, what the
-        manifest says: transcript, duration (seconds), emotion, segments (list of Segment, None
-        where they are not known), and intervals as ``losses.supervised_lattice_loss`` takes them
+        Items: id; sig [S] float; tokens [U] int64; token_count (U, or ``UNKNOWN`` without
+        transcript); emotion_index (or ``UNKNOWN``); entry, what the manifest says: transcript,
+        duration (seconds), emotion, segments (list of Segment, None where they are not known), and
+        intervals as ``losses.supervised_lattice_loss`` takes them
         (None where they are not known); where the front end has a cache also kept, what the cache
-        has of the utterance, which the loader's workers read. ``data`` holds nodes, too,
-        frames * (U + 1): the size of the utterance's lattice, for samplers.
+        has of the utterance, which the loader's workers read. ``data`` holds corpus, the name of
+        the utterance's, positions, U + 1, and nodes, frames * (U + 1): the size of the utterance's
+        lattice, for samplers.
 
     Raises
     ------
     InputError
-        Naming every utterance that is too short for a frame, has too many tokens, or an interval
-        without a frame.
+        Naming every utterance that is too short for a frame or too long for the front end, has too
+        many tokens, or an interval without a frame; or if two corpora have an utterance of the same
+        id.
     """
-    entries = read_manifest(manifest)
-    problems, nodes, spans = [], {}, {}
+    entries, corpus_of, roots = {}, {}, {}
+    for corpus, (manifest, data_root) in corpora.items():
+        added = read_manifest(manifest, emotions, tokens.normalize)
+        raise_problems(
+            [f"{name}: in {corpus_of[name]} and in {corpus}" for name in added if name in entries],
+            "rename these utterances in one of the corpora",
+        )
+        entries |= added
+        corpus_of |= dict.fromkeys(added, corpus)
+        roots[corpus] = data_root
+    problems, nodes, positions, spans = [], {}, {}, {}
     for name, entry in entries.items():
         frames = frontend.count_frames(round(entry["duration"] * frontend.sample_rate))
-        count = len(tokens.encode(entry["transcript"]))
-        nodes[name] = frames * (count + 1)
+        count = len(tokens.encode(entry["transcript"] or ""))
+        positions[name] = count + 1
+        nodes[name] = frames * positions[name]
+        longest = frontend.max_samples
         if frames < 1:
             problems.append(f"{name}: {entry['duration']:.3f} s is too short for one frame")
+        elif longest and entry["duration"] * frontend.sample_rate > longest:
+            seconds = longest / frontend.sample_rate
+            problems.append(f"{name}: {entry['duration']:.2f} s, the front end takes {seconds:.0f}")
         elif count > max_tokens_per_frame * frames:
             problems.append(f"{name}: {count} tokens in {frames} frames")
         elif "intervals" in entry:
             try:
                 intervals = [Interval(**interval) for interval in entry["intervals"]]
-                spans[name] = interval_spans(intervals, tokens, frontend.frame_samples, frames)
+                spans[name] = interval_spans(
+                    intervals, tokens, emotions, frontend.frame_samples, frames
+                )
             except InputError as error:
                 problems.append(f"{name}: {error}")
     raise_problems(
         problems,
-        f"correct or remove these utterances of {manifest}, or raise max_tokens_per_frame",
+        "correct or remove these utterances of "
+        f"{' and '.join(str(manifest) for manifest, _ in corpora.values())}, or raise "
+        "max_tokens_per_frame",
     )
 
     items = {
         name: {
-            "wav": str(path_inside(entry["wav"], DATA_ROOT, data_root)),
+            "wav": str(path_inside(entry["wav"], DATA_ROOT, roots[corpus_of[name]])),
+            "corpus": corpus_of[name],
             "duration": entry["duration"],
+            "start": entry.get("start"),
             "nodes": nodes[name],
-            "entry": {**entry, "segments": _segments(entry), "intervals": spans.get(name)},
+            "positions": positions[name],
+            "entry": {
+                **entry,
+                "segments": _segments(entry, emotions),
+                "intervals": spans.get(name),
+            },
         }
         for name, entry in entries.items()
     }
     dataset = DynamicItemDataset(items, output_keys=list(OUTPUT_KEYS))
     # Nothing local, which workers that are not forked could not be given.
-    reader = partial(read_audio, sample_rate=frontend.sample_rate)
-    dataset.add_dynamic_item(reader, takes="wav", provides="sig")
+    reader = partial(_read_part, frontend.sample_rate)
+    dataset.add_dynamic_item(reader, takes=("wav", "start", "duration"), provides="sig")
     labels = ("tokens", "token_count", "emotion_index")
-    dataset.add_dynamic_item(partial(_read_labels, tokens), takes="entry", provides=labels)
+    dataset.add_dynamic_item(
+        partial(_read_labels, tokens, emotions), takes="entry", provides=labels
+    )
     if frontend.cache is not None:
         dataset.add_dynamic_item(frontend.cache.look_up, takes="sig", provides="kept")
         dataset.set_output_keys([*OUTPUT_KEYS, "kept"])
     return dataset
 
 
-def _read_labels(tokens, entry):
-    ids = tokens.encode(entry["transcript"])
+def _read_part(sample_rate, wav, start, duration):
+    return read_audio(wav, sample_rate, start, duration)
+
+
+def _read_labels(tokens, emotions, entry):
+    ids = tokens.encode(entry["transcript"] or "")
     yield torch.tensor(ids, dtype=torch.long)
-    yield len(ids)
-    yield emotion_index(entry["emotion"])
+    yield UNKNOWN if entry["transcript"] is None else len(ids)
+    yield UNKNOWN if entry["emotion"] is None else emotions.index(entry["emotion"])
 
 
-def interval_spans(intervals, tokens, frame_samples, frames):
+def interval_spans(intervals, tokens, emotions, frame_samples, frames):
     """Tell which frames and which token positions of an utterance's lattice an interval has.
 
     A frame belongs to the interval that covers at least half of it (Wang, Ravanelli, Yacoubi
@@ -148,7 +186,8 @@ def interval_spans(intervals, tokens, frame_samples, frames):
     ---------
     intervals : list of Interval
         As ``manifest.check_intervals`` wants them.
-    tokens : CharTokens or SentencePieceTokens
+    tokens : CharTokens, CharacterTokens or SentencePieceTokens
+    emotions : EmotionSet
     frame_samples : int
         Samples a frame, at 16 kHz.
     frames : int
@@ -167,9 +206,10 @@ def interval_spans(intervals, tokens, frame_samples, frames):
 
     Example
     -------
+    >>> from ent_brain.emotions import PUBLISHED
     >>> from ent_brain.tokens import CharTokens
     >>> known = [Interval(0, 470, "neutral", "OH"), Interval(470, 1600, "sad", "NO")]
-    >>> interval_spans(known, CharTokens(), frame_samples=320, frames=5)
+    >>> interval_spans(known, CharTokens(), PUBLISHED, frame_samples=320, frames=5)
     [(3, 0, 1, 0, 3), (2, 1, 5, 3, 6)]
     """
     ids = tokens.encode(" ".join(interval.transcript for interval in intervals))
@@ -185,17 +225,17 @@ def interval_spans(intervals, tokens, frame_samples, frames):
             raise InputError(f"{interval.transcript!r} has other tokens within the utterance")
         if not frame < end:
             raise InputError(f"interval of samples {interval.start} to {interval.end}: no frame")
-        spans.append((emotion_index(interval.emotion), frame, end, position, stop + last))
+        spans.append((emotions.index(interval.emotion), frame, end, position, stop + last))
         frame, position = end, stop
     return spans
 
 
-def _segments(entry):
+def _segments(entry, emotions):
     if "intervals" in entry:
         return [
             Segment(i["start"] / SAMPLE_RATE, i["end"] / SAMPLE_RATE, i["emotion"])
             for i in entry["intervals"]
-            if i["emotion"] != EMOTIONS[NEUTRAL]
+            if i["emotion"] != emotions.neutral
         ]
     if "segments" not in entry:
         return None
@@ -284,6 +324,61 @@ class CurriculumSampler(Sampler):
         shares = (FIRST_SHARE + (1 - FIRST_SHARE) * done).clamp(max=1)
         ranks = (torch.rand(count, generator=generator) * shares * count).long()
         return iter([self.shortest_first[rank] for rank in ranks.tolist()])
+
+
+class CorpusSampler(Sampler):
+    """Draw the utterances of some corpora more often in an epoch than those of others.
+
+    Of a corpus of n utterances and weight w an epoch draws n * w, rounded: with weight 1 each once,
+    with 2.5 each two or three times, with 0.2 a random fifth of them.
+
+    Arguments
+    ---------
+    dataset : DynamicItemDataset
+        As ``make_dataset`` makes it.
+    weights : dict[str, float]
+        Above 0, by the name of the corpus.
+
+    Example
+    -------
+    >>> from types import SimpleNamespace
+    >>> data = {name: {"corpus": name[0]} for name in ("a1", "a2", "a3", "a4", "b1")}
+    >>> dataset = SimpleNamespace(data=data, data_ids=list(data))
+    >>> draws = list(CorpusSampler(dataset, {"a": 0.5, "b": 3}))
+    >>> len(draws), draws.count(4), len(set(draws))
+    (5, 3, 3)
+    """
+
+    def __init__(self, dataset, weights):
+        self.indices = {name: [] for name in weights}
+        for index, name in enumerate(dataset.data_ids):
+            self.indices[dataset.data[name]["corpus"]].append(index)
+        self.counts = {
+            name: max(1, round(len(self.indices[name]) * weight))
+            for name, weight in weights.items()
+        }
+        self.seed = int(os.environ.get("SB_GLOBAL_SEED", 0))  # as SpeechBrain's random sampler
+        self.set_epoch(1)
+
+    def set_epoch(self, epoch):
+        """Tell the epoch, from 1 on: each has its own draws, the same whenever they are made."""
+        self.epoch = epoch
+
+    def __len__(self):
+        """Count the draws of an epoch."""
+        return sum(self.counts.values())
+
+    def __iter__(self):
+        """Tell the index of each draw."""
+        generator = torch.Generator().manual_seed(self.seed + self.epoch)
+        draws = []
+        for name, count in self.counts.items():
+            indices = torch.tensor(self.indices[name])
+            whole, rest = divmod(count, len(indices))
+            chosen = torch.randperm(len(indices), generator=generator)[:rest]
+            draws += [indices.repeat(whole), indices[chosen]]
+        draws = torch.cat(draws)
+        return iter(draws[torch.randperm(len(draws), generator=generator)].tolist())
 
 
 class ShareOfBatches(Sampler):

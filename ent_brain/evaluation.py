@@ -1,16 +1,22 @@
 """What a training leaves: results, pictures, the page, and the model for others."""
 
+import platform
+import re
+from contextlib import suppress
 from dataclasses import replace
+from datetime import date
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
+import torch
 from speechbrain.utils.distributed import main_process_only
 
 from ent_brain.alignment import word_times
 from ent_brain.annotation import Heard, annotate
 from ent_brain.brain import HISTORY_FILE
 from ent_brain.dataio import read_audio
-from ent_brain.emotions import EMOTIONS
+from ent_brain.emotions import describe_label_map
 from ent_brain.errors import InputError
 from ent_brain.export import export
 from ent_brain.files import read_rows, whole_or_nothing, write_json
@@ -35,7 +41,7 @@ HEARD_SHARE = 0.95
 what is longer than nearly all that it was trained on, it hears badly."""
 
 
-def report(brain, test_sets, hparams, trained_on):
+def report(brain, train_set, valid_set, test_sets, hparams):
     """Score the chosen checkpoint on each test set once; print and write what came out.
 
     ``<output_folder>`` receives ``results.json``, ``results.md``, the learning curves, the model in
@@ -46,11 +52,10 @@ def report(brain, test_sets, hparams, trained_on):
     Arguments
     ---------
     brain : EmotionTransducerBrain
+    train_set, valid_set : DynamicItemDataset
     test_sets : dict[str, DynamicItemDataset]
         By the name that the table shows.
     hparams : dict
-    trained_on : list[float]
-        Seconds of each training utterance.
     """
     folder = Path(hparams["output_folder"])
     if not (folder / HISTORY_FILE).is_file():
@@ -66,6 +71,7 @@ def report(brain, test_sets, hparams, trained_on):
         rows += _rows(name, brain.stats, history)
         _describe(brain, name, dataset, folder)
         scored.append((name, dataset, brain.stats))
+    trained_on = [item["duration"] for item in train_set.data.values()]
     export(
         brain,
         folder / "pretrained",
@@ -74,7 +80,10 @@ def report(brain, test_sets, hparams, trained_on):
         utterances=len(trained_on),
         hours=sum(trained_on) / 3600,
     )
-    _publish(rows, scored, folder, progressbar=not brain.noprogressbar)
+    sets = {"training": train_set, "validation": valid_set}
+    sets |= {f"test, {name}": dataset for name, dataset in test_sets.items()}
+    facts = describe_training(sets, hparams, brain.device)
+    _publish(rows, facts, scored, folder, progressbar=not brain.noprogressbar)
 
 
 def _rows(name, stats, history):
@@ -103,27 +112,93 @@ def _describe(brain, name, dataset, folder):
     stats.write(folder, label)
     if stats.emotions:
         confusion = stats.emotions.summarize("confusion")
-        plot_confusion(confusion, folder / f"confusion_{label}.png", f"Utterance emotion, {name}")
+        picture = folder / f"confusion_{label}.png"
+        plot_confusion(confusion, picture, f"Utterance emotion, {name}", brain.emotions)
     if not stats.diarization["model"]:
         return
     sample_rate = brain.raw_modules.frontend.sample_rate
-    for emotion in EMOTIONS:
+    for emotion in brain.emotions:
         of_emotion = [u for u in stats.hypotheses if dataset.data[u]["entry"]["emotion"] == emotion]
         for utterance in sorted(of_emotion)[:1]:
             item, hypothesis = dataset.data[utterance], stats.hypotheses[utterance]
             annotation = _annotation(stats, utterance, item["entry"])
-            wav = read_audio(item["wav"], sample_rate)
-            picture = folder / f"timeline_{label}_{emotion}.png"
+            wav = read_audio(item["wav"], sample_rate, item["start"], item["duration"])
+            picture = folder / f"timeline_{label}_{emotion.replace(' ', '_')}.png"
             plot_timeline(picture, wav.numpy(), sample_rate, annotation, item["entry"]["segments"])
             if brain.raw_modules.model.emotion_joint is not None:
                 plot_lattice(
-                    folder / f"lattice_{label}_{emotion}.png",
+                    picture.with_name(picture.name.replace("timeline_", "lattice_", 1)),
                     brain.emotion_lattice(wav, hypothesis.tokens).numpy(),
                     hypothesis.frames,
                     _words(stats, hypothesis),
                     annotation.frame_duration,
                     utterance,
+                    brain.emotions,
                 )
+
+
+METRICS = {
+    "WER": "words that are wrong, missing or too many, by reference words",
+    "CER": "the same of characters",
+    "WA": "utterances with the right emotion",
+    "UA": "mean over the emotions of the share that is right",
+    "EDER": "time with the wrong emotion, the mean over utterances",
+}
+"""What the columns of the table of results say, in percent."""
+
+SHOWN_SPEAKERS = 12
+"""Speakers of a set that are named; more are counted."""
+
+
+def describe_training(sets, hparams, device):
+    """Say what a table of results was made with.
+
+    Arguments
+    ---------
+    sets : dict[str, DynamicItemDataset]
+        Training, validation and test sets by name.
+    hparams : dict
+    device : torch.device or str
+
+    Returns
+    -------
+    str
+        A Markdown list: the metrics, what the labels are made of, the utterances, hours and
+        speakers of each set, seed, versions, hardware and date.
+    """
+    lines = ["In percent. " + "; ".join(f"{name}: {what}" for name, what in METRICS.items()) + "."]
+    emotions = hparams["emotion_set"]
+    maps = {key: hparams[key] for key in ("label_map", "zed_label_map") if hparams.get(key)}
+    for key, label_map in maps.items():
+        used = {label: name for label, name in label_map.items() if name is not None}
+        lines.append(f"Labels ({key}): {describe_label_map(used, emotions)}.")
+    if not maps:
+        lines.append(f"Labels: {', '.join(emotions)}.")
+    for name, dataset in sets.items():
+        items = dataset.data.values()
+        hours = sum(item["duration"] for item in items) / 3600
+        speakers = sorted({item["entry"]["speaker"] for item in items})
+        more = f" and {len(speakers) - SHOWN_SPEAKERS} more" * (len(speakers) > SHOWN_SPEAKERS)
+        named = ", ".join(speakers[:SHOWN_SPEAKERS]) + more
+        lines.append(f"{name.capitalize()}: {len(items)} utterances, {hours:.2f} h, of {named}.")
+    versions = ", ".join(
+        f"{name} {version(name)}" for name in ("ent_brain", "speechbrain", "torch")
+    )
+    lines.append(
+        f"Seed {hparams['seed']}; {versions}; Python {platform.python_version()}; "
+        f"{_hardware(device)}; {date.today()}."
+    )
+    return "\n".join(f"* {line}" for line in lines)
+
+
+def _hardware(device):
+    if torch.device(device).type == "cuda":
+        return torch.cuda.get_device_name(device)
+    cpu = platform.processor() or platform.machine()
+    with suppress(OSError):  # Linux alone names the processor here
+        names = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())
+        cpu = names[1] if names else cpu
+    return f"{cpu}, {torch.get_num_threads()} threads"
 
 
 def _words(stats, hypothesis):
@@ -141,7 +216,7 @@ def _annotation(stats, utterance, entry):
     words = _words(stats, hypothesis)
     times = word_times(words, hypothesis.frames, decoder.frame_duration, entry["duration"])
     heard = Heard(entry["duration"], times, log_probs, labels, hypothesis.utterance_log_probs)
-    return annotate(utterance, heard, decoder.frame_duration)
+    return annotate(utterance, heard, decoder.frame_duration, decoder.emotions)
 
 
 def _utterances(name, dataset, stats):
@@ -150,32 +225,36 @@ def _utterances(name, dataset, stats):
     for utterance in stats.hypotheses:
         item = dataset.data[utterance]
         entry = item["entry"]
-        annotation = _annotation(stats, utterance, entry)
+        annotation, emotions = _annotation(stats, utterance, entry), stats.decoder.emotions
         segments = entry["segments"]
         reference = replace(
             annotation,
-            text=entry["transcript"] if stats.words else "",
+            text=(entry["transcript"] or "") if stats.words else "",
+            emotions=emotions.names,
+            neutral=emotions.neutral,
             emotion=entry["emotion"],
             probabilities=(),
             words=(),
-            segments=() if segments is None else tuple(fill_neutral(segments, entry["duration"])),
+            segments=tuple(
+                () if segments is None else fill_neutral(segments, entry["duration"], emotions)
+            ),
             frame_probabilities=(),
         )
         audio = str(Path(item["wav"]).absolute())
-        yield Utterance(annotation, audio, reference, name, rates[utterance])
+        yield Utterance(annotation, audio, reference, name, rates[utterance], item["start"])
 
 
 @main_process_only
-def _publish(rows, scored, folder, progressbar):
-    table = results_table(rows)
+def _publish(rows, facts, scored, folder, progressbar):
+    text = f"{results_table(rows)}\n\n{facts}\n"
     write_json(rows, folder / RESULTS_FILE)
     with whole_or_nothing(folder / "results.md") as partial:
-        partial.write_text(table + "\n", encoding="utf-8")
+        partial.write_text(text, encoding="utf-8")
     # One after the other: as Python's numbers, frames need ten times what they do in tensors.
     utterances = (each for test_set in scored for each in _utterances(*test_set))
     write_utterances(utterances, folder / UTTERANCES_FILE)
     page = write_report(folder, progressbar)
     print(
-        f"\n{table}\n\nAll in percent. Pictures, results by utterance and the model: {folder}\n"
+        f"\n{text}\nPictures, results by utterance and the model: {folder}\n"
         f"To look at and listen to, in a browser: {page}"
     )

@@ -18,7 +18,7 @@ from speechbrain.utils.distributed import main_process_only
 from ent_brain.errors import InputError, one_line, raise_problems
 from ent_brain.files import whole_or_nothing
 from ent_brain.frontend import HUB_NAME, SSL_MODELS, SSLFrontend
-from ent_brain.tokens import SentencePieceTokens
+from ent_brain.tokens import CharacterTokens, SentencePieceTokens
 
 HPARAMS_FILE = "hyperparams.yaml"
 SSL_FOLDER = "ssl"
@@ -31,7 +31,8 @@ SSL_FILES = (SSL_CONFIG, SSL_WEIGHTS, "preprocessor_config.json")
 CONSTRUCTORS = {
     *("ent_brain.frontend.FbankFrontend", "ent_brain.frontend.SSLFrontend"),
     *("ent_brain.model.ENT", "ent_brain.model.FENT"),
-    *("ent_brain.tokens.CharTokens", "ent_brain.tokens.SentencePieceTokens"),
+    *("ent_brain.tokens.CharTokens", "ent_brain.tokens.CharacterTokens"),
+    "ent_brain.tokens.SentencePieceTokens",
     "sentencepiece.SentencePieceProcessor",
     "speechbrain.utils.parameter_transfer.Pretrainer",
 }
@@ -39,6 +40,7 @@ CONSTRUCTORS = {
 SpeechBrain itself has functions that run commands or unpickle files."""
 
 SSL_TAG = "!new:ent_brain.frontend.SSLFrontend"
+CHARACTERS_TAG = "!new:ent_brain.tokens.CharacterTokens"
 
 ARGUMENTS = {
     SSL_TAG: {
@@ -125,11 +127,19 @@ def export(brain, folder, longest_window, results="Not measured.", utterances=0,
             "processor: !new:sentencepiece.SentencePieceProcessor",
             f"tokens: {_tag(brain.tokens)}",
             "    processor: !ref <processor>",
+            f"    normalization: {brain.tokens.normalization}",
             "",
         ]
+    elif isinstance(brain.tokens, CharacterTokens):
+        brain.tokens.save(folder / "tokens.ckpt")
+        loadables.append("tokens")
+        lines += [f"tokens: {_tag(brain.tokens)}  # tokens.ckpt is text: a character a line", ""]
     else:
-        lines += [f"tokens: {_tag(brain.tokens)}", ""]
+        normalization = f"    normalization: {brain.tokens.normalization}"
+        lines += [f"tokens: {_tag(brain.tokens)}", normalization, ""]
     lines += [
+        f"emotions: [{', '.join(brain.emotions)}]",
+        f"neutral: {'null' if brain.emotions.neutral is None else brain.emotions.neutral}",
         *(f"{key}: {getattr(brain.hparams, key)}" for key in ("max_symbols", "beam_size")),
         f"segment_decoding: {brain.hparams.segment_decoding}",
         f"segment_seconds: {brain.hparams.segment_seconds}",
@@ -147,6 +157,7 @@ def export(brain, folder, longest_window, results="Not measured.", utterances=0,
             utterances=utterances,
             hours=hours,
             lattice_mode=brain.hparams.lattice_mode,
+            emotions=", ".join(brain.emotions),
             table=results,
         ),
     }
@@ -339,6 +350,7 @@ def _check_loading(path, root):
     """Names of the files that a YAML loads, which must be those that ``export`` has it load."""
     parts = {key.value: value for key, value in root.value}
     loadables = ["frontend", "model", *(["processor"] if "processor" in parts else [])]
+    loadables += ["tokens"] if "tokens" in parts and parts["tokens"].tag == CHARACTERS_TAG else []
     for key, value in yaml.compose("\n".join(_loading(loadables))).value:
         given = parts.get(key.value)
         if given is None or _canonical(given) != _canonical(value):

@@ -11,7 +11,7 @@ from ent_brain.alignment import align, word_times
 from ent_brain.annotation import Heard, annotate
 from ent_brain.audio import scan_audio
 from ent_brain.decoding import judge_events, search
-from ent_brain.emotions import EMOTIONS, NEUTRAL
+from ent_brain.emotions import EmotionSet
 from ent_brain.errors import InputError, one_line
 from ent_brain.export import (
     SSL_FOLDER,
@@ -22,14 +22,15 @@ from ent_brain.export import (
 )
 from ent_brain.segments import SegmentDecoder
 from ent_brain.settings import check_device, wrong_values
-from ent_brain.tokens import CharTokens, SentencePieceTokens
+from ent_brain.tokens import CharacterTokens, CharTokens, SentencePieceTokens
 from ent_brain.windows import join, read_windows
 
 SHORTEST = 0.1
 """Seconds to which shorter recordings are filled with silence: no front end needs more."""
 
 SILENCE = -60.0
-"""dB of full scale: where no 20 ms are louder, nothing is said and nothing is felt."""
+"""dB of full scale. Nothing is said where no 20 ms are louder, and the emotion is neutral, if the
+model has such a label."""
 
 CERTAIN = 1 - 1e-6
 """Probability of what no model was asked for: that silence is neutral."""
@@ -62,25 +63,27 @@ class EmotionTransducer(Pretrained):
     Word(text="WHERE'S", start=0.16, end=0.4, emotion='angry', probability=0.91)
     """
 
-    HPARAMS_NEEDED = ["modules", "tokens", *SETTINGS]
+    HPARAMS_NEEDED = ["modules", "tokens", "emotions", "neutral", *SETTINGS]
     MODULES_NEEDED = ["frontend", "model"]
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
+        self.emotions = EmotionSet(self.hparams.emotions, self.hparams.neutral)
+        """The labels that the model tells apart, in the order of its probabilities."""
         self._check()
 
     def _check(self):
         """Raise ValueError where parts or settings are none that go together."""
         problems = wrong_values(SETTINGS, {key: getattr(self.hparams, key) for key in SETTINGS})
         frontend, model, tokens = self.mods.frontend, self.mods.model, self.hparams.tokens
-        if not isinstance(tokens, CharTokens | SentencePieceTokens):
+        if not isinstance(tokens, CharTokens | CharacterTokens | SentencePieceTokens):
             problems.append(f"tokens: {tokens}: no tokens of this package")
         else:
             sizes = {
                 "vocab_size": len(tokens),
                 "feature_dim": frontend.feature_dim,
                 "feature_layers": frontend.feature_layers,
-                "num_emotions": len(EMOTIONS),
+                "num_emotions": len(self.emotions),
             }
             problems += [
                 f"{key}: the model's is {model.settings[key]}, it must be {size}"
@@ -156,10 +159,10 @@ class EmotionTransducer(Pretrained):
         Returns
         -------
         (Tensor, str)
-            Probabilities [E] in the order of ``EMOTIONS``, and the name of the largest.
+            Probabilities [E] in the order of ``self.emotions``, and the name of the largest.
         """
         probabilities = self._hear_file(path, progressbar=False).utterance_log_probs.exp()
-        return probabilities, EMOTIONS[int(probabilities.argmax())]
+        return probabilities, self.emotions.names[int(probabilities.argmax())]
 
     def classify_batch(self, wavs, wav_lens):
         """Emotions of waveforms [B, S] with relative lengths [B].
@@ -167,11 +170,12 @@ class EmotionTransducer(Pretrained):
         Returns
         -------
         (Tensor, list[str])
-            Probabilities [B, E] in the order of ``EMOTIONS``, and the names of the largest.
+            Probabilities [B, E] in the order of ``self.emotions``, and the names of the largest.
         """
         heard = self._hear(wavs, wav_lens)
         probabilities = torch.stack([one.utterance_log_probs for one in heard]).exp()
-        return probabilities, [EMOTIONS[index] for index in probabilities.argmax(-1).tolist()]
+        best = probabilities.argmax(-1).tolist()
+        return probabilities, [self.emotions.names[index] for index in best]
 
     def diarize_file(self, path):
         """Emotions of a sound file in time (list[Segment]), from 0 to its end without gaps."""
@@ -200,7 +204,7 @@ class EmotionTransducer(Pretrained):
             If the file cannot be read or holds no audio.
         """
         heard = self._hear_file(path, progressbar)
-        return annotate(Path(path).stem, heard, self.mods.frontend.frame_duration)
+        return annotate(Path(path).stem, heard, self.mods.frontend.frame_duration, self.emotions)
 
     def annotate_batch(self, wavs, wav_lens, names=None):
         """Everything that the model makes of waveforms.
@@ -220,7 +224,7 @@ class EmotionTransducer(Pretrained):
         """
         names = map(str, range(len(wavs))) if names is None else names
         return [
-            annotate(name, heard, self.mods.frontend.frame_duration)
+            annotate(name, heard, self.mods.frontend.frame_duration, self.emotions)
             for name, heard in zip(names, self._hear(wavs, wav_lens), strict=True)
         ]
 
@@ -228,7 +232,7 @@ class EmotionTransducer(Pretrained):
     def segment_decoder(self):
         """What tells the emotions of frames from their probabilities (SegmentDecoder)."""
         decoding = self.hparams.segment_decoding, self.hparams.segment_seconds
-        return SegmentDecoder(self.mods.frontend.frame_duration, *decoding)
+        return SegmentDecoder(self.emotions, self.mods.frontend.frame_duration, *decoding)
 
     def _hear_file(self, path, progressbar):
         """What the model makes of a sound file, ``Heard``."""
@@ -284,9 +288,11 @@ class EmotionTransducer(Pretrained):
         of_frames, of_utterance = hypothesis.emotion_log_probs, hypothesis.utterance_log_probs
         words, labels = self.hparams.tokens.words(hypothesis.tokens), None
         if silent:
-            words = []
+            words, neutral = [], self.emotions.neutral_index
             of_frames, of_utterance = (
-                None if log_probs is None else _neutral_like(log_probs)
+                log_probs
+                if log_probs is None or neutral is None
+                else _certain_like(log_probs, neutral)
                 for log_probs in (of_frames, of_utterance)
             )
             hypothesis = hypothesis._replace(event_log_probs=None)
@@ -300,10 +306,10 @@ def _text(heard):
     return " ".join(text for text, _, _ in heard.words)
 
 
-def _neutral_like(log_probs):
+def _certain_like(log_probs, emotion):
     rest = (1 - CERTAIN) / (log_probs.size(-1) - 1)
     probabilities = torch.full_like(log_probs, rest)
-    probabilities[..., NEUTRAL] = CERTAIN
+    probabilities[..., emotion] = CERTAIN
     return probabilities.log()
 
 

@@ -13,7 +13,7 @@ import torchaudio  # noqa: F401  registers the transducer kernel
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from ent_brain.emotions import NEUTRAL
+from ent_brain.emotions import PUBLISHED
 from ent_brain.lattice import Lattice, backpropagate, node_logits, sum_type, tile_logits, tiles
 
 POOLING_MODES = ("one", "full_t", "full_u", "mil")
@@ -119,7 +119,13 @@ def transducer_loss(lattices, tokens, frame_lens, token_lens, blank=0, reduction
 
 
 def lattice_pooling_loss(
-    lattice, emotions, frame_lens, token_lens, mode="one", neutral=NEUTRAL, reduction="mean"
+    lattice,
+    emotions,
+    frame_lens,
+    token_lens,
+    mode="one",
+    neutral=PUBLISHED.neutral_index,
+    reduction="mean",
 ):
     """Lattice max pooling: an utterance's label trains the node that shows it best.
 
@@ -141,8 +147,9 @@ def lattice_pooling_loss(
         [B] int.
     mode : str
         ``one``, ``full_t``, ``full_u`` or ``mil``.
-    neutral : int
-        Class index of neutral.
+    neutral : int or None
+        Class index of neutral. Where a label set has none, ``one``, ``full_t`` and ``full_u`` have
+        no second half, and in ``mil`` every utterance is emotional.
     reduction : str
         ``mean`` over utterances, ``sum`` or ``none``.
 
@@ -160,7 +167,9 @@ def lattice_pooling_loss(
     """
     if mode not in POOLING_MODES:
         raise ValueError(f"unknown lattice pooling mode {mode!r}: one, full_t, full_u or mil")
-    present = torch.stack((emotions, torch.full_like(emotions, neutral)), 1)
+    # Without a neutral label the second column is not used.
+    second = emotions if neutral is None else torch.full_like(emotions, neutral)
+    present = torch.stack((emotions, second), 1)
     frames, positions = _extreme_nodes(lattice, present, frame_lens, token_lens)
     rows = torch.arange(len(emotions), device=emotions.device)[:, None]
     if mode in ("one", "mil"):
@@ -180,6 +189,8 @@ def lattice_pooling_loss(
     )
     surprise = -_log(probabilities.squeeze(-1)) * valid
     terms = surprise.sum(-1) / valid.sum(-1)
+    if neutral is None:
+        return _reduce(terms[:, 0], reduction)
     if mode == "mil":
         return _reduce(torch.where(emotions == neutral, terms[:, 1], terms[:, 0]), reduction)
     return _reduce(terms.sum(1), reduction)
@@ -193,7 +204,7 @@ def aligned_pooling_loss(
     frame_lens,
     token_lens,
     top=0.3,
-    neutral=NEUTRAL,
+    neutral=PUBLISHED.neutral_index,
     blank=0,
     reduction="mean",
     posteriors=None,
@@ -215,8 +226,8 @@ def aligned_pooling_loss(
         [B] class indices.
     top : float
         Share of an utterance's frames, in (0, 1], that an emotion is expected to cover.
-    neutral : int
-        Class index of neutral.
+    neutral : int or None
+        Class index of neutral; every utterance is emotional where a label set has none.
     reduction : str
         ``mean`` over utterances, ``sum`` or ``none``.
     posteriors : Tensor, optional
@@ -234,16 +245,19 @@ def aligned_pooling_loss(
             ).posteriors
     frame_probs = aligned_emotions(emotion_lattice, posteriors, token_lens)
     valid = torch.arange(frame_probs.size(1), device=frame_probs.device) < frame_lens[:, None]
-    calm = (-_log(frame_probs[..., neutral]) * valid).sum(1) / frame_lens
-
     count = (top * frame_lens).long().clamp(min=1)[:, None, None]
     ranked = frame_probs.masked_fill(~valid[..., None], -1.0).sort(dim=1, descending=True).values
     kept = torch.arange(ranked.size(1), device=ranked.device)[None, :, None] < count
     pooled = (ranked * kept).sum(1) / count[:, 0]
     classes = torch.arange(pooled.size(1), device=pooled.device)
-    others = (classes != neutral) & (classes != emotions[:, None])
+    others = classes != emotions[:, None]
+    if neutral is not None:
+        others &= classes != neutral
     present = -_log(pooled.gather(1, emotions[:, None])[:, 0])
     absent = -(_log(1 - pooled) * others).sum(1)
+    if neutral is None:
+        return _reduce(present + absent, reduction)
+    calm = (-_log(frame_probs[..., neutral]) * valid).sum(1) / frame_lens
     return _reduce(torch.where(emotions == neutral, calm, present + absent), reduction)
 
 
@@ -254,7 +268,7 @@ def aligned_event_loss(
     frame_lens,
     token_lens,
     shortest,
-    neutral=NEUTRAL,
+    neutral=PUBLISHED.neutral_index,
     reduction="mean",
 ):
     """Lattice pooling over all that an emotional event can be.
@@ -308,7 +322,13 @@ def aligned_event_loss(
 
 @torch.no_grad()
 def aligned_events(
-    emotion_lattice, posteriors, emotions, frame_lens, token_lens, shortest, neutral=NEUTRAL
+    emotion_lattice,
+    posteriors,
+    emotions,
+    frame_lens,
+    token_lens,
+    shortest,
+    neutral=PUBLISHED.neutral_index,
 ):
     """The most probable event of each utterance, of those that ``aligned_event_loss`` weighs.
 

@@ -2,10 +2,11 @@
 
 ``{id: {"wav": "{data_root}/a.wav", "duration": seconds, "transcript": text, "emotion": name,
 "speaker": id, "segments": [{"emotion": name, "start": seconds, "end": seconds}]}}``, SpeechBrain's
-format. ``segments`` is there only where the emotions' times are known: the emotional ones; what
-they leave is neutral. Where the words of each stretch are known too, ``intervals`` stands in its
-place, ``[{"emotion": name, "start": sample, "end": sample, "transcript": text}]`` at 16 kHz,
-neutral ones as well: each begins where the one before ends.
+format. ``transcript`` or ``emotion`` is null where it is not known. ``start`` (seconds) is there
+where the utterance is a part of its file. ``segments`` is there only where the emotions' times are
+known: the emotional ones; what they leave is neutral. Where the words of each stretch are known
+too, ``intervals`` stands in its place, ``[{"emotion": name, "start": sample, "end": sample,
+"transcript": text}]`` at 16 kHz, neutral ones as well: each begins where the one before ends.
 """
 
 import json
@@ -14,13 +15,14 @@ import random
 from collections import Counter, defaultdict
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 from speechbrain.utils.logger import get_logger
 
 from ent_brain.audio import DURATION_TOLERANCE, check_audio
-from ent_brain.emotions import EMOTIONS, NEUTRAL
+from ent_brain.emotions import PUBLISHED
 from ent_brain.errors import InputError, raise_problems
 from ent_brain.files import whole_or_nothing
 from ent_brain.segments import Segment, fill_neutral
@@ -49,7 +51,7 @@ class Interval(NamedTuple):
 
     start: int
     end: int
-    emotion: str  # one of EMOTIONS
+    emotion: str  # a name of the recipe's label set
     transcript: str  # normalised
 
 
@@ -60,12 +62,13 @@ class Utterance:
     id: str
     wav: Path  # inside the corpus's folder
     transcript: str | None  # None: the corpus has none
-    emotion: str  # one of EMOTIONS
+    emotion: str | None  # a name of the recipe's label set; None: the corpus has none
     speaker: str
     segments: tuple[Segment, ...] | None = None  # None: intervals not known
-    samples: int | None = None  # at the file's own rate; None: the corpus does not say
+    samples: int | None = None  # at ``sample_rate``; None: to the end of the file
     sample_rate: int = SAMPLE_RATE
     intervals: tuple[Interval, ...] | None = None  # all of it, where words are known by interval
+    start: float | None = None  # seconds into a file that holds more than the utterance
 
     @property
     def duration(self):
@@ -77,6 +80,8 @@ class Utterance:
         wav = f"{DATA_ROOT}/" + self.wav.relative_to(data_root).as_posix()
         values = (wav, self.duration, self.transcript, self.emotion, self.speaker)
         entry = dict(zip(KEYS, values, strict=True))
+        if self.start is not None:
+            entry["start"] = self.start
         if self.intervals is not None:
             entry["intervals"] = [interval._asdict() for interval in self.intervals]
         elif self.segments is not None:
@@ -138,7 +143,9 @@ def check_id(name):
         )
 
 
-def check_utterances(utterances, data_root, problems=()):
+def check_utterances(
+    utterances, data_root, problems=(), emotions=PUBLISHED, normalize=normalize_transcript
+):
     """Check utterances against their audio and complete them; report all problems together.
 
     Arguments
@@ -148,6 +155,9 @@ def check_utterances(utterances, data_root, problems=()):
         The corpus's folder, named in the report.
     problems : iterable of str
         What the corpus's own reader found; reported with the rest.
+    emotions : EmotionSet
+    normalize : callable
+        How the recipe normalises transcripts, of ``tokens.NORMALIZATIONS``.
 
     Returns
     -------
@@ -159,9 +169,10 @@ def check_utterances(utterances, data_root, problems=()):
     ------
     InputError
         An id that can be no file's name, audio missing, unreadable, cut off, empty or not as long
-        as the corpus says, samples that are no sound, transcript missing or without a word, an
-        unknown emotion, an interval that is empty or outside the audio, an id used twice. Other
-        sampling rates and several channels are only mentioned in the log.
+        as the corpus says, a part of a file that leaves it, samples that are no sound, a transcript
+        without a word, an unknown emotion, neither transcript nor emotion, an interval that is
+        empty or outside the audio, an id used twice. Other sampling rates and several channels are
+        only mentioned in the log.
 
     Example
     -------
@@ -177,11 +188,12 @@ def check_utterances(utterances, data_root, problems=()):
     ]
     checked = []
     other_rate = several_channels = 0
+    look = lru_cache(maxsize=1024)(check_audio)  # one file may hold many utterances
     for utterance in utterances:
         try:
             check_id(utterance.id)
-            audio = check_audio(utterance.wav)
-            checked.append(_complete(utterance, audio))
+            audio = look(utterance.wav)
+            checked.append(_complete(utterance, audio, emotions, normalize))
         except InputError as error:
             problems.append(f"{utterance.id}: {error}")
         else:
@@ -198,41 +210,64 @@ def check_utterances(utterances, data_root, problems=()):
     return checked
 
 
-def _complete(utterance, audio):
-    if utterance.transcript is None:
-        raise InputError("no transcript")
-    transcript = normalize_transcript(utterance.transcript)
-    if not transcript:
-        raise InputError(f"no word in the transcript {utterance.transcript!r}")
-    duration = audio.frames / audio.samplerate
+def _complete(utterance, audio, emotions, normalize):
+    """The utterance with what its audio says, its transcript normalised."""
+    transcript = utterance.transcript
+    if transcript is None and utterance.emotion is None:
+        raise InputError("neither transcript nor emotion")
+    if transcript is not None:
+        transcript = normalize(transcript)
+        if not transcript:
+            raise InputError(f"no word in the transcript {utterance.transcript!r}")
+    rate, samples = audio.samplerate, audio.frames
     known = utterance.samples is not None
-    if known and abs(utterance.duration - duration) > DURATION_TOLERANCE:
+    if utterance.start is not None:
+        samples = _part(utterance, rate, samples)
+    elif known and abs(utterance.duration - samples / rate) > DURATION_TOLERANCE:
         raise InputError(
-            f"{duration:.2f} s of audio, {utterance.duration:.2f} s by the corpus's own account"
+            f"{samples / rate:.2f} s of audio, {utterance.duration:.2f} s by the corpus's own "
+            "account"
         )
     if utterance.intervals is not None:
-        check_intervals(utterance.intervals, audio.frames, transcript)
+        at_16_khz = round(samples / rate * SAMPLE_RATE)
+        check_intervals(utterance.intervals, at_16_khz, transcript, emotions)
+    segments = utterance.segments
     return replace(
         utterance,
         transcript=transcript,
-        segments=_emotional_segments(utterance.emotion, utterance.segments, duration),
-        samples=audio.frames,
-        sample_rate=audio.samplerate,
+        segments=_emotional_segments(utterance.emotion, segments, samples / rate, emotions),
+        samples=samples,
+        sample_rate=rate,
     )
 
 
-def _emotional_segments(emotion, segments, duration):
+def _part(utterance, rate, of_file):
+    """Samples of an utterance that is a part of a file of so many."""
+    first = round(utterance.start * rate)
+    samples = of_file - first
+    if utterance.samples is not None:
+        samples = round(utterance.duration * rate)
+    seconds = f"{utterance.start:.2f} to {(first + samples) / rate:.2f} s"
+    if utterance.start < 0 or samples < 1:
+        raise InputError(f"from {seconds}: it must start at 0 or later and stop after its start")
+    beyond = first + samples - of_file
+    if beyond > DURATION_TOLERANCE * rate:
+        raise InputError(f"from {seconds} of a file of {of_file / rate:.2f} s")
+    return min(samples, of_file - first)
+
+
+def _emotional_segments(emotion, segments, duration, emotions):
     """Check the emotions' names and the intervals; return the emotional ones, cut at the end."""
     for name in (emotion, *(segment.emotion for segment in segments or ())):
-        if name not in EMOTIONS:
-            raise InputError(f"unknown emotion {name!r}, not one of {', '.join(EMOTIONS)}")
+        if name is not None:
+            emotions.index(name)
     if segments is None:
         return None
-    cover = fill_neutral(segments, duration)
-    return tuple(segment for segment in cover if segment.emotion != EMOTIONS[NEUTRAL])
+    cover = fill_neutral(segments, duration, emotions)
+    return tuple(segment for segment in cover if segment.emotion != emotions.neutral)
 
 
-def check_intervals(intervals, samples, transcript):
+def check_intervals(intervals, samples, transcript, emotions):
     """Check that intervals cover an utterance without a gap, and its words, in their order.
 
     Arguments
@@ -242,6 +277,7 @@ def check_intervals(intervals, samples, transcript):
         Of the utterance, at 16 kHz.
     transcript : str
         Normalised.
+    emotions : EmotionSet
 
     Raises
     ------
@@ -251,7 +287,8 @@ def check_intervals(intervals, samples, transcript):
 
     Example
     -------
-    >>> check_intervals([Interval(0, 9, "sad", "HI"), Interval(8, 20, "sad", "YOU")], 20, "HI YOU")
+    >>> intervals = [Interval(0, 9, "sad", "HI"), Interval(8, 20, "sad", "YOU")]
+    >>> check_intervals(intervals, 20, "HI YOU", PUBLISHED)
     Traceback (most recent call last):
     ...
     ent_brain.errors.InputError: interval of samples 8 to 20 (sad): it must begin at 9 and not be \
@@ -260,8 +297,8 @@ empty
     covered = 0
     for start, end, emotion, words in intervals:
         interval = f"interval of samples {start} to {end} ({emotion})"
-        if emotion not in EMOTIONS:
-            raise InputError(f"{interval}: unknown emotion, not one of {', '.join(EMOTIONS)}")
+        if emotion not in emotions.names:
+            raise InputError(f"{interval}: unknown emotion, not one of {', '.join(emotions)}")
         if not words:
             raise InputError(f"{interval}: no word in it")
         if start != covered or not start < end:
@@ -370,12 +407,13 @@ def read_entries(path, remedy):
     return entries
 
 
-def read_manifest(path):
+def read_manifest(path, emotions=PUBLISHED, normalize=normalize_transcript):
     """Read a manifest (dict[str, dict], ``{data_root}`` not replaced) and check every entry.
 
     ``InputError`` if it is missing, not JSON or without an utterance; if an id can be no file's
-    name; if an entry lacks a key, or has an unknown emotion or an impossible duration or interval,
-    or audio elsewhere than in ``{data_root}``.
+    name; if an entry lacks a key, or has an emotion that is not in ``emotions``, a transcript that
+    ``normalize`` would change, an impossible duration or interval, or audio elsewhere than in
+    ``{data_root}``.
     """
     remedy = f"write {path} again with the recipe's preparation"
     entries = read_entries(path, remedy)
@@ -383,32 +421,39 @@ def read_manifest(path):
     for name, entry in entries.items():
         try:
             check_id(name)
-            _check_entry(entry)
+            _check_entry(entry, emotions, normalize)
         except InputError as error:
             problems.append(f"{name}: {error}")
     raise_problems(problems, remedy)
     return entries
 
 
-def _check_entry(entry):
+def _check_entry(entry, emotions, normalize):
     missing = [key for key in KEYS if key not in entry]
     if missing:
         raise InputError(f"no {' and no '.join(missing)}")
-    for key in ("wav", "transcript", "speaker"):
-        if not _is_text(entry[key]):
+    for key in ("wav", "transcript", "emotion", "speaker"):
+        may_lack = key in ("transcript", "emotion")
+        if not (_is_text(entry[key]) or (may_lack and entry[key] is None)):
             raise InputError(f"{key} {entry[key]!r} is no text")
     path_inside(entry["wav"], DATA_ROOT, "")
-    if normalize_transcript(entry["transcript"]) != entry["transcript"]:
-        raise InputError(f"transcript {entry['transcript']!r} is not normalised")
+    transcript = entry["transcript"]
+    if transcript is None and entry["emotion"] is None:
+        raise InputError("neither transcript nor emotion")
+    if transcript is not None and normalize(transcript) != transcript:
+        raise InputError(f"transcript {transcript!r} is not normalised")
+    if "start" in entry and not (is_seconds(entry["start"]) and entry["start"] >= 0):
+        raise InputError(f"start {entry['start']!r} is not in seconds")
     if not is_seconds(entry["duration"]) or entry["duration"] <= 0:
         raise InputError(f"duration {entry['duration']!r} is not in seconds")
     known = {"start": is_seconds, "end": is_seconds, "emotion": _is_text}
     segments = _read_all(Segment, entry, "segments", known)
-    _emotional_segments(entry["emotion"], segments, entry["duration"])
+    _emotional_segments(entry["emotion"], segments, entry["duration"], emotions)
     if "intervals" in entry:
         known = {"start": _is_sample, "end": _is_sample, "emotion": _is_text}
         intervals = _read_all(Interval, entry, "intervals", known | {"transcript": _is_text})
-        check_intervals(intervals, round(entry["duration"] * SAMPLE_RATE), entry["transcript"])
+        samples = round(entry["duration"] * SAMPLE_RATE)
+        check_intervals(intervals, samples, transcript, emotions)
 
 
 def _read_all(kind, entry, key, known):
@@ -469,7 +514,8 @@ def hold_out(utterances, share, seed):
         groups[utterance.speaker, utterance.emotion].append(utterance)
     stay, held_out = [], []
     seen = 0
-    for (speaker, emotion), group in sorted(groups.items()):
+    by_name = sorted(groups.items(), key=lambda item: tuple(map(str, item[0])))  # or without one
+    for (speaker, emotion), group in by_name:
         # Rounding the running total, not each group, keeps the overall share right.
         count = int(share * (seen + len(group)) + 0.5) - int(share * seen + 0.5)
         seen += len(group)

@@ -9,7 +9,6 @@ from pathlib import Path
 import jiwer
 import numpy as np
 
-from ent_brain.emotions import EMOTIONS, NEUTRAL
 from ent_brain.errors import InputError
 from ent_brain.segments import fill_neutral, segments_from_frames
 
@@ -48,10 +47,15 @@ class EmotionStats(_Stats):
     ``summarize`` gives ``WA`` (accuracy), ``UA`` (mean recall of the classes that occur as targets)
     and ``confusion``, an int array [E, E] of counts: a row a target, a column a prediction.
 
+    Arguments
+    ---------
+    emotions : EmotionSet
+
     Example
     -------
     >>> import sys
-    >>> stats = EmotionStats()
+    >>> from ent_brain.emotions import PUBLISHED
+    >>> stats = EmotionStats(PUBLISHED)
     >>> stats.append(["a", "b", "c"], predictions=[0, 3, 2], targets=[0, 0, 2])
     >>> f"{stats.summarize('WA'):.1f} {stats.summarize('UA'):.1f}"
     '66.7 75.0'
@@ -72,6 +76,10 @@ class EmotionStats(_Stats):
 
     label = "emotions"
 
+    def __init__(self, emotions):
+        super().__init__()
+        self.emotions = emotions
+
     def append(self, ids, predictions, targets):
         """Add utterances.
 
@@ -87,7 +95,7 @@ class EmotionStats(_Stats):
         ]
 
     def _summary(self):
-        confusion = np.zeros((len(EMOTIONS), len(EMOTIONS)), dtype=int)
+        confusion = np.zeros((len(self.emotions), len(self.emotions)), dtype=int)
         for _, prediction, target in self._rows:
             confusion[target, prediction] += 1
         hits, counts = confusion.diagonal(), confusion.sum(axis=1)
@@ -100,20 +108,22 @@ class EmotionStats(_Stats):
 
     def write_stats(self, filestream):
         """Write the accuracies, the confusion matrix and each utterance, the wrong ones first."""
-        summary = self.summarize()
+        summary, names = self.summarize(), self.emotions.names
+        widest = max(8, *map(len, names)) + 1  # so that columns of the published labels are of 9
         filestream.write(
             f"WA {summary['WA']:.2f} %, UA {summary['UA']:.2f} %, utterances: {len(self._rows)}\n"
-            f"\nconfusion{''.join(f'{emotion:>9}' for emotion in EMOTIONS)}{'recall':>10}\n"
+            f"\n{'confusion':<{widest}}{''.join(f'{name:>{widest}}' for name in names)}"
+            f"{'recall':>10}\n"
         )
         for index, counts in enumerate(summary["confusion"]):
             recall = f"{100 * counts[index] / counts.sum():.1f} %" if counts.any() else "-"
-            cells = "".join(f"{count:9d}" for count in counts)
-            filestream.write(f"{EMOTIONS[index]:<9}{cells}{recall:>10}\n")
-        filestream.write("\nwrong  target   predicted  id\n")
+            cells = "".join(f"{count:{widest}d}" for count in counts)
+            filestream.write(f"{names[index]:<{widest}}{cells}{recall:>10}\n")
+        filestream.write(f"\nwrong  {'target':<{widest}}{'predicted':<{widest + 2}}id\n")
         for utterance, prediction, target in sorted(self._rows, key=lambda row: row[1] == row[2]):
             wrong = " " if prediction == target else "*"
-            names = f"{EMOTIONS[target]:<9}{EMOTIONS[prediction]:<11}"
-            filestream.write(f"{wrong:<7}{names}{utterance}\n")
+            labels = f"{names[target]:<{widest}}{names[prediction]:<{widest + 2}}"
+            filestream.write(f"{wrong:<7}{labels}{utterance}\n")
 
 
 class WordErrorStats(_Stats):
@@ -189,14 +199,16 @@ class EmotionDiarizationStats(_Stats):
 
     Arguments
     ---------
+    emotions : EmotionSet
     frame_duration : float
         Seconds from one frame to the next.
 
     Example
     -------
     >>> import sys
+    >>> from ent_brain.emotions import PUBLISHED
     >>> from ent_brain.segments import Segment
-    >>> stats = EmotionDiarizationStats(frame_duration=0.5)
+    >>> stats = EmotionDiarizationStats(PUBLISHED, frame_duration=0.5)
     >>> stats.append(["a"], [[3, 3, 0, 0]], [[Segment(0.5, 2.0, "happy")]], [2.5])
     >>> stats.write_stats(sys.stdout)
     EDER 40.00 %, utterances: 1
@@ -208,9 +220,9 @@ class EmotionDiarizationStats(_Stats):
 
     label = "diarization"
 
-    def __init__(self, frame_duration):
+    def __init__(self, emotions, frame_duration):
         super().__init__()
-        self.frame_duration = frame_duration
+        self.emotions, self.frame_duration = emotions, frame_duration
 
     def append(self, ids, predictions, references, durations):
         """Add utterances.
@@ -234,10 +246,10 @@ class EmotionDiarizationStats(_Stats):
         columns = ids, predictions, references, map(float, durations)
         for utterance, frames, segments, duration in zip(*columns, strict=True):
             try:
-                reference = fill_neutral(segments, duration)
+                reference = fill_neutral(segments, duration, self.emotions)
             except InputError as error:
                 raise InputError(f"{utterance}: {error}") from None
-            predicted = segments_from_frames(frames, self.frame_duration)
+            predicted = segments_from_frames(frames, self.frame_duration, self.emotions)
             correct = sum(
                 max(0.0, min(a.end, b.end) - max(a.start, b.start))
                 for a in predicted
@@ -280,12 +292,16 @@ class TransducerStats:
     def __init__(self, tokens, decoder):
         self.tokens, self.decoder = tokens, decoder
         self.words = WordErrorStats()
-        self.emotions = EmotionStats()
+        self.emotions = EmotionStats(decoder.emotions)
         # The model, and what it must beat: no emotion at all, and the utterance's all over it; and
         # what the model gives where nothing is known of segments.
-        names = ["model", "all neutral", "utterance emotion everywhere"]
+        names = ["model", "utterance emotion everywhere"]
+        names[1:1] = ["all neutral"] if decoder.emotions.neutral else []
         names += ["each frame by itself"] if decoder.method != "argmax" else []
-        self.diarization = {name: EmotionDiarizationStats(decoder.frame_duration) for name in names}
+        self.diarization = {
+            name: EmotionDiarizationStats(decoder.emotions, decoder.frame_duration)
+            for name in names
+        }
         self.hypotheses = {}
 
     def append(self, ids, hypotheses, entries):
@@ -296,25 +312,30 @@ class TransducerStats:
         ids : sequence of str
         hypotheses : sequence of Hypothesis
         entries : sequence of dict
-            What the manifest says of each: ``transcript``, ``emotion``, ``duration`` (seconds) and
-            ``segments`` (None where they are not known).
+            What the manifest says of each: ``transcript``, ``emotion``, ``segments`` (each None
+            where it is not known, and not scored then) and ``duration`` (seconds).
         """
         for name, hypothesis, entry in zip(ids, hypotheses, entries, strict=True):
             self.hypotheses[name] = hypothesis
-            if self.tokens is not None:
+            if self.tokens is not None and entry["transcript"] is not None:
                 words = self.tokens.decode(hypothesis.tokens)
                 self.words.append([name], [words], [entry["transcript"]])
             if hypothesis.utterance_log_probs is None:
                 continue
-            emotion = int(hypothesis.utterance_log_probs.argmax())
-            self.emotions.append([name], [emotion], [EMOTIONS.index(entry["emotion"])])
+            emotion, emotions = int(hypothesis.utterance_log_probs.argmax()), self.decoder.emotions
+            if entry["emotion"] is not None:
+                self.emotions.append([name], [emotion], [emotions.index(entry["emotion"])])
             if entry["segments"] is None:
                 continue
             frames = self.decoder.labels(hypothesis.emotion_log_probs, hypothesis.event_log_probs)
-            tracks = [frames, [NEUTRAL] * len(frames), [emotion] * len(frames)]
-            tracks.append(hypothesis.emotion_log_probs.argmax(1).tolist())
-            for stats, track in zip(self.diarization.values(), tracks, strict=False):
-                stats.append([name], [track], [entry["segments"]], [entry["duration"]])
+            tracks = {
+                "model": frames,
+                "all neutral": [emotions.neutral_index] * len(frames),
+                "utterance emotion everywhere": [emotion] * len(frames),
+                "each frame by itself": hypothesis.emotion_log_probs.argmax(1).tolist(),
+            }
+            for track, stats in self.diarization.items():
+                stats.append([name], [tracks[track]], [entry["segments"]], [entry["duration"]])
 
     def summarize(self):
         """Return WER, CER, WA, UA and EDER, those that can be told, and ``error``.
@@ -322,15 +343,16 @@ class TransducerStats:
         Returns
         -------
         dict[str, float]
-            Percent; ``error`` is the mean of the error rates WER, 100 - UA and EDER.
+            Percent; ``error`` is the mean of the error rates WER, 100 - UA and EDER. Empty where
+            no utterance has what any of them needs.
         """
         summary = {}
         for stats in self._filled():
             summary.update(stats.summarize())
         summary.pop("confusion", None)
         rates = {**summary, "UA": 100 - summary["UA"]} if "UA" in summary else summary
-        told = [rates[name] for name in ("WER", "UA", "EDER") if name in rates]
-        return {**summary, "error": float(np.mean(told))}
+        errors = [rates[name] for name in ("WER", "UA", "EDER") if name in rates]
+        return {**summary, "error": float(np.mean(errors))} if errors else summary
 
     def baselines(self):
         """Return the EDER of each baseline by its name (dict); empty without known intervals."""

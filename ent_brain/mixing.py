@@ -16,7 +16,6 @@ from speechbrain.augment.time_domain import SpeedPerturb
 from speechbrain.utils.logger import get_logger
 
 from ent_brain.dataio import read_audio
-from ent_brain.emotions import EMOTIONS, NEUTRAL
 from ent_brain.errors import InputError, raise_problems
 from ent_brain.files import whole_or_nothing
 from ent_brain.manifest import (
@@ -42,7 +41,7 @@ PATTERNS = ("ne", "en", "nen", "e")
 """What is joined: n a neutral utterance, e the emotional one."""
 
 
-def draw_mixtures(entries, seed, keep_neutral=False):
+def draw_mixtures(entries, seed, neutral_label, keep_neutral=False):
     """Draw which utterances are joined.
 
     Of each speaker each emotional utterance is used once, in one of ``PATTERNS`` with equal
@@ -53,8 +52,10 @@ def draw_mixtures(entries, seed, keep_neutral=False):
     Arguments
     ---------
     entries : dict[str, dict]
-        Of a manifest.
+        Of a manifest, each with an emotion.
     seed : int
+    neutral_label : str
+        The emotion that neutral utterances have.
     keep_neutral : bool
         Whether each neutral utterance takes an emotional one's place, too, once it is their turn.
 
@@ -67,7 +68,7 @@ def draw_mixtures(entries, seed, keep_neutral=False):
     -------
     >>> emotions = {"a": "sad", "b": "neutral", "c": "neutral", "d": "happy"}
     >>> entries = {name: {"speaker": "Ann", "emotion": e} for name, e in emotions.items()}
-    >>> draw_mixtures(entries, seed=1)
+    >>> draw_mixtures(entries, seed=1, neutral_label="neutral")
     {'a': ['b', 'a'], 'd': ['c', 'd', 'b']}
     """
     speakers = defaultdict(list)
@@ -76,7 +77,7 @@ def draw_mixtures(entries, seed, keep_neutral=False):
     mixtures = {}
     for speaker, names in sorted(speakers.items()):
         generator = random.Random(f"{seed} {speaker}")
-        neutral = [name for name in names if entries[name]["emotion"] == EMOTIONS[NEUTRAL]]
+        neutral = [name for name in names if entries[name]["emotion"] == neutral_label]
         generator.shuffle(neutral)
         fillers = itertools.cycle(neutral)
         emotional = [name for name in names if name not in neutral]
@@ -87,8 +88,20 @@ def draw_mixtures(entries, seed, keep_neutral=False):
     return mixtures
 
 
-def mix(manifest, data_root, mixed_folder, save_folder, seed, keep_neutral=False, speeds=(100,)):
+def mix(
+    manifest,
+    data_root,
+    mixed_folder,
+    save_folder,
+    emotions,
+    normalize,
+    seed,
+    keep_neutral=False,
+    speeds=(100,),
+):
     """Write the mixed corpus of a manifest: audio, and a manifest with the intervals.
+
+    Utterances without transcript or emotion are left out: a mixture's intervals have both.
 
     Arguments
     ---------
@@ -101,6 +114,10 @@ def mix(manifest, data_root, mixed_folder, save_folder, seed, keep_neutral=False
         file's name tells its content, so that what is there already is never stale.
     save_folder : str or Path
         Where the manifest goes.
+    emotions : EmotionSet
+        With a neutral label.
+    normalize : callable
+        How the manifest's transcripts were normalised.
     seed : int
     keep_neutral : bool
         Whether each neutral utterance is also there, as training on utterance labels needs some
@@ -118,18 +135,28 @@ def mix(manifest, data_root, mixed_folder, save_folder, seed, keep_neutral=False
     Raises
     ------
     InputError
-        Naming the utterances that cannot be read, are silent, or whose intervals do not fit; or if
-        a speed is impossible.
+        Naming the utterances that cannot be read, are silent, or whose intervals do not fit; if a
+        speed is impossible, or the label set has no neutral label.
     """
     if not speeds or not all(type(speed) is int and speed > 0 for speed in speeds):
         raise InputError(f"mixed_speeds: {speeds}: whole percent above 0, one at least")
     manifest, mixed_folder = Path(manifest), Path(mixed_folder)
-    entries = read_manifest(manifest)
+    emotions.need_neutral("mixed")
+    all_entries = read_manifest(manifest, emotions, normalize)
+    entries = {
+        name: entry
+        for name, entry in all_entries.items()
+        if None not in (entry["transcript"], entry["emotion"])
+    }
+    if left_out := len(all_entries) - len(entries):
+        logger.info(
+            f"{manifest}: {left_out} utterances without transcript or emotion are not mixed"
+        )
     mixed_folder.mkdir(parents=True, exist_ok=True)
     utterances, problems, shapes = [], [], Counter()
     for draw, speed in enumerate(speeds, 1):
         drawn_from = seed if draw == 1 else f"{seed} {draw}"
-        mixtures = draw_mixtures(entries, drawn_from, keep_neutral)
+        mixtures = draw_mixtures(entries, drawn_from, emotions.neutral, keep_neutral)
         shapes.update(len(parts) for parts in mixtures.values())
 
         @functools.lru_cache(RECENT_PARTS)  # a speaker's neutral ones are parts again and again
@@ -148,7 +175,7 @@ def mix(manifest, data_root, mixed_folder, save_folder, seed, keep_neutral=False
         f"{manifest}: {shapes[1]} utterances alone, {shapes[2]} of two parts, {shapes[3]} of three"
     )
     split = f"mixed_{manifest.stem}"
-    checked = check_utterances(utterances, mixed_folder)
+    checked = check_utterances(utterances, mixed_folder, emotions=emotions, normalize=normalize)
     return save_manifests(save_folder, {split: checked}, mixed_folder)[split]
 
 
@@ -180,7 +207,7 @@ def _join(name, entry, pieces, mixed_folder):
 def _leveled(entry, data_root, speed):
     """Samples of an entry's file at 16 kHz, float [S], at a speed and brought to ``LOUDNESS``."""
     path = path_inside(entry["wav"], DATA_ROOT, data_root)
-    samples = read_audio(path, SAMPLE_RATE)
+    samples = read_audio(path, SAMPLE_RATE, entry.get("start"), entry["duration"])
     samples = SpeedPerturb(SAMPLE_RATE, [speed])(samples[None])[0].double().numpy()
     level = np.sqrt(np.mean(np.square(samples)))
     if not level:

@@ -26,11 +26,10 @@ from tqdm import tqdm
 
 from ent_brain.annotation import Annotation
 from ent_brain.dataio import read_audio
-from ent_brain.emotions import NEUTRAL, emotion_index, emotion_letter
 from ent_brain.errors import InputError
 from ent_brain.files import check_kinds, read_rows, whole_or_nothing
 from ent_brain.manifest import SAMPLE_RATE
-from ent_brain.report import PALETTE, cell_text
+from ent_brain.report import cell_text, palette
 
 RESULTS_FILE, UTTERANCES_FILE, PAGE_FILE = "results.json", "utterances.jsonl", "report.html"
 """In the folder of an evaluation: the rows of the table, its utterances, and the page of both."""
@@ -61,6 +60,8 @@ class Utterance:
     test_set: str = ""
     rates: dict = field(default_factory=dict)
     """WER and EDER in percent, those that were measured."""
+    start: float | None = None
+    """Seconds into a sound file that holds more than the recording."""
 
     def __post_init__(self):
         """Refuse parts of other kinds (``TypeError``) or values (``ValueError``)."""
@@ -69,6 +70,7 @@ class Utterance:
             (Annotation | None, [self.reference]),
             (str, [self.audio, self.test_set]),
             (dict, [self.rates]),
+            (float | int | None, [self.start]),
         )
         check_kinds((str, self.rates), (float | int, self.rates.values()))
 
@@ -81,6 +83,7 @@ def write_utterances(utterances, path):
             fields = {
                 "test_set": utterance.test_set,
                 "audio": str(utterance.audio),
+                "start": utterance.start,
                 "rates": utterance.rates,
                 "reference": None if reference is None else reference.to_dict(),
                 "annotation": utterance.annotation.to_dict(),
@@ -163,21 +166,25 @@ def write_page(path, title, results, utterances, embedded_bytes=EMBEDDED_BYTES, 
     >>> write_page(path, "a table alone", [{"model": "ENT", "WER": 31.26}], [])
     """
     path = Path(path)
-    described = [(_describe(utterance), Path(utterance.audio)) for utterance in utterances]
-    sizes = Counter(description["set"] for description, _ in described)
+    described, label_sets = [], set()
+    for utterance in utterances:
+        emotions = _label_set(utterance)
+        label_sets |= {emotions} - {None}
+        described.append((_describe(utterance, emotions), Path(utterance.audio), utterance.start))
+    if len(label_sets) > 1:
+        sets = " and ".join(sorted(", ".join(emotions) for emotions in label_sets))
+        raise InputError(f"{path}: utterances of several label sets ({sets}): make a page of each")
+    emotions = next(iter(label_sets), None)
+    sizes = Counter(description["set"] for description, *_ in described)
     described.sort(key=lambda each: (sizes[each[0]["set"]], each[0]["set"], each[0]["id"]))
-    emotions = [
-        {"name": emotion, "letter": emotion_letter(index), "color": color, "hatch": hatch}
-        for index, (emotion, (color, hatch)) in enumerate(PALETTE.items())
-    ]
     player = _asset("wavesurfer/wavesurfer.min.js")
     script = _asset("page.js")
     parts = {
         "title": escape(title),
         "style": _asset("page.css"),
         "script_hashes": f"{_hash(player)} {_hash(script)}",
-        "emotions": _json(emotions),
-        "neutral": _json(NEUTRAL),
+        "emotions": _json(_looks(emotions) if emotions else []),
+        "neutral": _json(emotions and emotions.neutral_index),
         "results": _json(_table(results)),
         "licence": escape(_asset("wavesurfer/LICENSE")),
         "player": player,
@@ -189,8 +196,9 @@ def write_page(path, title, results, utterances, embedded_bytes=EMBEDDED_BYTES, 
     with whole_or_nothing(path) as partial, partial.open("w", encoding="utf-8") as file:
         file.write(_filled(before, parts))
         comma = ""
-        for description, audio in tqdm(described, desc=path.name, disable=not progressbar):
-            sound = _sound(audio, path.parent, left)
+        for description, audio, start in tqdm(described, desc=path.name, disable=not progressbar):
+            part = start, description["seconds"]
+            sound = _sound(audio, part, path.parent, left)
             kind = "linked" if sound["link"] else "embedded" if sound["audio"] else "missing"
             kinds[kind].append(audio)
             left = 0 if sound["link"] else left - len(sound["audio"] or b"")
@@ -230,8 +238,23 @@ def _base64(value):
     return base64.b64encode(value).decode()
 
 
-def _describe(utterance):
-    """What the page's script needs to know of an utterance."""
+def _label_set(utterance):
+    """The labels of an utterance's model or, without one that tells emotions, of its reference."""
+    reference = utterance.reference and utterance.reference.label_set
+    return utterance.annotation.label_set or reference
+
+
+def _looks(emotions):
+    """Name, short code and look of each emotion, in the order of their indices."""
+    looks = zip(palette(emotions).items(), emotions.codes, strict=True)
+    return [
+        {"name": name, "letter": code, "color": color, "hatch": hatch}
+        for (name, (color, hatch)), code in looks
+    ]
+
+
+def _describe(utterance, emotions):
+    """What the page's script needs to know of an utterance, emotions by their indices."""
     annotation, reference = utterance.annotation, utterance.reference
     probabilities, together = _overview(annotation.frame_probabilities)
     text = None if reference is None else reference.text
@@ -240,16 +263,19 @@ def _describe(utterance):
         "id": annotation.name,
         "set": utterance.test_set,
         "seconds": annotation.duration,
-        "target": None if reference is None else _index(reference.emotion),
-        "emotion": _index(annotation.emotion),
+        "target": None if reference is None else _index(emotions, reference.emotion),
+        "emotion": _index(emotions, annotation.emotion),
         "probabilities": annotation.probabilities,
         "wer": utterance.rates.get("WER"),
         "eder": utterance.rates.get("EDER"),
-        "words": [(*word[:3], _index(word.emotion), word.probability) for word in annotation.words],
+        "words": [
+            (*word[:3], _index(emotions, word.emotion), word.probability)
+            for word in annotation.words
+        ],
         "reference": text,
         "pairs": _pairs(text.split(), [w.text for w in annotation.words]) if text else None,
-        "segments": _indexed(annotation.segments),
-        "targets": _indexed(targets) or None,
+        "segments": _indexed(emotions, annotation.segments),
+        "targets": _indexed(emotions, targets) or None,
         "frames": np.round(255 * probabilities).astype(np.uint8).tobytes() or None,
         "frame": together * annotation.frame_duration,
     }
@@ -273,12 +299,12 @@ def _table(rows):
     return {"columns": columns, "rows": texts}
 
 
-def _index(emotion):
-    return None if emotion is None else emotion_index(emotion)
+def _index(emotions, emotion):
+    return None if emotion is None else emotions.index(emotion)
 
 
-def _indexed(segments):
-    return [(start, end, emotion_index(emotion)) for start, end, emotion in segments]
+def _indexed(emotions, segments):
+    return [(start, end, emotions.index(emotion)) for start, end, emotion in segments]
 
 
 def _pairs(target, predicted):
@@ -293,11 +319,14 @@ def _pairs(target, predicted):
     return pairs
 
 
-def _sound(audio, folder, left):
-    """A recording's outline (``peaks``), and either the sound itself or a link to its file."""
+def _sound(audio, part, folder, left):
+    """A recording's outline (``peaks``), and either the sound itself or a link to its file.
+
+    A part of a file is never a link, which would play all of the file.
+    """
     sound = {"peaks": None, "audio": None, "link": None}
     try:
-        samples = read_audio(audio, SAMPLE_RATE).numpy()
+        samples = read_audio(audio, SAMPLE_RATE, *part).numpy()
     except InputError:
         return sound
     edges = np.linspace(0, len(samples), min(POINTS, len(samples)), endpoint=False).astype(int)
@@ -308,7 +337,7 @@ def _sound(audio, folder, left):
         soundfile.write(stream, samples, SAMPLE_RATE, format="MP3")
         if len(stream.getvalue()) <= left:
             sound["audio"] = stream.getvalue()
-    if sound["audio"] is None:
+    if sound["audio"] is None and part[0] is None:
         relative = Path(os.path.relpath(audio.resolve(), folder.resolve()))
         sound["link"] = quote(relative.as_posix())
     return sound

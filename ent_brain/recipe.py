@@ -2,6 +2,7 @@
 
 import hashlib
 import logging
+from collections import Counter
 from pathlib import Path
 
 import speechbrain as sb
@@ -11,15 +12,29 @@ from speechbrain.utils.logger import get_logger
 
 from ent_brain.brain import EmotionTransducerBrain
 from ent_brain.cache import disk_use, fill
-from ent_brain.dataio import CurriculumSampler, make_batch_sampler, make_dataset
+from ent_brain.dataio import (
+    CorpusSampler,
+    CurriculumSampler,
+    make_batch_sampler,
+    make_dataset,
+)
 from ent_brain.errors import InputError, one_line, raise_problems
 from ent_brain.evaluation import report
 from ent_brain.files import read_json, sweep, write_json
 from ent_brain.losses import SUPERVISED_MODES
 from ent_brain.manifest import read_manifest
 from ent_brain.mixing import mix
-from ent_brain.settings import TRAINED_BY
-from ent_brain.tokens import CharTokens, load_sentencepiece, train_sentencepiece
+from ent_brain.processes import join
+from ent_brain.settings import TRAINED_BY, load_recipe, parse_arguments
+from ent_brain.tokens import (
+    CharTokens,
+    describe_unknown,
+    learn_characters,
+    load_characters,
+    load_sentencepiece,
+    train_sentencepiece,
+    unknown_characters,
+)
 
 # At its import SpeechBrain's training log says on the console that it cannot draw; nobody asked it.
 logging.getLogger("speechbrain.utils.train_logger").addFilter(
@@ -32,49 +47,122 @@ logging.raiseExceptions = False
 TEST_MIXTURES_SEED = 42
 """Of the mixtures for validation and tests, which are the same whatever a training's seed."""
 
+MOST_DRAWS = 1000
+"""How often an utterance may be drawn in an epoch."""
+
 logger = get_logger(__name__)
 
 
-def make_tokens(kind, vocab_size, train_manifest, save_folder):
-    """Make the tokens of a recipe; pieces are learnt from the training transcripts alone.
+def begin(arguments):
+    """Read a recipe's command line and YAML, and make its output folder.
 
     Arguments
     ---------
-    kind : str
-        ``char`` or ``bpe``.
-    vocab_size : int
-        Number of tokens, which the model is built for.
-    train_manifest, save_folder : str or Path
+    arguments : list[str]
+        The YAML's path and the options.
 
     Returns
     -------
-    CharTokens or SentencePieceTokens
+    Recipe
+    dict
+        SpeechBrain's run options.
 
     Raises
     ------
     InputError
-        If the kind is unknown, or its tokens are not ``vocab_size``.
+        As ``parse_arguments`` and ``load_recipe``.
     """
+    hparams_file, run_opts, overrides = parse_arguments(arguments)
+    run_opts = join(run_opts)
+    recipe = load_recipe(hparams_file, overrides, run_opts["device"])
+    sb.create_experiment_directory(recipe["output_folder"], hparams_file, overrides)
+    return recipe, run_opts
+
+
+def make_tokens(recipe, train):
+    """Make the tokens of a recipe; what is learnt is learnt from the training transcripts alone.
+
+    Arguments
+    ---------
+    recipe : Recipe
+        Its ``tokens`` are ``char``, ``characters`` or ``bpe``.
+    train : dict[str, tuple]
+        As for ``train_and_test``.
+
+    Returns
+    -------
+    CharTokens, CharacterTokens or SentencePieceTokens
+
+    Raises
+    ------
+    InputError
+        If the kind is unknown, or the tokens of the kind are not ``vocab_size``.
+    """
+    kind, vocab_size = recipe["tokens"], recipe["vocab_size"]
     if kind == "char":
-        tokens = CharTokens()
-    elif kind == "bpe":
-        transcripts = [entry["transcript"] for entry in read_manifest(train_manifest).values()]
-        # Pieces of other transcripts have another name, so a model is never of another fold.
-        digest = hashlib.sha256("\n".join(transcripts).encode()).hexdigest()[:12]
-        model_file = Path(save_folder) / f"bpe{vocab_size}_{digest}.model"
-        # Whether it is there is for one process to say: another may look when it is just made.
-        run_on_main(_learn_pieces, args=[transcripts, model_file, vocab_size])
-        tokens = load_sentencepiece(model_file)
-    else:
-        raise InputError(f"tokens: {kind!r}: choose char or bpe")
-    if len(tokens) != vocab_size:
-        raise InputError(f"vocab_size: {vocab_size}: {kind} tokens are {len(tokens)}: correct it")
-    return tokens
+        tokens = CharTokens(recipe["normalization"])
+        if vocab_size != len(tokens):
+            raise InputError(f"vocab_size: {vocab_size}: char tokens are {len(tokens)}: correct it")
+        return tokens
+    if kind not in ("characters", "bpe"):
+        raise InputError(f"tokens: {kind!r}: choose char, characters or bpe")
+    transcripts = [
+        entry["transcript"]
+        for manifest, _ in train.values()
+        for entry in read_manifest(manifest, recipe.emotions, recipe.normalize).values()
+        if entry["transcript"] is not None
+    ]
+    # Tokens of other transcripts have another name, so a file is never of another fold.
+    digest = hashlib.sha256("\n".join(transcripts).encode()).hexdigest()[:12]
+    save_folder = Path(recipe["save_folder"])
+    # One process alone decides whether the file exists: another may look while it is made.
+    if kind == "characters":
+        path = save_folder / f"characters_{digest}.txt"
+        run_on_main(_unless_there, args=[path, learn_characters, transcripts, path])
+        return load_characters(path)
+    path, normalization = save_folder / f"bpe{vocab_size}_{digest}.model", recipe["normalization"]
+    pieces = transcripts, path, vocab_size, normalization
+    run_on_main(_unless_there, args=[path, train_sentencepiece, *pieces])
+    return load_sentencepiece(path, normalization)
 
 
-def _learn_pieces(transcripts, model_file, vocab_size):
-    if not model_file.exists():
-        train_sentencepiece(transcripts, model_file, vocab_size)
+def _unless_there(path, make, *args):
+    if not path.exists():
+        make(*args)
+
+
+def build(recipe, train):
+    """Build what a recipe's YAML names, its tokens first: the model has an output for each.
+
+    Arguments
+    ---------
+    recipe : Recipe
+        Its labels are known.
+    train : dict[str, tuple]
+        As for ``train_and_test``.
+
+    Returns
+    -------
+    dict
+        The YAML's keys, and ``token_set`` and ``emotion_set``.
+
+    Raises
+    ------
+    InputError
+        If something cannot be built.
+    """
+    tokens = make_tokens(recipe, train)
+    if recipe["tokens"] == "characters":
+        recipe.settle(vocab_size=len(tokens))
+    hparams = recipe.build()
+    model = hparams["modules"]["model"]
+    for key, size in (("vocab_size", len(tokens)), ("num_emotions", len(recipe.emotions))):
+        if model.settings[key] != size:
+            raise InputError(
+                f"model: {key} {model.settings[key]}: the recipe has {size}: refer to the "
+                "recipe's own keys, as its YAML does"
+            )
+    return {**hparams, "token_set": tokens, "emotion_set": recipe.emotions}
 
 
 def mixed_sets(hparams, train, valid, tests):
@@ -82,13 +170,15 @@ def mixed_sets(hparams, train, valid, tests):
 
     Arguments
     ---------
-    hparams, train, valid, tests
+    hparams : dict
+        As ``build`` returns them.
+    train, valid, tests : dict[str, tuple]
         As for ``train_and_test``.
 
     Returns
     -------
     tuple
-        ``train``, ``valid`` and ``tests``, those of mixed utterances named so; the same as they
+        ``train``, ``valid`` and ``tests``, the tests of mixed utterances named so; the same as they
         came where nothing is to be mixed.
     """
     if not hparams.get("mixed"):
@@ -96,14 +186,15 @@ def mixed_sets(hparams, train, valid, tests):
     mixed_folder = hparams["mixed_folder"]
 
     def mixed(manifest, root, seed=TEST_MIXTURES_SEED, **kwargs):
-        kwargs["seed"] = seed
+        kwargs |= {"seed": seed, "emotions": hparams["emotion_set"]}
+        kwargs["normalize"] = hparams["token_set"].normalize
         run_on_main(mix, args=[manifest, root, mixed_folder, hparams["save_folder"]], kwargs=kwargs)
         return Path(hparams["save_folder"]) / f"mixed_{Path(manifest).name}", mixed_folder
 
     of_training = {"keep_neutral": hparams["keep_neutral"], "speeds": hparams["mixed_speeds"]}
     return (
-        mixed(*train, seed=hparams["seed"], **of_training),
-        mixed(*valid),
+        {k: mixed(*v, seed=hparams["seed"], **of_training) for k, v in train.items()},
+        {name: mixed(*each) for name, each in valid.items()},
         {f"mixed {name}": mixed(*test) for name, test in tests.items()},
     )
 
@@ -116,21 +207,24 @@ def train_and_test(hparams, run_opts, train, valid, tests):
     Arguments
     ---------
     hparams : dict
-        As ``load_recipe`` returns them.
+        As ``build`` returns them.
     run_opts : dict
         As ``parse_arguments`` returns them.
-    train, valid : tuple
-        Manifest, and the folder that ``{data_root}`` in it stands for.
+    train, valid : dict[str, tuple]
+        For each corpus, by its name: manifest, and the folder that ``{data_root}`` in it stands
+        for. ``corpus_weights`` of the YAML, by these names, say how often in an epoch an utterance
+        of each is drawn; 1 where it says nothing.
     tests : dict[str, tuple]
         The same for each test set, by the name that the results show.
     """
+    tokens, emotions = hparams["token_set"], hparams["emotion_set"]
     frontend, model = (hparams["modules"][name] for name in ("frontend", "model"))
     begun_with = {
         "data": {
             Path(manifest).name: hashlib.sha256(Path(manifest).read_bytes()).hexdigest()
-            for manifest in (train[0], valid[0])
+            for manifest, _ in (*train.values(), *valid.values())
         },
-        "tokens": {key: hparams[key] for key in ("tokens", "vocab_size")},
+        "tokens": {key: hparams[key] for key in ("tokens", "vocab_size", "normalization")},
         "features": frontend.describe(),
         "model settings": {"model": type(model).__name__, **model.settings},
         **{
@@ -142,16 +236,12 @@ def train_and_test(hparams, run_opts, train, valid, tests):
     shared = [] if frontend.cache is None else [frontend.cache.folder]
     for folder in (hparams["output_folder"], *shared):
         run_on_main(sweep, args=[folder, shared])
-    tokens = make_tokens(hparams["tokens"], hparams["vocab_size"], train[0], hparams["save_folder"])
-    if model.settings["vocab_size"] != len(tokens):
-        raise InputError(
-            f"model: vocab_size {model.settings['vocab_size']}: there are {len(tokens)} tokens: "
-            "set the recipe's own vocab_size, which is that of both"
-        )
     train_set, valid_set, *test_sets = (
-        make_dataset(manifest, root, tokens, frontend, hparams["max_tokens_per_frame"])
-        for manifest, root in (train, valid, *tests.values())
+        make_dataset(corpora, tokens, emotions, frontend, hparams["max_tokens_per_frame"])
+        for corpora in (train, valid, *({name: test} for name, test in tests.items()))
     )
+    _check_labels(train_set, valid_set, hparams)
+    _tell_unknown([train_set, valid_set, *test_sets], tokens, hparams["max_unknown_share"])
     if hparams["lattice_mode"] in SUPERVISED_MODES:
         _check_intervals([train_set, valid_set], hparams["lattice_mode"])
     # Alike in length they pad little, and what does not fit into memory shows at the start.
@@ -161,7 +251,11 @@ def train_and_test(hparams, run_opts, train, valid, tests):
     )
     test_sets = dict(zip(tests, test_sets, strict=True))
     train_opts = dict(hparams["train_dataloader_opts"])
-    if hparams["max_batch_nodes"] is not None:
+    weights = _corpus_weights(hparams, train)
+    if set(weights.values()) != {1}:
+        sampler = CorpusSampler(train_set, weights)
+        train_opts |= {"shuffle": False, "sampler": sampler}
+    elif hparams["max_batch_nodes"] is not None:
         sampler = make_batch_sampler(train_set, hparams["max_batch_nodes"])
         train_opts |= {"batch_size": 1, "shuffle": False, "batch_sampler": sampler}
     elif hparams.get("curriculum_epochs"):
@@ -170,6 +264,7 @@ def train_and_test(hparams, run_opts, train, valid, tests):
     try:
         brain = EmotionTransducerBrain(
             tokens,
+            emotions,
             modules=hparams["modules"],
             opt_class=hparams["opt_class"],
             hparams=hparams,
@@ -201,7 +296,68 @@ def train_and_test(hparams, run_opts, train, valid, tests):
         valid_set,
         valid_loader_kwargs=hparams["test_dataloader_opts"],
     )
-    report(brain, test_sets, hparams, [item["duration"] for item in train_set.data.values()])
+    report(brain, train_set, valid_set, test_sets, hparams)
+
+
+def _check_labels(train_set, valid_set, hparams):
+    """Refuse sets without any label that a loss, or the choice of the checkpoint, needs."""
+    needs = {
+        "transcript": ("rnnt_weight", "lm_weight"),
+        "emotion": ("head_weight", "lattice_weight"),
+    }
+    learnt = {label: [key for key in keys if hparams[key]] for label, keys in needs.items()}
+    for label, weights in learnt.items():
+        if weights and not _count_known(train_set, label):
+            raise InputError(
+                f"training set: no utterance has a known {label}: set {' and '.join(weights)} to 0"
+            )
+    if not any(_count_known(valid_set, label) for label, weights in learnt.items() if weights):
+        raise InputError(
+            "validation set: no utterance has what this recipe learns, so no checkpoint can be "
+            f"chosen: give some a known {' or '.join(k for k, v in learnt.items() if v)}"
+        )
+
+
+def _count_known(dataset, label):
+    return sum(item["entry"][label] is not None for item in dataset.data.values())
+
+
+def _tell_unknown(datasets, tokens, most):
+    """Say in one line which characters the tokens lack; above a share of utterances refuse."""
+    total, utterances, characters = 0, 0, Counter()
+    for dataset in datasets:
+        texts = [item["entry"]["transcript"] for item in dataset.data.values()]
+        texts = [text for text in texts if text is not None]
+        found, of_these = unknown_characters(texts, tokens)
+        total, utterances, characters = (
+            total + len(texts),
+            utterances + found,
+            characters + of_these,
+        )
+    told = describe_unknown(utterances, total, characters, tokens)
+    if utterances > most * total:
+        raise InputError(f"{told}; or raise max_unknown_share, which is {most}")
+    if told:
+        logger.warning(told)
+
+
+def _corpus_weights(hparams, train):
+    """How often in an epoch an utterance of each training corpus is drawn (dict of float)."""
+    given = hparams.get("corpus_weights") or {}
+    if unknown := given.keys() - train.keys():
+        raise InputError(
+            f"corpus_weights: {', '.join(sorted(unknown))}: the corpora are {', '.join(train)}"
+        )
+    weights = {name: given.get(name, 1) for name in train}
+    if not all(0 < weight <= MOST_DRAWS for weight in weights.values()):
+        raise InputError(f"corpus_weights: {given}: give numbers above 0, {MOST_DRAWS} at most")
+    others = ("max_batch_nodes", "curriculum_epochs")
+    if set(weights.values()) != {1} and any(hparams.get(key) for key in others):
+        raise InputError(
+            "corpus_weights: max_batch_nodes and curriculum_epochs have an order of their own: set "
+            "them to null and 0, or all weights to 1"
+        )
+    return weights
 
 
 def _make_train_loader(brain, train_set, train_opts):
@@ -223,7 +379,7 @@ def _check_intervals(datasets, lattice_mode):
         name
         for dataset in datasets
         for name, item in dataset.data.items()
-        if item["entry"]["intervals"] is None
+        if item["entry"]["emotion"] is not None and item["entry"]["intervals"] is None
     ]
     raise_problems(
         [f"{name}: no known intervals" for name in unknown],

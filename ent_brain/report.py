@@ -1,7 +1,7 @@
 """What people look at: learning curves, confusion matrices, timelines, lattices and tables.
 
-Figures are built without pyplot, so nothing global changes and no display is needed. Colours are
-those of Okabe and Ito (2008); hatching, line styles and text say the same without colour. Every
+Figures are built without pyplot, so nothing global changes and no display is needed. Colours
+differ with colour blindness, too; hatching, line styles and text say the same without colour. Every
 picture is written in the format that its ending names, and folders are created.
 """
 
@@ -16,16 +16,18 @@ from matplotlib.patches import Patch
 from matplotlib.textpath import text_to_path
 from matplotlib.ticker import MaxNLocator
 
-from ent_brain.emotions import EMOTIONS, emotion_index, emotion_letter
 from ent_brain.segments import fill_neutral
 
-_FILLS = (("#E69F00", "..."), ("#D55E00", "xxx"), ("#0072B2", "///"), ("#DDDDDD", ""))
-PALETTE = dict(zip(EMOTIONS, _FILLS, strict=True))
-"""Colour and hatching (Matplotlib's) of each emotion, here and on the page."""
-EMOTION_STYLES = {
-    emotion: {"facecolor": color, "hatch": hatch, "edgecolor": (1, 1, 1, 0.6), "linewidth": 0.5}
-    for emotion, (color, hatch) in PALETTE.items()
-}
+NEUTRAL_FILL = ("#DDDDDD", "")
+FILLS = (
+    *(("#E69F00", "..."), ("#D55E00", "xxx"), ("#0072B2", "///"), ("#56B4E9", "|||")),
+    *(("#F0E442", "---"), ("#882255", "+++"), ("#55AA55", "\\\\\\"), ("#332288", "ooo")),
+    *(("#66FFAA", "OO"), ("#DD00FF", "***"), ("#004D1A", "//"), ("#00FFFF", "..")),
+)
+"""Colours and hatchings (Matplotlib's) of emotions. The first five colours are those of Okabe and
+Ito (2008); the others are chosen to differ for people with colour blindness, too."""
+USUAL_FILLS = {"happy": 0, "angry": 1, "sad": 2}
+"""Emotions that look the same in every label set: their places in ``FILLS``."""
 STAGE_LINES = {"train": "-", "valid": "--", "test": ":"}
 LINES = (("#000000", "o"), ("#D55E00", "s"), ("#0072B2", "^"), ("#009E73", "v"), ("#CC79A7", "D"))
 RATE_LABELS = {
@@ -37,6 +39,39 @@ TEXT = {"fontproperties": FONT, "ha": "center", "va": "center"}
 LINE = 0.18  # inches that a line of text needs
 DYNAMIC_RANGE = 70  # dB under the loudest point of a spectrogram; what is softer is white
 SILENCE = -90  # dB of full scale; a recording that is softer throughout stays white
+
+
+def palette(emotions):
+    """Colour and hatching of each emotion of a set, in pictures and on pages.
+
+    Arguments
+    ---------
+    emotions : EmotionSet
+
+    Returns
+    -------
+    dict[str, tuple[str, str]]
+        By name: a colour (``#RRGGBB``) and Matplotlib's hatching.
+
+    Example
+    -------
+    >>> from ent_brain.emotions import EmotionSet
+    >>> palette(EmotionSet(["calm", "fear", "happy"], "calm"))
+    {'calm': ('#DDDDDD', ''), 'fear': ('#D55E00', 'xxx'), 'happy': ('#E69F00', '...')}
+    """
+    usual = {name: FILLS[index] for name, index in USUAL_FILLS.items() if name in emotions.names}
+    if emotions.neutral is not None:
+        usual[emotions.neutral] = NEUTRAL_FILL
+    others = iter([fill for fill in FILLS if fill not in usual.values()])
+    return {name: usual.get(name) or next(others) for name in emotions}
+
+
+def _styles(emotions):
+    """How Matplotlib fills the area of each emotion (dict of keyword arguments by name)."""
+    return {
+        name: {"facecolor": color, "hatch": hatch, "edgecolor": (1, 1, 1, 0.6), "linewidth": 0.5}
+        for name, (color, hatch) in palette(emotions).items()
+    }
 
 
 def plot_learning_curves(epochs, path):
@@ -90,7 +125,7 @@ def _points(epochs, key):
     return [epoch["epoch"] for epoch in logged], [epoch[key] for epoch in logged]
 
 
-def plot_confusion(confusion, path, title):
+def plot_confusion(confusion, path, title, emotions):
     """Draw a confusion matrix: counts, and percentages of each row.
 
     Arguments
@@ -99,6 +134,7 @@ def plot_confusion(confusion, path, title):
         Counts: a row a target, a column a prediction (``EmotionStats.summarize("confusion")``).
     path : str or Path
     title : str
+    emotions : EmotionSet
 
     Returns
     -------
@@ -106,11 +142,14 @@ def plot_confusion(confusion, path, title):
 
     Example
     -------
+    >>> from ent_brain.emotions import PUBLISHED
     >>> confusion = [[9, 1, 0, 2], [1, 8, 0, 1], [0, 0, 7, 3], [2, 1, 2, 9]]
-    >>> figure = plot_confusion(confusion, getfixture("tmp_path") / "confusion.png", "Session 5")
+    >>> path = getfixture("tmp_path") / "confusion.png"
+    >>> figure = plot_confusion(confusion, path, "Session 5", PUBLISHED)
     """
-    confusion = np.asarray(confusion)
-    figure = Figure(figsize=(5.2, 5.2), layout="constrained")
+    confusion, names = np.asarray(confusion), emotions.names
+    side = max(5.2, 1.6 + 0.75 * len(names))  # inches
+    figure = Figure(figsize=(side, side), layout="constrained")
     axes = figure.subplots()
     percentages = 100 * confusion / np.maximum(confusion.sum(axis=1, keepdims=True), 1)
     axes.imshow(percentages, cmap="Blues", vmin=0, vmax=100)
@@ -119,8 +158,9 @@ def plot_confusion(confusion, path, title):
         text = f"{count}\n{percentage:.1f} %" if confusion[row].any() else "0"
         color = "white" if percentage > 55 else "black"
         axes.text(column, row, text, ha="center", va="center", color=color)
-    axes.set_xticks(range(len(EMOTIONS)), EMOTIONS)
-    axes.set_yticks(range(len(EMOTIONS)), EMOTIONS)
+    crowded = max(map(len, names)) * 0.09 * len(names) > 0.8 * side
+    axes.set_xticks(range(len(names)), names, parse_math=False, rotation=45 * crowded)
+    axes.set_yticks(range(len(names)), names, parse_math=False)
     axes.set(xlabel="predicted", ylabel="target")
     axes.set_title(title, parse_math=False)
     return _save(figure, path)
@@ -155,20 +195,21 @@ def plot_timeline(path, waveform, sample_rate, annotation, reference=None):
     -------
     >>> import torch
     >>> from ent_brain.annotation import Heard, annotate
+    >>> from ent_brain.emotions import PUBLISHED
     >>> from ent_brain.segments import Segment
     >>> log_probs = torch.full([50, 4], 0.25).log()
     >>> heard = Heard(1.0, [("HELLO", 0.1, 0.5)], log_probs, [0] * 50, log_probs[0])
     >>> figure = plot_timeline(
     ...     getfixture("tmp_path") / "timeline.png",
     ...     waveform=np.random.default_rng(0).normal(size=16000), sample_rate=16000,
-    ...     annotation=annotate("a greeting", heard, frame_duration=0.02),
+    ...     annotation=annotate("a greeting", heard, 0.02, PUBLISHED),
     ...     reference=[Segment(0.0, 0.6, "happy")],
     ... )
     """
-    duration = len(waveform) / sample_rate
+    duration, emotions = len(waveform) / sample_rate, annotation.label_set
     tracks = {"predicted": annotation.segments}
     if reference is not None:
-        tracks = {"target": fill_neutral(reference, duration), **tracks}
+        tracks = {"target": fill_neutral(reference, duration, emotions), **tracks}
     width = min(max(9.0, duration), 24.0)  # inches that the time axis has at least
     seconds_per_point = duration / (72 * width)
     words = [(word.text, word.start, word.end) for word in annotation.words]
@@ -178,23 +219,25 @@ def plot_timeline(path, waveform, sample_rate, annotation, reference=None):
     panels = figure.subplots(4, 1, sharex=True, height_ratios=heights)
     _draw_spectrogram(panels[0], waveform, sample_rate)
     _draw_words(panels[1], rows)
-    _draw_tracks(panels[2], tracks, seconds_per_point)
-    probabilities = np.array(annotation.frame_probabilities).reshape(-1, len(EMOTIONS))
-    _draw_probabilities(panels[3], probabilities, annotation.frame_duration)
+    _draw_tracks(panels[2], tracks, seconds_per_point, emotions)
+    probabilities = np.array(annotation.frame_probabilities).reshape(-1, len(emotions))
+    _draw_probabilities(panels[3], probabilities, annotation.frame_duration, emotions)
     for axes, label in zip(panels, ("kHz", "words", "", "probability"), strict=True):
         axes.set_ylabel(label)
         axes.tick_params(bottom=axes is panels[3])
     figure.align_ylabels()
     panels[0].set_title(annotation.name, loc="left", parse_math=False)
     panels[3].set(xlim=(0, duration), xlabel="seconds")
-    names = [f"{emotion} ({emotion_letter(index)})" for index, emotion in enumerate(EMOTIONS)]
-    patches = [Patch(**style) for style in EMOTION_STYLES.values()]
-    look = {"ncols": len(patches), "frameon": False, "handlelength": 3, "handleheight": 1.4}
+    names = [f"{name} ({code})" for name, code in zip(emotions, emotions.codes, strict=True)]
+    patches = [Patch(**style) for style in _styles(emotions).values()]
+    room = 72 * (width + 1) / (max(map(_text_width, names)) + 50)  # columns of swatch and name
+    columns = max(1, min(len(patches), int(room)))
+    look = {"ncols": columns, "frameon": False, "handlelength": 3, "handleheight": 1.4}
     figure.legend(patches, names, loc="outside lower right", **look)
     return _save(figure, path)
 
 
-def plot_lattice(path, probabilities, frames, words, frame_duration, title):
+def plot_lattice(path, probabilities, frames, words, frame_duration, title, emotions):
     """Draw the emotion lattice of one utterance, and its best path through it.
 
     A panel an emotion, in greys: how probable the emotion is at each node (frame, position after
@@ -213,6 +256,7 @@ def plot_lattice(path, probabilities, frames, words, frame_duration, title):
     frame_duration : float
         Seconds from one frame to the next.
     title : str
+    emotions : EmotionSet
 
     Returns
     -------
@@ -220,25 +264,31 @@ def plot_lattice(path, probabilities, frames, words, frame_duration, title):
 
     Example
     -------
+    >>> from ent_brain.emotions import PUBLISHED
     >>> figure = plot_lattice(
     ...     getfixture("tmp_path") / "lattice.png", np.full([50, 4, 4], 0.25), frames=[5, 9, 30],
     ...     words=[("OH", 0, 2), ("I", 2, 3)], frame_duration=0.02, title="an answer",
+    ...     emotions=PUBLISHED,
     ... )
     """
     steps, positions, _ = probabilities.shape
     duration = steps * frame_duration
     middles = [(first + end) / 2 for _, first, end in words]
     nearest = min(np.diff(middles), default=np.inf)
+    rows, columns = -(-len(emotions) // 2), 2
     height = min(max(1.4, 0.05 * positions, LINE * positions / nearest), 7.0)  # inches of a panel
+    height = min(height, max(1.4, 14.0 / rows))
     labels = []  # where words stand too close for all of them, those that have room
     for middle, (word, _, _) in zip(middles, words, strict=True):
         if not labels or middle - labels[-1][0] >= LINE * positions / height - 1e-6:
             labels.append((middle, word))
-    figure = Figure(figsize=(11, 2 * height + 1.6), layout="constrained")
-    panels = figure.subplots(2, 2, sharex=True, sharey=True)
+    figure = Figure(figsize=(11, rows * height + 1.6), layout="constrained")
+    panels = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
+    for axes in panels.flat[len(emotions) :]:
+        axes.set_axis_off()
     # At position u the path waits from the frame of token u to that of the next.
     times = [0.0, *(frame_duration * (np.asarray(frames) + 0.5)), duration]
-    for index, (axes, emotion) in enumerate(zip(panels.flat, EMOTIONS, strict=True)):
+    for index, (axes, emotion) in enumerate(zip(panels.flat, emotions, strict=False)):
         image = axes.imshow(
             probabilities[..., index].T,
             cmap="gray_r",
@@ -253,7 +303,7 @@ def plot_lattice(path, probabilities, frames, words, frame_duration, title):
         # White beneath, so that the line shows on any grey; vermilion is a middle grey in print.
         for color, width in (("white", 3.5), (LINES[1][0], 1.8)):
             axes.step(times, heights, where="post", color=color, linewidth=width)
-        axes.set_title(emotion, loc="left", fontproperties=FONT)
+        axes.set_title(emotion, loc="left", fontproperties=FONT, parse_math=False)
         axes.set_yticks([first + 0.5 for _, first, _ in words], minor=True)
         axes.grid(axis="y", which="minor", color="black", alpha=0.25, linewidth=0.5)
         axes.tick_params(which="minor", left=False)
@@ -262,7 +312,7 @@ def plot_lattice(path, probabilities, frames, words, frame_duration, title):
         )
         for label in axes.get_yticklabels():
             label.set_parse_math(False)
-    for axes in panels[1]:
+    for axes in panels[-1]:
         axes.set_xlabel("seconds")
     figure.suptitle(title, x=0.01, ha="left", parse_math=False)
     line = Line2D([], [], color=LINES[1][0], linewidth=1.8, label="best path of the words")
@@ -314,11 +364,12 @@ def _draw_words(axes, rows):
     axes.set(ylim=(len(rows), -0.1), yticks=[])
 
 
-def _draw_tracks(axes, tracks, seconds_per_point):
+def _draw_tracks(axes, tracks, seconds_per_point, emotions):
+    styles, codes = _styles(emotions), dict(zip(emotions, emotions.codes, strict=True))
     for row, segments in enumerate(tracks.values()):
         for start, end, emotion in segments:
-            axes.broken_barh([(start, end - start)], (row + 0.08, 0.84), **EMOTION_STYLES[emotion])
-            names = (emotion, emotion_letter(emotion_index(emotion)))
+            axes.broken_barh([(start, end - start)], (row + 0.08, 0.84), **styles[emotion])
+            names = (emotion, codes[emotion])
             room = (end - start) / seconds_per_point
             name = next((name for name in names if _text_width(name) < room), "")
             box = {"facecolor": "white", "edgecolor": "none", "pad": 1.2}
@@ -327,12 +378,12 @@ def _draw_tracks(axes, tracks, seconds_per_point):
     axes.set_ylim(len(tracks), 0)
 
 
-def _draw_probabilities(axes, probabilities, frame_duration):
+def _draw_probabilities(axes, probabilities, frame_duration, emotions):
     edges = np.repeat(np.arange(len(probabilities) + 1) * frame_duration, 2)[1:-1]
     tops = np.repeat(np.cumsum(probabilities, axis=1), 2, axis=0).T  # constant within a frame
     bottoms = np.concatenate([np.zeros_like(tops[:1]), tops[:-1]])
-    for bottom, top, emotion in zip(bottoms, tops, EMOTIONS, strict=True):
-        axes.fill_between(edges, bottom, top, **EMOTION_STYLES[emotion])
+    for bottom, top, style in zip(bottoms, tops, _styles(emotions).values(), strict=True):
+        axes.fill_between(edges, bottom, top, **style)
     axes.set(ylim=(0, 1), yticks=[0, 0.5, 1])
 
 

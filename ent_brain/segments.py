@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 from scipy.ndimage import median_filter
 
-from ent_brain.emotions import EMOTIONS, NEUTRAL
+from ent_brain.emotions import EmotionSet
 from ent_brain.errors import InputError
 
 ROUNDING = 0.05  # seconds by which an annotation may end after its recording: annotators round
@@ -30,6 +30,7 @@ class SegmentDecoder:
 
     Arguments
     ---------
+    emotions : EmotionSet
     frame_duration : float
         Seconds from one frame to the next.
     method : str
@@ -39,23 +40,25 @@ class SegmentDecoder:
         ``single_event``: the most probable sequence of neutral, one emotion, and neutral again,
         any of which may be empty; for corpora with at most one emotional event an utterance.
         ``lasting_event``: the same where there is just one, of at least ``seconds``; which emotion
-        it has may be told apart from when each is (``decoding.judge_events``).
-        Another name raises ``ValueError``.
+        it has may be told apart from when each is (``decoding.judge_events``). The last two need a
+        neutral label. Another name raises ``ValueError``.
     seconds : float
         Of the median's window, or the shortest duration.
 
     Example
     -------
     >>> import torch
+    >>> from ent_brain.emotions import PUBLISHED
     >>> happy = torch.tensor([0.1, 0.6, 0.2, 0.6, 0.6, 0.1])
     >>> other = torch.full_like(happy, 0.01)
     >>> log_probs = torch.stack((happy, other, other, 0.98 - happy), 1).log()
-    >>> SegmentDecoder(0.1).labels(log_probs)
+    >>> SegmentDecoder(PUBLISHED, 0.1).labels(log_probs)
     [3, 0, 3, 0, 0, 3]
-    >>> SegmentDecoder(0.1, "single_event").labels(log_probs)
+    >>> SegmentDecoder(PUBLISHED, 0.1, "single_event").labels(log_probs)
     [3, 3, 3, 0, 0, 3]
     """
 
+    emotions: EmotionSet
     frame_duration: float
     method: str = "argmax"
     seconds: float = 0.3
@@ -64,6 +67,8 @@ class SegmentDecoder:
         if self.method not in SEGMENT_DECODINGS:
             known = ", ".join(SEGMENT_DECODINGS)
             raise ValueError(f"segment_decoding {self.method!r}: use one of {known}")
+        if self.method in EVENT_DECODINGS:
+            self.emotions.need_neutral(f"segment_decoding {self.method}")
 
     @property
     def frames(self):
@@ -90,7 +95,7 @@ class SegmentDecoder:
             return []
         told = () if event_log_probs is None else (event_log_probs.double().numpy(),)
         return SEGMENT_DECODINGS[self.method](
-            log_probs.double().numpy(), self.frames, *told
+            log_probs.double().numpy(), self.frames, self.emotions.neutral_index, *told
         ).tolist()
 
     def events(self, log_probs):
@@ -106,13 +111,15 @@ class SegmentDecoder:
         dict[int, tuple[int, int]]
             By class index, without neutral: the first frame and the one after the last.
         """
-        starts, ends, _ = _lasting_events(log_probs.double().numpy(), self.frames)
+        starts, ends, _ = _lasting_events(
+            log_probs.double().numpy(), self.frames, self.emotions.neutral_index
+        )
         spans = enumerate(zip(starts.tolist(), ends.tolist(), strict=True))
-        return {emotion: span for emotion, span in spans if emotion != NEUTRAL}
+        return {emotion: span for emotion, span in spans if emotion != self.emotions.neutral_index}
 
     def segments(self, log_probs):
         """Runs of equal labels (list[Segment]) from log-probabilities [T, E] on the CPU."""
-        return segments_from_frames(self.labels(log_probs), self.frame_duration)
+        return segments_from_frames(self.labels(log_probs), self.frame_duration, self.emotions)
 
 
 def _most_probable(log_probs, *_):
@@ -151,36 +158,36 @@ def _lasting(log_probs, shortest, *_):
     return labels
 
 
-def _single_event(log_probs, *_):
+def _single_event(log_probs, _, neutral):
     """The most probable labels of the form neutral, one emotion, neutral."""
-    gains = log_probs - log_probs[:, [NEUTRAL]]
+    gains = log_probs - log_probs[:, [neutral]]
     sums = np.concatenate((np.zeros((1, gains.shape[1])), gains.cumsum(0)))
     # For each end the start before it where least was gained; the best pair, an emotion each.
     lows = np.minimum.accumulate(sums)
     ends = (sums - lows).argmax(0)
     emotion = (sums - lows).max(0).argmax()
     end = ends[emotion]
-    labels = np.full(len(log_probs), NEUTRAL)
+    labels = np.full(len(log_probs), neutral)
     labels[sums[: end + 1, emotion].argmin() : end] = emotion
     return labels
 
 
-def _lasting_event(log_probs, shortest, event_log_probs=None):
+def _lasting_event(log_probs, shortest, neutral, event_log_probs=None):
     """The most probable labels with one emotion for at least ``shortest`` frames, or for all."""
-    starts, ends, gains = _lasting_events(log_probs, shortest)
+    starts, ends, gains = _lasting_events(log_probs, shortest, neutral)
     gains = gains if event_log_probs is None else event_log_probs.copy()
-    gains[NEUTRAL] = -np.inf
+    gains[neutral] = -np.inf
     emotion = gains.argmax()
-    labels = np.full(len(log_probs), NEUTRAL)
+    labels = np.full(len(log_probs), neutral)
     labels[starts[emotion] : ends[emotion]] = emotion
     return labels
 
 
-def _lasting_events(log_probs, shortest):
+def _lasting_events(log_probs, shortest, neutral):
     """The most probable event of each emotion: its start, its end and its gain on neutral, [E]."""
     count = len(log_probs)
     shortest = min(shortest, count)
-    gains = log_probs - log_probs[:, [NEUTRAL]]
+    gains = log_probs - log_probs[:, [neutral]]
     sums = np.concatenate((np.zeros((1, gains.shape[1])), gains.cumsum(0)))
     # As in ``_single_event``, but from each end the start lies ``shortest`` frames before at least.
     rises = sums[shortest:] - np.minimum.accumulate(sums[: count - shortest + 1])
@@ -198,8 +205,11 @@ SEGMENT_DECODINGS = {
 }
 """Ways from the emotion probabilities of frames to their emotions, by name."""
 
+EVENT_DECODINGS = ("single_event", "lasting_event")
+"""Those that look for an emotion in neutral speech, and so need a neutral label."""
 
-def segments_from_frames(labels, frame_duration):
+
+def segments_from_frames(labels, frame_duration, emotions):
     """Merge runs of equal frame labels to segments.
 
     Frame ``i`` covers ``[i * frame_duration, (i + 1) * frame_duration)``.
@@ -210,6 +220,7 @@ def segments_from_frames(labels, frame_duration):
         Class index of each frame.
     frame_duration : float
         Seconds from one frame to the next.
+    emotions : EmotionSet
 
     Returns
     -------
@@ -218,7 +229,8 @@ def segments_from_frames(labels, frame_duration):
 
     Example
     -------
-    >>> [str(segment) for segment in segments_from_frames([3, 3, 0, 0, 0], 0.5)]
+    >>> from ent_brain.emotions import PUBLISHED
+    >>> [str(segment) for segment in segments_from_frames([3, 3, 0, 0, 0], 0.5, PUBLISHED)]
     ['0.00-1.00 neutral', '1.00-2.50 happy']
     """
     segments = []
@@ -226,7 +238,8 @@ def segments_from_frames(labels, frame_duration):
     for label, run in groupby(labels, key=int):
         last = first + sum(1 for _ in run)
         # Times are products of whole frame counts: sums would drift over a long recording.
-        segments.append(Segment(first * frame_duration, last * frame_duration, EMOTIONS[label]))
+        start, end = first * frame_duration, last * frame_duration
+        segments.append(Segment(start, end, emotions.names[label]))
         first = last
     return segments
 
@@ -254,7 +267,7 @@ def end_at(segments, duration):
     return [*begun[:-1], *(last._replace(end=duration) for last in begun[-1:])]
 
 
-def fill_neutral(segments, duration):
+def fill_neutral(segments, duration, emotions):
     """Cover a recording without gaps: neutral wherever no segment says otherwise.
 
     Arguments
@@ -263,6 +276,7 @@ def fill_neutral(segments, duration):
         Sorted, not overlapping; usually the emotional ones only, or none at all.
     duration : float
         Seconds of the recording. A segment that ends up to ``ROUNDING`` later is cut there.
+    emotions : EmotionSet
 
     Returns
     -------
@@ -272,11 +286,13 @@ def fill_neutral(segments, duration):
     Raises
     ------
     InputError
-        If a segment is empty, overlaps another, lies outside or has an unknown emotion.
+        If a segment is empty, overlaps another, lies outside or has an unknown emotion, or if
+        segments leave a gap and the set has no neutral label.
 
     Example
     -------
-    >>> [str(segment) for segment in fill_neutral([Segment(1.0, 2.5, "sad")], 4.0)]
+    >>> from ent_brain.emotions import PUBLISHED
+    >>> [str(segment) for segment in fill_neutral([Segment(1.0, 2.5, "sad")], 4.0, PUBLISHED)]
     ['0.00-1.00 neutral', '1.00-2.50 sad', '2.50-4.00 neutral']
     """
     if not duration > 0:
@@ -290,12 +306,18 @@ def fill_neutral(segments, duration):
                 f"segment {segment} must lie between {covered:.2f} and {duration:.2f} s: "
                 "sort the segments and remove empty ones and overlaps"
             )
-        if segment.emotion not in EMOTIONS:
-            raise InputError(f"segment {segment}: use one of {', '.join(EMOTIONS)}")
-        if covered < segment.start:
-            cover.append(Segment(covered, segment.start, EMOTIONS[NEUTRAL]))
+        if segment.emotion not in emotions.names:
+            raise InputError(f"segment {segment}: use one of {', '.join(emotions)}")
+        cover += _gap(covered, segment.start, emotions)
         cover.append(segment._replace(end=end))
         covered = end
-    if covered < duration:
-        cover.append(Segment(covered, duration, EMOTIONS[NEUTRAL]))
-    return cover
+    return cover + _gap(covered, duration, emotions)
+
+
+def _gap(start, end, emotions):
+    """Neutral segment (in a list) between two others; nothing where they meet."""
+    if not start < end:
+        return []
+    if emotions.neutral is None:
+        emotions.need_neutral(f"the time from {start:.2f} to {end:.2f} s, in no segment,")
+    return [Segment(start, end, emotions.neutral)]

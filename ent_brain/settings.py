@@ -6,7 +6,7 @@ import math
 import os
 import re
 from collections import Counter
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,20 +14,26 @@ import ruamel.yaml
 import speechbrain as sb
 import torch
 import yaml
-from hyperpyyaml import load_hyperpyyaml
+from hyperpyyaml import load_hyperpyyaml, resolve_references
 from ruamel.yaml.comments import TaggedScalar
 from safetensors import SafetensorError
 from speechbrain.core import RunOptions
 
+from ent_brain.emotions import EmotionSet
 from ent_brain.errors import InputError, raise_problems
 from ent_brain.losses import POOLING_MODES, SUPERVISED_MODES
 from ent_brain.manifest import read_text
-from ent_brain.segments import SEGMENT_DECODINGS
+from ent_brain.segments import EVENT_DECODINGS, SEGMENT_DECODINGS
+from ent_brain.tokens import NORMALIZATIONS
 
 LOSS_WEIGHTS = ("rnnt_weight", "head_weight", "lattice_weight", "lm_weight")
 LATTICE_MODES = (*POOLING_MODES, "aligned", "aligned_event", *SUPERVISED_MODES)
 
+NEUTRAL_MODES = ("aligned_event",)
+"""Lattice modes that look for an emotion in neutral speech, and so need a neutral label."""
+
 TRAINED_BY = {
+    "labels": ("emotions", "neutral"),
     "loss settings": (
         *LOSS_WEIGHTS,
         *("fastemit", "lattice_mode", "aligned_top", "aligned_seconds", "head_intervals"),
@@ -35,6 +41,7 @@ TRAINED_BY = {
     "training settings": (
         *("seed", "lr", "start_lr", "final_lr", "warmup_epochs", "decay_epochs"),
         *("batch_size", "max_batch_nodes", "curriculum_epochs", "max_grad_norm"),
+        *("grad_accumulation_factor", "corpus_weights"),
         *("weight_decay", "remove_vector_weight_decay"),
         *("band_warp", "band_masks", "time_masks", "mask_time_prob", "mask_time_length"),
         *("mask_feature_prob", "mask_feature_length", "feature_precision"),
@@ -45,17 +52,21 @@ TRAINED_BY = {
 and model: with others it is another training."""
 
 KEYS_OF_EVERY_RECIPE = {
+    *TRAINED_BY["labels"],
     *TRAINED_BY["loss settings"],
     *("max_symbols", "beam_size", "segment_decoding", "segment_seconds"),
     *("seed", "output_folder", "data_folder", "save_folder", "paper_protocol"),
-    *("tokens", "vocab_size", "max_tokens_per_frame", "max_batch_nodes"),
+    *("tokens", "vocab_size", "normalization", "max_unknown_share"),
+    *("max_tokens_per_frame", "max_batch_nodes"),
     *("number_of_epochs", "warmup_epochs", "opt_class", "lr_schedule", "epoch_counter"),
     *("modules", "checkpointer", "train_logger", "train_dataloader_opts", "test_dataloader_opts"),
 }
 KEYS_READ_BY_CODE = {
     *KEYS_OF_EVERY_RECIPE,
     *("zed_folder", "test_session", "valid_share", "max_train_seconds"),
-    *("test_actors", "valid_actors", "calm_as_neutral"),
+    *("test_actors", "valid_actors", "label_map", "zed_label_map"),
+    *("train_parts", "valid_parts", "test_parts", "valid_speakers", "librispeech_folder"),
+    *("table", "test_share", "corpus_weights"),
     *("mixed", "keep_neutral", "mixed_folder", "mixed_speeds"),
     *("curriculum_epochs", "only_fill_cache"),
 }
@@ -67,10 +78,11 @@ ABOVE_0 = {
     *("max_tokens_per_frame", "max_train_seconds", "max_batch_nodes", "aligned_top"),
     *("frame_duration", "encoder_dim", "predictor_dim", "joint_dim", "max_symbols", "beam_size"),
     *("segment_seconds", "aligned_seconds", "longest_window"),
-    *("mask_time_length", "mask_feature_length"),
+    *("mask_time_length", "mask_feature_length", "stacked"),
 }
 UP_TO = {
-    **dict.fromkeys(("valid_share", "aligned_top", "dropout"), 1),
+    **dict.fromkeys(("valid_share", "test_share", "aligned_top", "dropout"), 1),
+    **dict.fromkeys(("max_unknown_share",), 1),
     **dict.fromkeys(("mask_time_prob", "mask_feature_prob"), 1),
     **dict.fromkeys(("segment_seconds", "aligned_seconds"), 3600),
     **dict.fromkeys(("max_symbols", "beam_size"), 1000),
@@ -81,8 +93,11 @@ an hour, and what a search follows at once to what it can hold."""
 SWITCHES = {f"--{name}" for name, value in RunOptions().as_dict().items() if value is False}
 """Run options of SpeechBrain that take no value."""
 
-OR_NULL = {"feature_cache"}
+OR_NULL = {"feature_cache", "neutral"}
 """Texts of a recipe that may be left out."""
+
+OPEN_MAPPINGS = {"label_map": str, "zed_label_map": str, "corpus_weights": float}
+"""Mappings whose keys are the corpus's own, and the kind of their values."""
 
 CANNOT_LOAD = (
     *(ValueError, TypeError, KeyError, OverflowError, RuntimeError, ImportError, OSError),
@@ -140,7 +155,9 @@ def parse_arguments(arguments):
 
 
 def _is_path(option):
-    return option in ("--ssl_hub", "--feature_cache") or re.fullmatch(r"--\w+_folder", option)
+    return option in ("--ssl_hub", "--feature_cache", "--table") or re.fullmatch(
+        r"--\w+_folder", option
+    )
 
 
 def _quoted(text):
@@ -148,6 +165,105 @@ def _quoted(text):
     if text == "null":
         return text
     return json.dumps(text, ensure_ascii=False).replace("=", r"\x3d")
+
+
+class Recipe:
+    """A recipe's settings, before anything that costs time or memory is built of them.
+
+    ``recipe["lr"]`` is a plain value of the YAML with its references resolved and the command
+    line's overrides; what the YAML builds is None. Preparation needs no more, and may find out what
+    the YAML leaves open: the labels, or the number of tokens.
+
+    Arguments
+    ---------
+    hparams_file : Path
+    overrides : dict
+    """
+
+    def __init__(self, hparams_file, overrides):
+        self.hparams_file, self.overrides = hparams_file, overrides
+        self._resolve()
+
+    def _resolve(self):
+        with self.hparams_file.open(encoding="utf-8") as file, _load_errors(self.hparams_file, {}):
+            resolved = resolve_references(file, self.overrides)
+            self.values = yaml.load(resolved, _PlainLoader)  # noqa: S506  a SafeLoader
+
+    def __getitem__(self, key):
+        return self.values[key]
+
+    def get(self, key, default=None):
+        """Return the value of a key, or a default where the YAML has none."""
+        return self.values.get(key, default)
+
+    def settle(self, **found):
+        """Set keys that the YAML leaves to the data."""
+        self.overrides = {**self.overrides, **found}
+        self._resolve()
+
+    @property
+    def emotions(self):
+        """The labels (EmotionSet); None as long as the data are to tell them."""
+        names = self["emotions"]
+        return None if names is None else EmotionSet(names, self["neutral"])
+
+    @property
+    def normalize(self):
+        """How transcripts are normalised (callable): ``tokens: characters`` is always Unicode."""
+        by = "unicode" if self["tokens"] == "characters" else self["normalization"]
+        return NORMALIZATIONS[by]
+
+    def build(self):
+        """Build everything that the YAML names.
+
+        Returns
+        -------
+        dict
+            The YAML's keys, its modules constructed.
+
+        Raises
+        ------
+        InputError
+            If something does not load, or the labels lack a neutral one that a setting needs.
+        """
+        self._check_neutral()
+        path = self.hparams_file
+        with path.open(encoding="utf-8") as file, _load_errors(path, self.values):
+            return load_hyperpyyaml(file, self.overrides)
+
+    def _check_neutral(self):
+        decoding, mode = self["segment_decoding"], self["lattice_mode"]
+        if decoding in EVENT_DECODINGS:
+            self.emotions.need_neutral(f"segment_decoding {decoding}")
+        if mode in NEUTRAL_MODES and self["lattice_weight"]:
+            self.emotions.need_neutral(f"lattice_mode {mode}")
+        if self.get("mixed"):
+            self.emotions.need_neutral("mixed")
+
+
+class _PlainLoader(yaml.SafeLoader):
+    """Reads the plain values of a YAML; what it would construct becomes None."""
+
+
+_PlainLoader.add_multi_constructor("!", lambda *_: None)
+
+
+@contextmanager
+def _load_errors(hparams_file, values):
+    """Turn what a YAML that does not load raises into one line (``InputError``)."""
+    try:
+        yield
+    except SafetensorError as error:  # which does not say of what file
+        source = values.get("ssl_hub") or values.get("frontend")
+        raise InputError(
+            f"{hparams_file}: weights of {source}: damaged ({error}): fetch them again"
+        ) from error
+    except CANNOT_LOAD as error:
+        named = isinstance(error, OSError) and error.filename
+        parts = (named, error.strerror) if named else error.args
+        reason = " ".join(" ".join(map(str, parts)).split())
+        reason = reason.partition(" Exception raised from ")[0]  # PyTorch's own calls follow
+        raise InputError(f"{hparams_file}: {reason}") from error
 
 
 def load_recipe(hparams_file, overrides, device=None):
@@ -163,7 +279,7 @@ def load_recipe(hparams_file, overrides, device=None):
 
     Returns
     -------
-    dict
+    Recipe
 
     Raises
     ------
@@ -198,26 +314,15 @@ def load_recipe(hparams_file, overrides, device=None):
             "other to null"
         )
     check_device(device)
-    try:
-        with hparams_file.open(encoding="utf-8") as file:
-            hparams = load_hyperpyyaml(file, overrides)
-    except SafetensorError as error:  # which does not say of what file
-        source = values.get("ssl_hub") or values.get("frontend")
-        raise InputError(
-            f"{hparams_file}: weights of {source}: damaged ({error}): fetch them again"
-        ) from error
-    except CANNOT_LOAD as error:
-        named = isinstance(error, OSError) and error.filename
-        parts = (named, error.strerror) if named else error.args
-        reason = " ".join(" ".join(map(str, parts)).split())
-        reason = reason.partition(" Exception raised from ")[0]  # PyTorch's own calls follow
-        raise InputError(f"{hparams_file}: {reason}") from error
-    folder = Path(hparams["output_folder"])
+    recipe = Recipe(hparams_file, dict(given))
+    if recipe.emotions is not None:  # the labels check themselves, and what needs a neutral one
+        recipe._check_neutral()
+    folder = Path(recipe["output_folder"])
     with suppress(OSError):  # what is in its way shows in the next line
         folder.mkdir(parents=True, exist_ok=True)
     if not os.access(folder, os.W_OK):
         raise InputError(f"{folder}: cannot be written: name another one")
-    return hparams
+    return recipe
 
 
 def _read(text, origin):
@@ -260,10 +365,9 @@ def wrong_values(own, given):
     choices = {
         "lattice_mode": LATTICE_MODES,
         "segment_decoding": tuple(SEGMENT_DECODINGS),
-        "test_session": (1, 2, 3, 4, 5),
+        "normalization": tuple(NORMALIZATIONS),
+        "test_session": (1, 2, 3, 4, 5, None),  # None trains on all
     }
-    if "zed_folder" in own:  # where all of IEMOCAP may be trained on
-        choices["test_session"] += (None,)
     problems = []
     for key, value in {**own, **given}.items():
         if key not in choices:
@@ -286,7 +390,12 @@ def _wrong_parts(name, key, model, value, own):
         if not referred:  # a path, of other keys, or what is to be named
             model = "" if key.endswith("_folder") else None
     remedy = None
-    if isinstance(model, dict):
+    if key in OPEN_MAPPINGS:
+        kind = OPEN_MAPPINGS[key]
+        right = kind | int if kind is float else kind | None
+        if not isinstance(value, dict) or not all(isinstance(v, right) for v in value.values()):
+            remedy = f"give keys and values, as {{a: {'1.0' if kind is float else 'b'}}}"
+    elif isinstance(model, dict):
         if isinstance(value, dict):
             for part in value:
                 if part not in model:

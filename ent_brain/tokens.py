@@ -274,12 +274,26 @@ class CharacterTokens(_Characters):
         """
         self._set(_read_characters(Path(path)))
 
+    def save(self, path):
+        """Write the characters to a file, whole or not at all.
+
+        It is UTF-8 text: a comment, then a line for each character, a tab, and its Unicode name.
+
+        Arguments
+        ---------
+        path : str or Path
+        """
+        lines = [CHARACTERS_HEADING]
+        for character in self._names[3:-1]:
+            lines.append(f"{character}\t{unicodedata.name(character, f'U+{ord(character):04X}')}")
+        with whole_or_nothing(path) as partial:
+            partial.write_text("\n".join(lines) + "\n", encoding="utf-8")
+
 
 def learn_characters(transcripts, path):
-    """Collect the characters of normalised transcripts and write them, whole or not at all.
+    """Collect the characters of normalised transcripts and write them, as ``save`` does.
 
-    The file is UTF-8 text: a comment, then a line for each character, with its Unicode name and its
-    count, separated by tabs. The most frequent comes first, of equals the lower code point.
+    The most frequent comes first, of equals the lower code point.
 
     Arguments
     ---------
@@ -300,13 +314,9 @@ def learn_characters(transcripts, path):
     del counts[" "]
     if not counts:
         raise InputError(f"{path}: no transcript has a character to learn: check the training set")
-    lines = [CHARACTERS_HEADING]
-    for character in sorted(counts, key=lambda c: (-counts[c], c)):
-        name = unicodedata.name(character, f"U+{ord(character):04X}")
-        lines.append(f"{character}\t{name}\t{counts[character]}")
-    with whole_or_nothing(path) as partial:
-        partial.write_text("\n".join(lines) + "\n", encoding="utf-8")
-    return load_characters(path)
+    tokens = CharacterTokens(sorted(counts, key=lambda c: (-counts[c], c)))
+    tokens.save(path)
+    return tokens
 
 
 def load_characters(path):

@@ -141,6 +141,7 @@ def trained():
     A small model with random weights, loud enough that it emits tokens, on log-mel energies of
     40 ms or another front end.
     """
+    from ent_brain.emotions import PUBLISHED
     from ent_brain.frontend import FbankFrontend
     from ent_brain.model import ENT
     from ent_brain.tokens import CharTokens
@@ -157,6 +158,7 @@ def trained():
         return SimpleNamespace(
             raw_modules={"frontend": frontend, "model": model},
             tokens=CharTokens(),
+            emotions=PUBLISHED,
             hparams=SimpleNamespace(
                 max_symbols=2,
                 beam_size=2,

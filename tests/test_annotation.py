@@ -7,11 +7,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ent_brain.annotation import FORMATS, Annotation, Heard, Word, annotate
-from ent_brain.emotions import EMOTIONS
+from ent_brain.emotions import PUBLISHED
 from ent_brain.errors import InputError
 from ent_brain.segments import Segment
 
-emotions = st.sampled_from(EMOTIONS)
+emotions = st.sampled_from(PUBLISHED.names)
 texts = st.text("ABC'<>&\"É", min_size=1, max_size=12)
 
 
@@ -27,6 +27,8 @@ def annotations(draw):
         name=draw(st.sampled_from(["talk", "a talk", "Ses01F_impro01"])),
         duration=ends[-1],
         text=" ".join(word.text for word in words),
+        emotions=PUBLISHED.names,
+        neutral="neutral",
         emotion=draw(emotions),
         probabilities=(0.25, 0.25, 0.1, 0.4),
         words=tuple(words),
@@ -36,7 +38,7 @@ def annotations(draw):
     )
 
 
-SILENCE = Annotation("silence", 0.5, "", None, (), (), (), 0.04, ())
+SILENCE = Annotation("silence", 0.5, "", (), None, None, (), (), (), 0.04, ())
 """What a model without words and emotions says."""
 
 
@@ -52,7 +54,7 @@ def test_words_and_segments_have_the_emotions_of_their_frames():
     utterance = torch.tensor([0.3, 0.1, 0.1, 0.5])
     words = [("OH", 0.1, 0.5), ("YES", 0.5, 1.4)]
     annotation = annotate(
-        "answer", Heard(1.4, words, frames.log(), [3, 0, 0], utterance.log()), 0.5
+        "answer", Heard(1.4, words, frames.log(), [3, 0, 0], utterance.log()), 0.5, PUBLISHED
     )
     assert (annotation.text, annotation.emotion, annotation.duration) == ("OH YES", "neutral", 1.4)
     assert annotation.words == (
@@ -66,7 +68,9 @@ def test_words_and_segments_have_the_emotions_of_their_frames():
 
 
 def test_without_emotions_words_remain():
-    annotation = annotate("answer", Heard(1.0, [("YES", 0.2, 0.6)], None, None, None), 0.02)
+    annotation = annotate(
+        "answer", Heard(1.0, [("YES", 0.2, 0.6)], None, None, None), 0.02, PUBLISHED
+    )
     assert annotation.words == (Word("YES", 0.2, 0.6, None, None),)
     assert (annotation.emotion, annotation.segments, annotation.frame_probabilities) == (
         None,

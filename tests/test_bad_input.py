@@ -17,12 +17,14 @@ import pytest
 import sentencepiece
 import soundfile
 import torch
+import yaml
 from hypothesis import given as drawn
 from hypothesis import strategies as st
 from torch.utils.data import DataLoader
 
 from ent_brain.checkpoints import WholeCheckpointer
 from ent_brain.dataio import interval_spans, make_batch_sampler, make_dataset, read_audio
+from ent_brain.emotions import PUBLISHED
 from ent_brain.errors import InputError
 from ent_brain.export import export
 from ent_brain.files import read_json, write_json
@@ -58,7 +60,15 @@ def prepare(recipe, module):
     spec = importlib.util.spec_from_file_location(f"bad_input_{module}", path)
     loaded = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(loaded)
-    return getattr(loaded, f"prepare_{recipe.lower()}")
+    function = getattr(loaded, f"prepare_{recipe.lower()}")
+    settings = ROOT / "recipes" / recipe / "hparams" / "ent.yaml"
+    key = "zed_label_map" if recipe == "ZED" else "label_map"
+    label_map = yaml.safe_load(re.search(rf"(?m)^{key}: (.*)", settings.read_text())[1])
+
+    def call(folder, save, **options):
+        return function(folder, save, PUBLISHED, label_map, normalize_transcript, **options)
+
+    return call
 
 
 PREPARE_IEMOCAP = prepare("IEMOCAP", "iemocap_prepare")
@@ -94,9 +104,7 @@ def iemocap(folder, _):
         (folder / parts[1] / f"{dialog}.txt").write_text(transcription)
 
     def read(**given):
-        return PREPARE_IEMOCAP(
-            folder, **{"save_folder": folder / "save", "test_session": 1, **given}
-        )
+        return PREPARE_IEMOCAP(folder, **{"save": folder / "save", "test_session": 1, **given})
 
     return read
 
@@ -165,7 +173,9 @@ def dataset(folder, _):
 
     def read(frontend=None, limit=1.0):
         frontend = frontend or FbankFrontend()
-        return make_dataset(folder / "train.json", folder, CharTokens(), frontend, limit)
+        return make_dataset(
+            {"corpus": (folder / "train.json", folder)}, CharTokens(), PUBLISHED, frontend, limit
+        )
 
     return read
 
@@ -183,7 +193,7 @@ def batches(folder, _):
 
 def spans(folder, _):
     good = [Interval(0, 3000, "sad", "NO"), Interval(3000, 6000, "happy", "OH")]
-    return lambda known=good, frames=18: interval_spans(known, CharTokens(), 320, frames)
+    return lambda known=good, frames=18: interval_spans(known, CharTokens(), PUBLISHED, 320, frames)
 
 
 def audio(folder, _):
@@ -195,24 +205,30 @@ def audio(folder, _):
 def recipe(folder, _):
     """A recipe's YAML, its fragments beside it."""
     shutil.copytree(ROOT / "hparams", folder / "hparams")
+    (folder / "out").mkdir()  # as the first run leaves it
     path = folder / YAML
     shutil.copytree((ROOT / YAML).parent, path.parent)
 
     def read(path=path, device=None, text="", **given):
         given = {"data_folder": "corpus", "output_folder": folder / "out", **given}
         lines = "".join(f"{key}: {value}\n" for key, value in given.items() if value != "absent")
-        return load_recipe(path, lines + text, device)
+        return load_recipe(path, lines + text, device).build()
 
     return read
 
 
 def tokens(folder, _):
-    folder.mkdir()
+    (folder / "out").mkdir(parents=True)
     entries = {f"u{i}": GOOD_ENTRY | {"transcript": text} for i, text in enumerate(TRANSCRIPTS)}
     (folder / "train.json").write_text(json.dumps(entries))
 
     def read(kind="bpe", vocab_size=45):
-        return make_tokens(kind, vocab_size, folder / "train.json", folder)
+        options = {"tokens": kind, "vocab_size": vocab_size, "output_folder": folder / "out"}
+        options |= {"data_folder": "corpus", "save_folder": folder}
+        lines = "".join(f"{key}: {value}\n" for key, value in options.items())
+        return make_tokens(
+            load_recipe(ROOT / YAML, lines), {"corpus": (folder / "train.json", folder)}
+        )
 
     return read
 
@@ -402,6 +418,20 @@ def linked_out(name):
     return spoil
 
 
+def frame_probabilities(change):
+    """The first utterance of an evaluation with other probabilities of its frames."""
+
+    def spoil(folder):
+        path = folder / "utterances.jsonl"
+        first, rest = path.read_text().split("\n", 1)
+        fields = json.loads(first)
+        annotation = fields["annotation"]
+        annotation["frame_probabilities"] = change(annotation["frame_probabilities"])
+        path.write_text(f"{json.dumps(fields)}\n{rest}")
+
+    return spoil
+
+
 def move_yaml(folder):
     return {"path": (folder / YAML).rename(folder / "mine.yaml")}
 
@@ -421,12 +451,14 @@ def of_id(name):
 
 YAML = "recipes/RAVDESS/hparams/ent_fbank.yaml"
 NOTHING = "correct {folder}, nothing was written"
+EXPORTED_TOKENS = "tokens: !new:ent_brain.tokens.CharTokens\n    normalization: published\n"
 NOT_AGAIN = "write {folder}/train.json again with the recipe's preparation"
 BEGUN_WITH = "does not say what the training was begun with"
 EVALUATE = "give the training's command again, which evaluates once more"
 ID = "an id names files: no / \\ or NUL, not . or .., 1 to 200 bytes"
 OTHER_FOLDER = "name another output_folder, or remove this one"
-EMOTIONS_ARE = "not one of happy, angry, sad, neutral"
+ZED_HAS = "not one of happy, angry, sad"
+EMOTIONS_ARE = f"{ZED_HAS}, neutral"
 SPEAKING = "Ses01F_impro01_F000"
 INTERVALS = [
     {"start": 0, "end": 9000, "emotion": "neutral", "transcript": "OH"},
@@ -445,10 +477,11 @@ REFUSED = {
         "{folder}: neither it nor IEMOCAP_full_release in it has folders Session1 to Session5: set "
         "data_folder to IEMOCAP_full_release or to the folder it lies in",
     ),
-    "a missing session": (
+    "a missing test session": (
         iemocap,
-        rename("Session3", "Session9"),
-        f"no folder {{folder}}/Session3: {NOTHING}",
+        rename("Session1", "Session9"),
+        "no folder {folder}/Session1, the test session: restore it, or set test_session to one "
+        "that is there (Session2, Session3, Session4, Session5)",
     ),
     "missing folders": (
         iemocap,
@@ -523,7 +556,6 @@ REFUSED = {
     "several broken utterances": (
         iemocap,
         all_of(
-            remove("Session3"),
             put("Session2/dialog/EmoEvaluation/Ses02F_impro01.txt", "\n"),
             edit(TRANSCRIPTION, "Ses01F_impro01_F000 [", "F: ["),
             sound(f"{WAVS}/Ses01F_impro01_F002.wav", tone(0)),
@@ -531,11 +563,11 @@ REFUSED = {
             sound(f"{WAVS}/Ses01F_impro01_M001.wav", nan_at(5), subtype="FLOAT"),
             remove(f"{WAVS}/Ses01F_impro01_M002.wav"),
         ),
-        "7 problems: {folder}/Session2/dialog/EmoEvaluation/Ses02F_impro01.txt: no utterance line; "
-        "no folder {folder}/Session3; Ses01F_impro01_F000: no transcript; Ses01F_impro01_F002: no "
-        f"samples in {{folder}}/{WAVS}/Ses01F_impro01_F002.wav; Ses01F_impro01_M000: unreadable "
-        f"audio {{folder}}/{WAVS}/Ses01F_impro01_M000.wav (Format not recognised); and 2 more: "
-        f"{NOTHING}",
+        "6 problems: Ses01F_impro01_F000: no transcript; {folder}/Session2/dialog/EmoEvaluation/"
+        "Ses02F_impro01.txt: no utterance line; Ses01F_impro01_F002: no samples in {folder}/"
+        f"{WAVS}/Ses01F_impro01_F002.wav; Ses01F_impro01_M000: unreadable audio {{folder}}/{WAVS}/"
+        "Ses01F_impro01_M000.wav (Format not recognised); Ses01F_impro01_M001: samples that are no "
+        f"sound in {{folder}}/{WAVS}/Ses01F_impro01_M001.wav; and 1 more: {NOTHING}",
     ),
     "a session that there is not": (
         iemocap,
@@ -596,8 +628,8 @@ REFUSED = {
                 bad_zed(["emotion", "transcription"]),
                 "no emotion and no transcription in ZED.json",
             ),
-            ("glad", zed_interval(emo="glad"), f"unknown emotion 'glad', {EMOTIONS_ARE}"),
-            ("two at once", zed_interval(emo=["sad"]), f"unknown emotion ['sad'], {EMOTIONS_ARE}"),
+            ("glad", zed_interval(emo="glad"), f"unknown emotion 'glad', {ZED_HAS}"),
+            ("two at once", zed_interval(emo=["sad"]), f"unknown emotion ['sad'], {ZED_HAS}"),
             ("no interval", bad_zed(emotion=[]), "emotion is not a list of one interval"),
             (
                 "several intervals",
@@ -685,16 +717,17 @@ REFUSED = {
                 bad_zed(wav="datafolder/wav/../../a.wav"),
                 "wav 'datafolder/wav/../../a.wav' is not a path inside datafolder/",
             ),
-            (
-                "a wav with a zero byte",
-                bad_zed(wav="datafolder/a\0.wav"),
-                "no audio file {folder}/a\\x00.wav",
-            ),
-            (
-                "a wav that is not there",
-                bad_zed(wav="datafolder/b.wav"),
-                "no audio file {folder}/b.wav",
-            ),
+        )
+    },
+    **{
+        f"ZED's {name}": (
+            zed,
+            bad_zed(wav=f"datafolder/{wav}"),
+            f"1 of 2 recordings missing: {{folder}}/{shown}: {NOTHING}",
+        )
+        for name, wav, shown in (
+            ("wav with a zero byte", "a\0.wav", "a\\x00.wav"),
+            ("wav that is not there", "b.wav", "b.wav"),
         )
     },
     "ZED with several broken utterances": (
@@ -709,7 +742,7 @@ REFUSED = {
                 }
             ),
         ),
-        f"3 problems: u1: no wav in ZED.json; u2: unknown emotion 'glad', {EMOTIONS_ARE}; u3: "
+        f"3 problems: u1: no wav in ZED.json; u2: unknown emotion 'glad', {ZED_HAS}; u3: "
         f"2.00 s of audio, 9.00 s by the corpus's own account: {NOTHING}",
     ),
     # --- RAVDESS
@@ -717,12 +750,14 @@ REFUSED = {
         ravdess,
         all_of(*(remove(f"Actor_0{k}") for k in (1, 2, 3))),
         "{folder}: no folders Actor_01 to Actor_24 in it: set data_folder to the folder of "
-        "Audio_Speech_Actors_01-24.zip, unpacked",
+        "Audio_Speech_Actors_01-24.zip, unpacked, or of its recordings, with their names, in "
+        ".wav, .flac, .mp3, .ogg, .opus, .oga, .aif, .aiff, .au, .w64, .caf",
     ),
     "a missing actor and an empty recording": (
         ravdess,
         all_of(remove("Actor_03"), sound("Actor_01/03-01-05-01-02-01-01.wav", tone(0))),
-        "2 problems: no folder {folder}/Actor_03; 03-01-05-01-02-01-01: no samples in "
+        "2 problems: {folder}: no recordings of Actor_03, whom test_actors names; "
+        "03-01-05-01-02-01-01: no samples in "
         f"{{folder}}/Actor_01/03-01-05-01-02-01-01.wav: {NOTHING}",
     ),
     **{
@@ -767,6 +802,11 @@ REFUSED = {
                 "an unknown emotion",
                 given(emotion="calm"),
                 f"unknown emotion 'calm', {EMOTIONS_ARE}",
+            ),
+            (
+                "neither transcript nor emotion",
+                given(transcript=None, emotion=None),
+                "neither transcript nor emotion",
             ),
             (
                 "an unknown emotion of a segment",
@@ -951,6 +991,11 @@ REFUSED = {
         f"an entry {name}": (manifest, spoil, f"b: {reason}: {NOT_AGAIN}")
         for name, spoil, reason in (
             ("without an emotion", bad_entry(["emotion"]), "no emotion"),
+            (
+                "of neither transcript nor emotion",
+                bad_entry(transcript=None, emotion=None),
+                "neither transcript nor emotion",
+            ),
             (
                 "of an unknown emotion",
                 bad_entry(emotion="calm"),
@@ -1303,7 +1348,11 @@ REFUSED = {
         given(kind="char", vocab_size=5000),
         "vocab_size: 5000: char tokens are 31: correct it",
     ),
-    "unknown tokens": (tokens, given(kind="words"), "tokens: 'words': choose char or bpe"),
+    "unknown tokens": (
+        tokens,
+        given(kind="words"),
+        "tokens: 'words': choose char, characters or bpe",
+    ),
     **{
         f"a model of pieces {name}": (
             pieces,
@@ -1447,9 +1496,6 @@ REFUSED = {
             ("duration", "1.0", "Infinity", "ValueError"),
             ("duration", "1.0", "true", "TypeError"),
             ("frame_duration", "0.04", "null", "TypeError"),
-            ("frame_probabilities", "[[", '[["0.1"], [', "TypeError"),
-            ("frame_probabilities", "[[", "[[0.1], [", "ValueError"),
-            ("frame_probabilities", "[[", "[[1e300, 0, 0, 0], [", "ValueError"),
             (
                 "segments",
                 "[{",
@@ -1457,6 +1503,21 @@ REFUSED = {
                 "TypeError",
             ),
             ("emotion", '"', '"calm", "text": "', "ValueError"),
+        )
+    },
+    **{
+        f"an evaluation with frame probabilities {name}": (
+            evaluated,
+            frame_probabilities(change),
+            f"{{folder}}/utterances.jsonl line 1: damaged ({error}): {EVALUATE}",
+        )
+        for name, change, error in (
+            ("of text", lambda p: {**p, "sad": ["0.1"] * len(p["sad"])}, "TypeError"),
+            ("above 1", lambda p: {**p, "sad": [1e300] * len(p["sad"])}, "ValueError"),
+            ("of fewer frames", lambda p: {**p, "sad": p["sad"][1:]}, "ValueError"),
+            ("of three emotions", lambda p: {k: p[k] for k in p if k != "sad"}, "ValueError"),
+            ("without emotions", lambda p: list(p.values()), "ValueError"),
+            ("of a number", lambda p: {**p, "sad": 0.1}, "TypeError"),
         )
     },
     # --- exported models
@@ -1514,8 +1575,13 @@ REFUSED = {
     ),
     "a model's YAML without tokens": (
         exported,
-        edit("hyperparams.yaml", "tokens: !new:ent_brain.tokens.CharTokens", ""),
+        edit("hyperparams.yaml", EXPORTED_TOKENS, ""),
         "{folder}: makes no model (Need hparams['tokens']): export again",
+    ),
+    "a model's YAML with a number as tokens": (
+        exported,
+        edit("hyperparams.yaml", EXPORTED_TOKENS, "tokens: 5\n"),
+        "{folder}: makes no model (tokens: 5: no tokens of this package): export again",
     ),
     "a model's YAML with an unknown size": (
         exported,
@@ -1633,11 +1699,6 @@ REFUSED = {
                 "segment_seconds: nan: give a number above 0 to 3600",
             ),
             (
-                "!new:ent_brain.tokens.CharTokens",
-                "5",
-                "tokens: 5: no tokens of this package",
-            ),
-            (
                 "frame_duration: 0.04",
                 "frame_duration: 0.02",
                 "feature_dim: the model's is 320, it must be 160",
@@ -1740,13 +1801,13 @@ ODD_CORPORA = {
 @pytest.mark.parametrize("case", ODD_CORPORA)
 def test_an_odd_corpus_is_read_as_the_good_one(case, place, tmp_path):
     save = tmp_path / "save"
-    want = entries_of(iemocap(tmp_path / "good", None)(save_folder=save))
+    want = entries_of(iemocap(tmp_path / "good", None)(save=save))
     read = iemocap(tmp_path / place, None)
     ODD_CORPORA[case](tmp_path / place)
     if case == "no right to write":
         (tmp_path / place).chmod(0o555)
     before = contents(tmp_path / place)
-    assert entries_of(read(save_folder=save)) == want
+    assert entries_of(read(save=save)) == want
     assert contents(tmp_path / place) == before  # whoever may write, as root may
 
 
@@ -1983,7 +2044,9 @@ def good_manifest(tmp_path_factory):
 def make_use_of(path):
     """Read a manifest, and each utterance as training does."""
     entries = read_manifest(path)
-    data = make_dataset(path, path.parent, CharTokens(), FbankFrontend(), 10.0)
+    data = make_dataset(
+        {"corpus": (path, path.parent)}, CharTokens(), PUBLISHED, FbankFrontend(), 10.0
+    )
     for index in range(len(data)):
         data[index]
     return entries

@@ -15,6 +15,7 @@ from torch import nn
 
 from ent_brain.cache import FeatureCache, disk_use, fill, model_digest
 from ent_brain.dataio import make_dataset
+from ent_brain.emotions import PUBLISHED
 from ent_brain.errors import InputError
 from ent_brain.frontend import FbankFrontend, SSLFrontend
 from ent_brain.tokens import CharTokens
@@ -358,7 +359,9 @@ def manifest(tmp_path):
 
 
 def dataset_of(manifest, frontend):
-    return make_dataset(manifest, manifest.parent, CharTokens(), frontend, 1.0)
+    return make_dataset(
+        {"corpus": (manifest, manifest.parent)}, CharTokens(), PUBLISHED, frontend, 1.0
+    )
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])

@@ -16,7 +16,7 @@ from ent_brain.dataio import (
     make_dataset,
     read_audio,
 )
-from ent_brain.emotions import EMOTIONS
+from ent_brain.emotions import PUBLISHED
 from ent_brain.errors import InputError
 from ent_brain.frontend import FbankFrontend, SSLFrontend
 from ent_brain.manifest import Interval
@@ -48,7 +48,13 @@ def write_manifest(folder, **utterances):
 
 def dataset_of(manifest, max_tokens_per_frame=1.0, frame_duration=0.02):
     frontend = FbankFrontend(frame_duration)
-    return make_dataset(manifest, manifest.parent, CharTokens(), frontend, max_tokens_per_frame)
+    return make_dataset(
+        {"corpus": (manifest, manifest.parent)},
+        CharTokens(),
+        PUBLISHED,
+        frontend,
+        max_tokens_per_frame,
+    )
 
 
 # --- audio
@@ -126,10 +132,10 @@ def test_known_to_be_neutral_is_not_the_same_as_not_known(tmp_path):
     assert unknown["entry"]["segments"] is None
 
 
-@pytest.mark.parametrize("emotion", EMOTIONS)
+@pytest.mark.parametrize("emotion", PUBLISHED.names)
 def test_emotions_become_their_indices(tmp_path, emotion):
     [item] = dataset_of(write_manifest(tmp_path, a=(0.5, "HI", emotion, None)))
-    assert EMOTIONS[item["emotion_index"]] == emotion
+    assert PUBLISHED.names[item["emotion_index"]] == emotion
 
 
 def test_a_batch_is_what_the_brain_takes(tmp_path):
@@ -149,7 +155,9 @@ def test_the_corpus_may_lie_elsewhere(tmp_path):
     corpus = tmp_path / "moved here"
     corpus.mkdir()
     (tmp_path / "a.flac").rename(corpus / "a.flac")
-    [item] = make_dataset(manifest, corpus, CharTokens(), FbankFrontend(), 1.0)
+    [item] = make_dataset(
+        {"corpus": (manifest, corpus)}, CharTokens(), PUBLISHED, FbankFrontend(), 1.0
+    )
     assert len(item["sig"]) == 8000
 
 
@@ -185,7 +193,7 @@ def test_audio_without_a_frame_is_refused(tmp_path, tiny_ssl):
     frontend = SSLFrontend("wav2vec2", tiny_ssl("wav2vec2"), tmp_path)
     manifest = write_manifest(tmp_path, a=(0.0249, "A", "sad", None), b=(0.025, "A", "sad", None))
     with pytest.raises(InputError) as error:
-        make_dataset(manifest, tmp_path, CharTokens(), frontend, 1.0)
+        make_dataset({"corpus": (manifest, tmp_path)}, CharTokens(), PUBLISHED, frontend, 1.0)
     assert str(error.value).startswith("a: 0.025 s is too short for one frame: correct or remove")
 
 
@@ -307,11 +315,11 @@ def test_a_frame_is_of_the_interval_that_covers_half_of_it(lengths, cut):
     ends = list(itertools.accumulate(lengths))
     starts = [0, *ends[:-1]]
     known = [
-        Interval(start, end, EMOTIONS[index], "NO")
+        Interval(start, end, PUBLISHED.names[index], "NO")
         for index, (start, end) in enumerate(zip(starts, ends, strict=True))
     ]
     frames = ends[-1] // 10 + 1 - cut  # log-mel energies have one more than an SSL model
-    spans = interval_spans(known, CharTokens(), 10, frames)
+    spans = interval_spans(known, CharTokens(), PUBLISHED, 10, frames)
     assert [span[1:3] for span in spans] == brute_force_spans(known, 10, frames)
 
 
@@ -321,7 +329,7 @@ def test_the_positions_of_an_interval_are_those_of_its_words(kind, tmp_path):
     tokens = CharTokens() if kind == "char" else train_sentencepiece(texts * 3, tmp_path / "m", 30)
     known = [Interval(2000 * k, 2000 * (k + 1), "sad", text) for k, text in enumerate(texts)]
     ids = tokens.encode(" ".join(texts))
-    spans = interval_spans(known, tokens, 320, 18)
+    spans = interval_spans(known, tokens, PUBLISHED, 320, 18)
     assert [tokens.decode(ids[c:d]) for *_, c, d in spans] == texts
     covered = [position for *_, c, d in spans for position in range(c, d)]
     assert covered == list(range(len(ids) + 1))
@@ -330,7 +338,7 @@ def test_the_positions_of_an_interval_are_those_of_its_words(kind, tmp_path):
 def test_an_interval_without_a_frame_is_refused():
     known = [Interval(0, 3000, "sad", "NO"), Interval(3000, 3100, "happy", "OH")]
     with pytest.raises(InputError) as error:
-        interval_spans(known, CharTokens(), 320, 9)
+        interval_spans(known, CharTokens(), PUBLISHED, 320, 9)
     assert str(error.value) == "interval of samples 3000 to 3100: no frame"
 
 

@@ -8,7 +8,7 @@ from oracles import NodeReader, PlainModel
 
 from ent_brain import decoding
 from ent_brain.decoding import LOOK_AHEAD, beam_search, greedy_search, judge_events
-from ent_brain.emotions import NEUTRAL
+from ent_brain.emotions import PUBLISHED
 from ent_brain.model import ENT, FENT
 from ent_brain.segments import SegmentDecoder
 
@@ -316,7 +316,7 @@ def test_more_hypotheses_than_the_beam_holds_are_refused():
 @torch.no_grad()
 def test_the_pooled_head_judges_each_event_by_all_of_it(model_class):
     model, features = random_model(model_class), random_features()
-    decoder = SegmentDecoder(0.1, "lasting_event", 0.5)
+    decoder = SegmentDecoder(PUBLISHED, 0.1, "lasting_event", 0.5)
     found = greedy_search(model, features, FRAME_LENS)
     judged = judge_events(model, model.encode(features, FRAME_LENS), found, decoder)
     for heard, before, after in zip(utterances(features), found, judged, strict=True):
@@ -330,7 +330,7 @@ def test_the_pooled_head_judges_each_event_by_all_of_it(model_class):
             logits = model.pooled_head(encoded[start:end].mean(0), predicted[c:d].mean(0))
             expected = float(logits.log_softmax(-1)[emotion])
             assert float(after.event_log_probs[emotion]) == pytest.approx(expected, rel=1e-4)
-        assert after.event_log_probs[NEUTRAL] == -torch.inf
+        assert after.event_log_probs[PUBLISHED.neutral_index] == -torch.inf
 
 
 def test_nothing_is_judged_without_a_head_or_an_event_to_judge():
@@ -339,4 +339,4 @@ def test_nothing_is_judged_without_a_head_or_an_event_to_judge():
         model = random_model(ENT, **options)
         found = greedy_search(model, features, FRAME_LENS)
         encoded = model.encode(features, FRAME_LENS)
-        assert judge_events(model, encoded, found, SegmentDecoder(0.1, method)) is found
+        assert judge_events(model, encoded, found, SegmentDecoder(PUBLISHED, 0.1, method)) is found

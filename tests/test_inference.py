@@ -7,7 +7,7 @@ from ent_brain.alignment import align
 from ent_brain.annotation import Annotation
 from ent_brain.dataio import read_audio
 from ent_brain.decoding import search
-from ent_brain.emotions import EMOTIONS
+from ent_brain.emotions import PUBLISHED
 from ent_brain.errors import InputError
 from ent_brain.export import export
 from ent_brain.frontend import SSLFrontend
@@ -59,7 +59,7 @@ def test_an_export_gives_the_very_outputs_of_the_training_process(pair, tmp_path
     assert loaded.transcribe_file(path) == annotation.text == text
     probabilities, emotion = loaded.classify_file(path)
     assert torch.equal(probabilities, best.utterance_log_probs.exp())
-    assert emotion == annotation.emotion == EMOTIONS[int(probabilities.argmax())]
+    assert emotion == annotation.emotion == PUBLISHED.names[int(probabilities.argmax())]
     rounded = [[round(p, 4) for p in row] for row in best.emotion_log_probs.exp().tolist()]
     assert [list(row) for row in annotation.frame_probabilities] == rounded
     first = brain.tokens.words(aligned.tokens)[0][1]
@@ -126,7 +126,7 @@ def test_silence_has_no_words_and_is_neutral(loaded, tmp_path, seconds):
     assert (annotation.text, annotation.words) == ("", ())
     assert annotation.emotion == "neutral"
     assert [(s.start, s.end, s.emotion) for s in annotation.segments] == [(0, seconds, "neutral")]
-    assert loaded.classify_file(path)[0][EMOTIONS.index("neutral")] > 0.99
+    assert loaded.classify_file(path)[0][PUBLISHED.index("neutral")] > 0.99
 
 
 def test_a_long_recording_is_what_is_heard_in_its_parts(loaded, tmp_path, capsys):
@@ -179,7 +179,7 @@ def test_a_model_without_words_or_emotions_tells_what_it_can(tmp_path, trained):
     export(trained(ENT, token_joint=False), tmp_path / "ser", 2.0)
     annotation = EmotionTransducer.from_hparams(source=tmp_path / "ser").annotate_file(path)
     assert (annotation.text, annotation.words) == ("", ())
-    assert annotation.emotion in EMOTIONS
+    assert annotation.emotion in PUBLISHED.names
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torchaudio.functional import rnnt_loss
 
 from ent_brain import losses
-from ent_brain.emotions import NEUTRAL
+from ent_brain.emotions import PUBLISHED
 from ent_brain.lattice import Lattice, backpropagate
 from ent_brain.losses import (
     DROPPED_POSTERIOR,
@@ -814,12 +814,12 @@ def test_the_most_probable_event_is_that_of_all(shortest, monkeypatch):
     columns = found, frame_probs, ALIGNED_EMOTIONS.tolist(), posteriors, batch.token_lens.tolist()
     for spans, q, emotion, of_arcs, tokens in zip(*columns, strict=True):
         assert [0, *(span[2] for span in spans)] == [*(span[1] for span in spans), len(q)]
-        felt = [span[1:3] for span in spans if span[0] != NEUTRAL]
-        if emotion != NEUTRAL:
+        felt = [span[1:3] for span in spans if span[0] != PUBLISHED.neutral_index]
+        if emotion != PUBLISHED.neutral_index:
             start, end, _ = max(oracles.events(q, emotion, shortest), key=lambda event: event[2])
             assert felt == [(start, end)]
-        assert {span[0] for span in spans} <= {emotion, NEUTRAL}
-        assert bool(felt) == (emotion != NEUTRAL)
+        assert {span[0] for span in spans} <= {emotion, PUBLISHED.neutral_index}
+        assert bool(felt) == (emotion != PUBLISHED.neutral_index)
         passed = [0.0, *(of_arcs * torch.arange(of_arcs.size(1))).sum(1).tolist()]
         for _, a, b, c, d in spans:
             assert abs(c - passed[a]) <= 0.5

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import soundfile
 
+from ent_brain.emotions import PUBLISHED
 from ent_brain.errors import InputError
 from ent_brain.manifest import (
     Interval,
@@ -52,7 +53,10 @@ def test_segments_are_the_emotional_ones_and_end_with_the_audio(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "problem"),
     [
-        ({"transcript": None}, "a: no transcript"),
+        ({"transcript": None, "emotion": None}, "a: neither transcript nor emotion"),
+        ({"start": -0.1}, "a: from -0.10 to 1.00 s: it must start at 0 or later"),
+        ({"start": 1.0}, "a: from 1.00 to 1.00 s: it must start at 0 or later and stop after"),
+        ({"start": 0.5, "samples": 12000}, "a: from 0.50 to 1.25 s of a file of 1.00 s"),
         ({"transcript": "--?"}, "a: no word in the transcript '--?'"),
         ({"emotion": "calm"}, "a: unknown emotion 'calm', not one of happy, angry, sad, neutral"),
         (
@@ -241,7 +245,7 @@ GOOD = [Interval(0, 9, "neutral", "OH"), Interval(9, 20, "sad", "NO NO")]
 
 
 def test_intervals_that_fit_are_accepted():
-    check_intervals(GOOD, 20, "OH NO NO")
+    check_intervals(GOOD, 20, "OH NO NO", PUBLISHED)
 
 
 @pytest.mark.parametrize(
@@ -258,7 +262,7 @@ def test_intervals_that_fit_are_accepted():
 )
 def test_intervals_that_do_not_fit_are_refused(changed, reason):
     with pytest.raises(InputError, match=reason):
-        check_intervals([GOOD[0], GOOD[1]._replace(**changed)], 20, "OH NO NO")
+        check_intervals([GOOD[0], GOOD[1]._replace(**changed)], 20, "OH NO NO", PUBLISHED)
 
 
 def test_a_manifest_s_intervals_are_checked(tmp_path):

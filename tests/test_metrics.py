@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from speechbrain.utils.EDER import EDER
 
 from ent_brain.decoding import Hypothesis
-from ent_brain.emotions import EMOTIONS
+from ent_brain.emotions import PUBLISHED
 from ent_brain.errors import InputError
 from ent_brain.metrics import (
     EmotionDiarizationStats,
@@ -32,7 +32,7 @@ def written(stats):
 
 @pytest.mark.parametrize(
     "stats",
-    [EmotionStats(), WordErrorStats(), EmotionDiarizationStats(FRAME)],
+    [EmotionStats(PUBLISHED), WordErrorStats(), EmotionDiarizationStats(PUBLISHED, FRAME)],
     ids=lambda stats: type(stats).__name__,
 )
 def test_nothing_appended_is_an_error_that_says_so(stats):
@@ -46,7 +46,7 @@ def test_nothing_appended_is_an_error_that_says_so(stats):
 
 @given(pairs, st.integers(1, 60))
 def test_accuracies_are_those_counted_by_hand(pairs, split):
-    stats = EmotionStats()
+    stats = EmotionStats(PUBLISHED)
     for part in (pairs[:split], pairs[split:]):
         predictions = torch.tensor([p for p, _ in part], dtype=torch.int64)
         stats.append([f"u{i}" for i in range(len(part))], predictions, [t for _, t in part])
@@ -64,7 +64,7 @@ def test_accuracies_are_those_counted_by_hand(pairs, split):
 
 
 def test_emotion_report_shows_counts_recalls_and_errors():
-    stats = EmotionStats()
+    stats = EmotionStats(PUBLISHED)
     stats.append(["Ses01F_a", "Ses01F_b", "c"], [0, 2, 1], [0, 1, 1])
     text = written(stats)
     assert "WA 66.67 %, UA 75.00 %, utterances: 3" in text
@@ -75,7 +75,11 @@ def test_emotion_report_shows_counts_recalls_and_errors():
 
 
 def test_trackers_refuse_columns_of_different_lengths_and_keep_nothing_of_them():
-    emotions, words, times = EmotionStats(), WordErrorStats(), EmotionDiarizationStats(FRAME)
+    emotions, words, times = (
+        EmotionStats(PUBLISHED),
+        WordErrorStats(),
+        EmotionDiarizationStats(PUBLISHED, FRAME),
+    )
     with pytest.raises(ValueError):
         emotions.append(["a", "b"], [0], [0])
     with pytest.raises(ValueError):
@@ -88,7 +92,7 @@ def test_trackers_refuse_columns_of_different_lengths_and_keep_nothing_of_them()
 
 
 def test_clear_forgets():
-    stats = EmotionStats()
+    stats = EmotionStats(PUBLISHED)
     stats.append(["a"], [0], [1])
     stats.clear()
     stats.append(["b"], [1], [1])
@@ -161,7 +165,7 @@ def utterances(draw):
 
 
 def as_segments(segments):
-    return [Segment(start / 1000, end / 1000, EMOTIONS[e]) for start, end, e in segments]
+    return [Segment(start / 1000, end / 1000, PUBLISHED.names[e]) for start, end, e in segments]
 
 
 @settings(max_examples=50)
@@ -178,7 +182,7 @@ def test_eder_is_that_of_a_fine_grid(utterances):
             frame = millisecond // 20
             wrong += frame >= len(frames) or frames[frame] != truth
         rates.append(100 * wrong / duration)
-    stats = EmotionDiarizationStats(FRAME)
+    stats = EmotionDiarizationStats(PUBLISHED, FRAME)
     stats.append(
         [str(i) for i in range(len(utterances))],
         [frames for frames, _, _ in utterances],
@@ -201,15 +205,15 @@ def test_eder_is_speechbrain_s(frames, duration, a, b, emotion):
     if end - start < 1e-3:
         start, end = 0.0, duration
     theirs = EDER(
-        prediction=[EMOTIONS[label][0] for label in frames],
+        prediction=[PUBLISHED.names[label][0] for label in frames],
         id="u",
         duration=duration,
-        emotion=[{"emo": EMOTIONS[emotion], "start": start, "end": end}],
+        emotion=[{"emo": PUBLISHED.names[emotion], "start": start, "end": end}],
         window_length=FRAME,
         stride=FRAME,
     )
-    stats = EmotionDiarizationStats(FRAME)
-    stats.append(["u"], [frames], [[Segment(start, end, EMOTIONS[emotion])]], [duration])
+    stats = EmotionDiarizationStats(PUBLISHED, FRAME)
+    stats.append(["u"], [frames], [[Segment(start, end, PUBLISHED.names[emotion])]], [duration])
     assert stats.summarize("EDER") == pytest.approx(100 * theirs, abs=1e-6)
 
 
@@ -223,14 +227,14 @@ def test_eder_of_baselines_and_of_nothing():
         "oracle": [3] * 25 + [2] * 50 + [3] * 25,
     }
     for name, frames in predictions.items():
-        stats = EmotionDiarizationStats(FRAME)
+        stats = EmotionDiarizationStats(PUBLISHED, FRAME)
         stats.append([name], [frames], [reference], [2.0])
         assert stats.summarize("EDER") == pytest.approx(expected[name], abs=1e-9)
         assert " -" not in written(stats).split("predicted")[0]
 
 
 def test_eder_report_shows_the_worst_first():
-    stats = EmotionDiarizationStats(0.5)
+    stats = EmotionDiarizationStats(PUBLISHED, 0.5)
     stats.append(["good", "bad"], [[3, 3], []], [[], [Segment(0, 1, "happy")]], [1.0, 1.0])
     assert written(stats) == (
         "EDER 50.00 %, utterances: 2\n"
@@ -240,7 +244,7 @@ def test_eder_report_shows_the_worst_first():
 
 
 def test_a_bad_reference_is_refused_by_its_id():
-    stats = EmotionDiarizationStats(FRAME)
+    stats = EmotionDiarizationStats(PUBLISHED, FRAME)
     with pytest.raises(InputError, match="^Ses01: segment"):
         stats.append(["Ses01"], [[3]], [[Segment(2, 1, "sad")]], [3.0])
 
@@ -248,7 +252,7 @@ def test_a_bad_reference_is_refused_by_its_id():
 def test_rates_of_each_utterance_are_those_of_it_alone():
     log_probs = torch.eye(4)[[3, 3, 2, 2]].log_softmax(-1)
     tokens = CharTokens()
-    stats = TransducerStats(tokens, SegmentDecoder(0.5))
+    stats = TransducerStats(tokens, SegmentDecoder(PUBLISHED, 0.5))
     for name, text, segments in (
         ("late", "TEA TWO", [Segment(0.5, 2.0, "sad")]),
         ("unknown", "TEA FOR TWO", None),
@@ -268,10 +272,10 @@ def test_a_decoder_of_segments_is_scored_beside_each_frame_by_itself():
     entry = {"transcript": "", "emotion": "happy", "duration": 3.0}
     entry["segments"] = [Segment(1.0, 3.0, "happy")]
     hypothesis = Hypothesis([], [], log_probs, log_probs[2], 0.0)
-    stats = TransducerStats(None, SegmentDecoder(0.5, "lasting_event", 2.0))
+    stats = TransducerStats(None, SegmentDecoder(PUBLISHED, 0.5, "lasting_event", 2.0))
     stats.append(["a"], [hypothesis], [entry])
     assert stats.summarize()["EDER"] == pytest.approx(0)
     assert stats.baselines()["each frame by itself"] == pytest.approx(100 / 3)
-    plain = TransducerStats(None, SegmentDecoder(0.5))
+    plain = TransducerStats(None, SegmentDecoder(PUBLISHED, 0.5))
     plain.append(["a"], [hypothesis], [entry])
     assert set(plain.baselines()) == {"all neutral", "utterance emotion everywhere"}

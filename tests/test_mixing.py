@@ -7,11 +7,12 @@ import pytest
 import soundfile
 
 from ent_brain.dataio import make_dataset
+from ent_brain.emotions import PUBLISHED
 from ent_brain.errors import InputError
 from ent_brain.frontend import FbankFrontend
 from ent_brain.manifest import read_manifest
 from ent_brain.mixing import LOUDNESS, draw_mixtures, mix
-from ent_brain.tokens import CharTokens
+from ent_brain.tokens import CharTokens, normalize_transcript
 
 TEXTS = {"neutral": "WELL THEN", "sad": "OH NO", "angry": "STOP IT NOW"}
 
@@ -39,7 +40,16 @@ def write_corpus(folder, counts=None, rate=16000, speakers=("Ann", "Bob")):
 
 
 def mixed_from(manifest, folder, seed=1, **options):
-    path = mix(manifest, manifest.parent, folder / "audio", folder, seed, **options)
+    path = mix(
+        manifest,
+        manifest.parent,
+        folder / "audio",
+        folder,
+        PUBLISHED,
+        normalize_transcript,
+        seed,
+        **options,
+    )
     return path, read_manifest(path)
 
 
@@ -50,7 +60,7 @@ def test_nothing_is_written_outside_the_mixed_folder(tmp_path):
     before = set(tmp_path.rglob("*"))
     mixed = tmp_path / "a" / "b"
     with pytest.raises(InputError) as error:
-        mix(manifest, manifest.parent, mixed, mixed, seed=1)
+        mix(manifest, manifest.parent, mixed, mixed, PUBLISHED, normalize_transcript, seed=1)
     assert str(error.value) == (
         "../../evil: an id names files: no / \\ or NUL, not . or .., 1 to 200 bytes: "
         f"write {manifest} again with the recipe's preparation"
@@ -65,7 +75,7 @@ def corpus(tmp_path):
 
 def test_every_emotional_utterance_is_used_once_with_its_speaker_s_neutral_ones(corpus):
     entries = read_manifest(corpus)
-    mixtures = draw_mixtures(entries, seed=3)
+    mixtures = draw_mixtures(entries, seed=3, neutral_label="neutral")
     assert set(mixtures) == {name for name, e in entries.items() if e["emotion"] != "neutral"}
     for name, parts in mixtures.items():
         assert parts.count(name) == 1
@@ -77,7 +87,7 @@ def test_every_emotional_utterance_is_used_once_with_its_speaker_s_neutral_ones(
 def test_the_four_patterns_are_equally_probable_and_neutral_ones_come_in_turn():
     entries = {f"e{i:04}": {"speaker": "Ann", "emotion": "sad"} for i in range(4000)}
     entries |= {f"n{i}": {"speaker": "Ann", "emotion": "neutral"} for i in range(7)}
-    mixtures = draw_mixtures(entries, seed=5)
+    mixtures = draw_mixtures(entries, seed=5, neutral_label="neutral")
     patterns = Counter(tuple(p[0] for p in parts) for parts in mixtures.values())
     assert set(patterns) == {("n", "e"), ("e", "n"), ("n", "e", "n"), ("e",)}
     # Four binomial deviations of 4,000 draws at 1/4.
@@ -88,15 +98,22 @@ def test_the_four_patterns_are_equally_probable_and_neutral_ones_come_in_turn():
 
 def test_a_seed_draws_the_same_and_another_one_others(corpus):
     entries = read_manifest(corpus)
-    assert draw_mixtures(entries, 1) == draw_mixtures(dict(reversed(entries.items())), 1)
-    assert draw_mixtures(entries, 1) != draw_mixtures(entries, 2)
+    assert draw_mixtures(entries, 1, neutral_label="neutral") == draw_mixtures(
+        dict(reversed(entries.items())), 1, neutral_label="neutral"
+    )
+    assert draw_mixtures(entries, 1, neutral_label="neutral") != draw_mixtures(
+        entries, 2, neutral_label="neutral"
+    )
     of_ann = {name: e for name, e in entries.items() if e["speaker"] == "Ann"}
-    assert draw_mixtures(of_ann, 1).items() <= draw_mixtures(entries, 1).items()
+    assert (
+        draw_mixtures(of_ann, 1, neutral_label="neutral").items()
+        <= draw_mixtures(entries, 1, neutral_label="neutral").items()
+    )
 
 
 def test_the_audio_is_the_parts_at_equal_loudness_and_the_intervals_tell_where(corpus, tmp_path):
     entries = read_manifest(corpus)
-    mixtures = draw_mixtures(entries, seed=1)
+    mixtures = draw_mixtures(entries, seed=1, neutral_label="neutral")
     path, mixed = mixed_from(corpus, tmp_path)
     assert path == tmp_path / "mixed_train.json"
     assert set(mixed) == set(mixtures)
@@ -160,7 +177,7 @@ def test_audio_of_another_rate_is_mixed_at_16_khz(tmp_path):
     corpus = write_corpus(tmp_path / "corpus", rate=8000, speakers=("Ann",))
     _, mixed = mixed_from(corpus, tmp_path)
     entries = read_manifest(corpus)
-    for name, parts in draw_mixtures(entries, 1).items():
+    for name, parts in draw_mixtures(entries, 1, neutral_label="neutral").items():
         seconds = sum(entries[part]["duration"] for part in parts)
         assert mixed[name]["duration"] == pytest.approx(seconds, abs=1e-3)
 
@@ -173,7 +190,9 @@ def test_silence_is_refused(corpus, tmp_path):
 
 def test_a_mixed_corpus_makes_a_dataset(corpus, tmp_path):
     path, _ = mixed_from(corpus, tmp_path)
-    dataset = make_dataset(path, tmp_path / "audio", CharTokens(), FbankFrontend(0.04), 1.0)
+    dataset = make_dataset(
+        {"corpus": (path, tmp_path / "audio")}, CharTokens(), PUBLISHED, FbankFrontend(0.04), 1.0
+    )
     for item in dataset:
         spans = item["entry"]["intervals"]
         assert spans[0][1] == spans[0][3] == 0

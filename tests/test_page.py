@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from ent_brain import page
 from ent_brain.annotation import Annotation, Word
-from ent_brain.emotions import EMOTIONS
+from ent_brain.emotions import PUBLISHED
 from ent_brain.errors import InputError
 from ent_brain.page import Utterance, read_utterances, write_page, write_report, write_utterances
 from ent_brain.segments import Segment
@@ -38,9 +38,9 @@ def write_tone(path, seconds=0.8):
 
 def make_utterance(name, audio, number=0, test_set="ZED", text="OH DEAR ME"):
     """Three words of 0.2 s, the middle one in an emotion that depends on the number."""
-    emotion = EMOTIONS[number % 4]
+    emotion = PUBLISHED.names[number % 4]
     frames = [[0.0, 0.0, 0.0, 1.0]] * 8
-    frames[3:5] = [[0.7 * (emotion == other) + 0.075 for other in EMOTIONS]] * 2
+    frames[3:5] = [[0.7 * (emotion == other) + 0.075 for other in PUBLISHED.names]] * 2
     segments = (
         Segment(0.0, 0.3, "neutral"),
         Segment(0.3, 0.5, emotion),
@@ -51,14 +51,18 @@ def make_utterance(name, audio, number=0, test_set="ZED", text="OH DEAR ME"):
         name=name,
         duration=0.8,
         text="OH MY DEAR",
+        emotions=PUBLISHED.names,
+        neutral="neutral",
         emotion=emotion,
-        probabilities=tuple(0.7 * (emotion == other) + 0.075 for other in EMOTIONS),
+        probabilities=tuple(0.7 * (emotion == other) + 0.075 for other in PUBLISHED.names),
         words=tuple(Word(*w, emotion if w[0] == "MY" else "neutral", 0.9) for w in words),
         segments=segments,
         frame_duration=0.1,
         frame_probabilities=tuple(map(tuple, frames)),
     )
-    reference = Annotation(name, 0.8, text, "sad", (), (), segments, 0.1, ())
+    reference = Annotation(
+        name, 0.8, text, PUBLISHED.names, "neutral", "sad", (), (), segments, 0.1, ()
+    )
     rates = {"WER": float(37 * number % 101), "EDER": float(61 * number % 89)}
     return Utterance(annotation, audio, reference, test_set, rates)
 

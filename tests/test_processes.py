@@ -3,6 +3,7 @@
 import json
 import math
 import os
+from collections import Counter
 from functools import partial
 
 import numpy as np
@@ -15,9 +16,15 @@ from speechbrain.dataio.sampler import ReproducibleRandomSampler
 from test_brain import interrupt, make_brain, sing
 
 from ent_brain.dataio import ShareOfBatches, make_batch_sampler, make_dataset
-from ent_brain.emotions import EMOTIONS
+from ent_brain.emotions import PUBLISHED
 from ent_brain.errors import InputError
 from ent_brain.frontend import FbankFrontend
+from ent_brain.losses import (
+    aligned_pooling_loss,
+    lattice_pooling_loss,
+    next_token_loss,
+    transducer_loss,
+)
 from ent_brain.tokens import CharTokens
 
 SEED = 5
@@ -36,7 +43,7 @@ def songs(tmp_path_factory):
     rng = np.random.default_rng(0)
     manifest = {}
     for index in range(11):
-        emotion, text = EMOTIONS[index % 4], "ASET"[: 1 + index * 7 % 4]
+        emotion, text = PUBLISHED.names[index % 4], "ASET"[: 1 + index * 7 % 4]
         song = sing(text, emotion, rng)
         soundfile.write(folder / f"{index:02}.wav", song, 16000)
         seconds = len(song) / 16000
@@ -53,7 +60,9 @@ def songs(tmp_path_factory):
 
 
 def load(songs):
-    return make_dataset(songs, songs.parent, CharTokens(), FbankFrontend(0.04), 1.0)
+    return make_dataset(
+        {"corpus": (songs, songs.parent)}, CharTokens(), PUBLISHED, FbankFrontend(0.04), 1.0
+    )
 
 
 class Unions:
@@ -328,3 +337,128 @@ def test_a_step_of_several_is_a_step_of_one_with_larger_batches(processes):
         everything = list(order)
         size = 4 * processes
         assert steps == [everything[i : i + size] for i in range(0, 24, size)]
+
+
+# --- partly labelled utterances of two corpora
+
+
+MISSING = ("transcript", "emotion", None, None, "emotion", "transcript")
+"""What the songs lack, in turn."""
+
+PARTLY = {"rnnt_weight": 0.7, "head_weight": 0.5, "lattice_weight": 0.4, "lm_weight": 0.3}
+STEP = {"batch_size": 3, "grad_accumulation_factor": 2}
+
+
+@pytest.fixture(scope="module")
+def corpora(songs):
+    """The songs in two corpora, half of their labels missing."""
+    entries = list(json.loads(songs.read_text()).items())
+    for index, (_, entry) in enumerate(entries):
+        if missing := MISSING[index % len(MISSING)]:
+            entry[missing] = None
+        del entry["segments"]
+    found = {}
+    for name, part in (("words", entries[:6]), ("emotions", entries[6:])):
+        path = songs.parent / f"{name}.json"
+        path.write_text(json.dumps(dict(part)))
+        found[name] = (path, songs.parent)
+    return found
+
+
+def first_step(folder, corpora, mode):
+    """What a process has of its first optimiser step: features by id, weights and gradients."""
+    dataset = make_dataset(corpora, CharTokens(), PUBLISHED, FbankFrontend(0.04), 1.0)
+    run_opts = {"max_grad_norm": math.inf, "optimizer_step_limit": 1, **GLOO}
+    run_opts["grad_accumulation_factor"] = STEP["grad_accumulation_factor"]
+    opt_class = partial(torch.optim.SGD, lr=0.01)
+    brain = make_brain(folder, opt_class=opt_class, run_opts=run_opts, lattice_mode=mode, **PARTLY)
+    seen, prepare, honest, gradients = [], brain.init_optimizers, brain.fit_batch, []
+    state = {name: value.clone() for name, value in brain.raw_modules.model.state_dict().items()}
+
+    def fit_batch(batch):
+        loss = honest(batch)
+        features, frame_lens = outputs.pop()
+        rows = zip(batch.id, features, frame_lens, strict=True)
+        seen.extend((name, row[:count].detach()) for name, row, count in rows)
+        return loss
+
+    def init_optimizers():
+        prepare()
+        model = brain.raw_modules.model
+        brain.optimizer.register_step_pre_hook(
+            lambda *_: gradients.append({n: p.grad.clone() for n, p in model.named_parameters()})
+        )
+
+    outputs = []
+    brain.raw_modules.frontend.register_forward_hook(lambda *args: outputs.append(args[2]))
+    brain.fit_batch, brain.init_optimizers = fit_batch, init_optimizers
+    loader = {"batch_size": STEP["batch_size"], "shuffle": True}
+    brain.fit(brain.hparams.epoch_counter, dataset, train_loader_kwargs=loader)
+    return {"seen": seen, "state": state, "gradients": gradients[0]}
+
+
+def gradients_term_by_term(brain, corpora, seen, mode):
+    """Of the mean of each term over the utterances that have its label, each heard alone."""
+    entries = {}
+    for path, _ in corpora.values():
+        entries |= json.loads(path.read_text())
+    model, tokens_of = brain.raw_modules.model, CharTokens().encode
+    sums, counts = dict.fromkeys(("rnnt", "head", "lattice", "lm"), 0.0), Counter()
+    for name, features in seen:
+        transcript, emotion = (entries[name][key] for key in ("transcript", "emotion"))
+        tokens = torch.tensor([tokens_of(transcript or "")], dtype=torch.long)
+        lens = torch.tensor([len(features)]), torch.tensor([tokens.size(1)])
+        output = model(features[None], lens[0], tokens, lens[1])
+        if transcript is not None:
+            sums["rnnt"] += transducer_loss(output.token_lattices, tokens, *lens)
+            positions = tokens.size(1) + 1
+            sums["lm"] += positions * next_token_loss(output.lm_logits, tokens, lens[1])
+            counts["rnnt"] += 1
+            counts["lm"] += positions
+        if emotion is not None:
+            target = torch.tensor([PUBLISHED.index(emotion)])
+            sums["head"] += torch.nn.functional.cross_entropy(output.head_logits, target)
+            if mode == "aligned":
+                pooled = aligned_pooling_loss(
+                    output.token_lattices, output.emotion_lattice, tokens, target, *lens
+                )
+            else:
+                pooled = lattice_pooling_loss(output.emotion_lattice, target, *lens, mode=mode)
+            sums["lattice"] += pooled
+            counts["head"] += 1
+            counts["lattice"] += 1
+    total = sum(PARTLY[f"{name}_weight"] * sums[name] / counts[name] for name in sums)
+    names, parameters = zip(*model.named_parameters(), strict=True)
+    return dict(zip(names, torch.autograd.grad(total, parameters), strict=True)), counts
+
+
+def check_gradients(folder, ranks, corpora, mode):
+    brain = make_brain(folder, lattice_mode=mode, **PARTLY)
+    brain.raw_modules.model.load_state_dict(ranks[0]["state"])
+    seen = [each for rank in ranks for each in rank["seen"]]
+    assert len({name for name, _ in seen}) == len(seen)
+    expected, counts = gradients_term_by_term(brain, corpora, seen, mode)
+    assert 0 < counts["rnnt"] < len(seen)
+    assert 0 < counts["head"] < len(seen)
+    for rank in ranks:
+        for name, gradient in expected.items():
+            found = rank["gradients"][name]
+            torch.testing.assert_close(found, gradient, atol=1e-5, rtol=1e-5, msg=name)
+
+
+@pytest.mark.parametrize("mode", ["one", "aligned"])
+def test_terms_are_means_over_the_labelled_utterances_of_the_step(
+    corpora, tmp_path, monkeypatch, mode
+):
+    monkeypatch.setenv("SB_GLOBAL_SEED", str(SEED))
+    alone = first_step(tmp_path / "one", corpora, mode)
+    check_gradients(tmp_path / "again", [alone], corpora, mode)
+
+
+def test_so_they_are_over_two_processes(processes, corpora, tmp_path):
+    ranks = run(partial(_first_step, corpora=corpora), 2, tmp_path)
+    check_gradients(tmp_path / "again", ranks, corpora, "aligned")
+
+
+def _first_step(folder, corpora):
+    return first_step(folder / "step", corpora, "aligned")

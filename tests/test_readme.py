@@ -28,7 +28,7 @@ def demo(tmp_path, trained, monkeypatch):
     for path in ("speech.wav", "recordings/one.wav", "recordings/two.flac"):
         soundfile.write(path, noise, 16000)
     export(trained(), Path("demo/ent/pretrained"), longest_window=2.0)
-    said = Annotation("u1", 1.25, "", None, (), (), (), 0.04, ())
+    said = Annotation("u1", 1.25, "", (), None, None, (), (), (), 0.04, ())
     write_utterances(
         [Utterance(said, str(Path("speech.wav").resolve()))], Path("demo/ent") / UTTERANCES_FILE
     )

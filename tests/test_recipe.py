@@ -1,9 +1,11 @@
 import json
+from pathlib import Path
 
 import pytest
 
 from ent_brain.errors import InputError
-from ent_brain.recipe import make_tokens
+from ent_brain.recipe import make_tokens as make_recipe_tokens
+from ent_brain.settings import load_recipe
 
 TRANSCRIPTS = ["THE LAMP IS ON THE TABLE", "SHE FOUND THE OLD BAG", "DON'T PUT IT THERE"] * 3
 
@@ -23,7 +25,16 @@ def write_manifest(path, transcripts):
     return path
 
 
-def test_characters_need_no_manifest(tmp_path):
+def make_tokens(kind, vocab_size, manifest, folder):
+    yaml = Path(__file__).parents[1] / "recipes" / "RAVDESS" / "hparams" / "ent_fbank.yaml"
+    options = {"tokens": kind, "vocab_size": vocab_size, "data_folder": "corpus"}
+    options |= {"output_folder": folder / "out", "save_folder": folder}
+    lines = "".join(f"{key}: {value}\n" for key, value in options.items())
+    train = {"corpus": (manifest, manifest.parent)}
+    return make_recipe_tokens(load_recipe(yaml, lines), train)
+
+
+def test_the_published_characters_need_no_manifest(tmp_path):
     assert len(make_tokens("char", 31, tmp_path / "no.json", tmp_path)) == 31
 
 
@@ -63,4 +74,16 @@ def test_the_vocabulary_s_size_must_be_right(tmp_path):
 def test_unknown_tokens_are_refused(tmp_path):
     with pytest.raises(InputError) as error:
         make_tokens("words", 31, tmp_path / "train.json", tmp_path)
-    assert str(error.value) == "tokens: 'words': choose char or bpe"
+    assert str(error.value) == "tokens: 'words': choose char, characters or bpe"
+
+
+def test_characters_are_learnt_from_the_training_transcripts_alone(tmp_path):
+    train = write_manifest(tmp_path / "train.json", ["ÄPFEL UND ÖL", "DON'T"])
+    write_manifest(tmp_path / "test.json", ["QUIZ"])
+    tokens = make_tokens("characters", 31, train, tmp_path)
+    assert tokens.decode(tokens.encode("ÖL UND ÄPFEL DON'T")) == "ÖL UND ÄPFEL DON'T"
+    assert tokens.encode("Q") == [1]
+    [file] = tmp_path.glob("characters_*.txt")
+    letters = set("ÄPFELUNDÖLDON'T")
+    assert len(tokens) == len(letters) + 4
+    assert {line[0] for line in file.read_text(encoding="utf-8").splitlines()[1:]} == letters

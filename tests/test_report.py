@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 
 from ent_brain.annotation import Heard, annotate
-from ent_brain.emotions import EMOTIONS
+from ent_brain.emotions import PUBLISHED
 from ent_brain.errors import InputError
 from ent_brain.report import (
     plot_confusion,
@@ -80,7 +80,7 @@ def test_curves_of_few_epochs_and_few_keys(tmp_path, count, keys):
 
 def test_confusion_shows_counts_and_row_percentages(tmp_path):
     confusion = np.array([[1203, 102, 31, 300], [1, 3, 0, 0], [0, 0, 5, 0], [0, 0, 0, 0]])
-    figure = plot_confusion(confusion, tmp_path / "confusion.png", "session $5$")
+    figure = plot_confusion(confusion, tmp_path / "confusion.png", "session $5$", PUBLISHED)
     check_picture(tmp_path / "confusion.png", figure)
     cells = texts(figure.axes[0])
     assert cells[0] == "1203\n73.5 %"
@@ -103,7 +103,7 @@ def draw(path, duration=4.0, words=(), reference=(), classes=None, waveform=None
     probabilities = torch.full([frames, 4], 0.1)
     probabilities[torch.arange(frames), classes] = 0.7
     heard = Heard(duration, words, probabilities.log(), classes, torch.ones(4))
-    annotation = annotate("a $title$", heard, frame_duration=0.02)
+    annotation = annotate("a $title$", heard, 0.02, PUBLISHED)
     return plot_timeline(path, waveform, rate, annotation, reference)
 
 
@@ -145,7 +145,7 @@ def test_tracks_show_target_and_prediction_and_name_what_has_room(tmp_path):
 def test_emotions_differ_without_colour(tmp_path):
     figure = draw(tmp_path / "t.png")
     patches = figure.legends[0].get_patches()
-    assert len({patch.get_hatch() for patch in patches}) == len(EMOTIONS)
+    assert len({patch.get_hatch() for patch in patches}) == len(PUBLISHED.names)
     grey = sorted(np.dot(p.get_facecolor()[:3], [0.299, 0.587, 0.114]) for p in patches)
     assert min(np.diff(grey)) > 0.1
 
@@ -203,10 +203,12 @@ def test_lattice_shows_each_emotion_and_the_path(tmp_path, words):
     tokens = words[-1][2] if words else 0
     probabilities = np.random.default_rng(0).dirichlet([0.3] * 4, size=(80, tokens + 1))
     frames = sorted(np.random.default_rng(1).integers(80, size=tokens).tolist())
-    figure = plot_lattice(tmp_path / "l.png", probabilities, frames, words, 0.02, "a $title$")
+    figure = plot_lattice(
+        tmp_path / "l.png", probabilities, frames, words, 0.02, "a $title$", PUBLISHED
+    )
     check_picture(tmp_path / "l.png", figure)
     panels = figure.axes[:4]
-    assert [axes.get_title(loc="left") for axes in panels] == list(EMOTIONS)
+    assert [axes.get_title(loc="left") for axes in panels] == list(PUBLISHED.names)
     for index, axes in enumerate(panels):
         assert np.array_equal(axes.images[0].get_array(), probabilities[..., index].T)
         for line in axes.lines:

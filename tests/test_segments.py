@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ent_brain.emotions import EMOTIONS
+from ent_brain.emotions import PUBLISHED
 from ent_brain.errors import InputError
 from ent_brain.segments import (
     ROUNDING,
@@ -23,16 +23,16 @@ frame_durations = st.sampled_from([0.02, 0.01, 0.1, 1 / 3])
 
 @given(labels, frame_durations)
 def test_segments_give_the_frames_back(labels, frame_duration):
-    segments = segments_from_frames(labels, frame_duration)
+    segments = segments_from_frames(labels, frame_duration, PUBLISHED)
     for index, label in enumerate(labels):
         middle = (index + 0.5) * frame_duration
         covering = [s for s in segments if s.start <= middle < s.end]
-        assert [s.emotion for s in covering] == [EMOTIONS[label]]
+        assert [s.emotion for s in covering] == [PUBLISHED.names[label]]
 
 
 @given(labels, frame_durations)
 def test_segments_of_frames_are_gapless_and_alternate(labels, frame_duration):
-    segments = segments_from_frames(labels, frame_duration)
+    segments = segments_from_frames(labels, frame_duration, PUBLISHED)
     assert segments[0].start == 0
     assert segments[-1].end == len(labels) * frame_duration
     for before, after in zip(segments, segments[1:], strict=False):
@@ -41,34 +41,34 @@ def test_segments_of_frames_are_gapless_and_alternate(labels, frame_duration):
 
 
 def test_times_do_not_drift():
-    segments = segments_from_frames([0, 1] * 50_000, 0.1)
+    segments = segments_from_frames([0, 1] * 50_000, 0.1, PUBLISHED)
     assert segments[-1] == Segment(99_999 * 0.1, 100_000 * 0.1, "angry")
 
 
 def test_no_frames_are_no_segments():
-    assert segments_from_frames([], 0.02) == []
+    assert segments_from_frames([], 0.02, PUBLISHED) == []
 
 
 @given(labels, frame_durations, st.floats(0, 5))
 def test_filling_restores_what_only_the_emotional_segments_tell(labels, frame_duration, silence):
-    segments = segments_from_frames(labels, frame_duration)
+    segments = segments_from_frames(labels, frame_duration, PUBLISHED)
     duration = segments[-1].end + silence
     emotional = [s for s in segments if s.emotion != "neutral"]
-    cover = fill_neutral(emotional, duration)
+    cover = fill_neutral(emotional, duration, PUBLISHED)
     assert [s for s in cover if s.emotion != "neutral"] == emotional
     assert cover[0].start == 0
     assert cover[-1].end == duration
     assert all(a.end == b.start for a, b in zip(cover, cover[1:], strict=False))
     assert all(s.start < s.end for s in cover)
-    assert fill_neutral(cover, duration) == cover
+    assert fill_neutral(cover, duration, PUBLISHED) == cover
 
 
 def test_nothing_emotional_is_all_neutral():
-    assert fill_neutral([], 2.5) == [Segment(0.0, 2.5, "neutral")]
+    assert fill_neutral([], 2.5, PUBLISHED) == [Segment(0.0, 2.5, "neutral")]
 
 
 def test_a_rounded_end_is_cut_at_the_duration():
-    cover = fill_neutral([Segment(1.0, 3.0 + ROUNDING / 2, "sad")], 3.0)
+    cover = fill_neutral([Segment(1.0, 3.0 + ROUNDING / 2, "sad")], 3.0, PUBLISHED)
     assert cover == [Segment(0.0, 1.0, "neutral"), Segment(1.0, 3.0, "sad")]
 
 
@@ -89,19 +89,19 @@ def test_a_rounded_end_is_cut_at_the_duration():
 )
 def test_segments_that_cannot_be_are_refused(segments):
     with pytest.raises(InputError, match="segment"):
-        fill_neutral(segments, 4.0)
+        fill_neutral(segments, 4.0, PUBLISHED)
 
 
 @pytest.mark.parametrize("duration", [0, -1.0, float("nan")])
 def test_a_recording_has_a_duration(duration):
     with pytest.raises(InputError, match="duration"):
-        fill_neutral([], duration)
+        fill_neutral([], duration, PUBLISHED)
 
 
 @given(labels, frame_durations, st.floats(0.01, 1.5))
 def test_segments_end_where_the_recording_ends(labels, frame_duration, share):
     duration = max(share * len(labels) * frame_duration, 1e-3)
-    segments = segments_from_frames(labels, frame_duration)
+    segments = segments_from_frames(labels, frame_duration, PUBLISHED)
     ended = end_at(segments, duration)
     assert ended[-1].end == duration
     assert all(segment.start < segment.end for segment in ended)
@@ -136,24 +136,28 @@ def test_sequences_of_labels_are_the_most_probable_of_all(frames, seed):
     def most_probable(sequences):
         return list(max(sequences, key=lambda labels: log_probs[range(frames), labels].sum()))
 
-    assert SegmentDecoder(0.1).labels(log_probs) == most_probable(product(range(4), repeat=frames))
+    assert SegmentDecoder(PUBLISHED, 0.1).labels(log_probs) == most_probable(
+        product(range(4), repeat=frames)
+    )
     for shortest in (1, 2, 3):
-        found = SegmentDecoder(0.1, "min_duration", shortest * 0.1).labels(log_probs)
+        found = SegmentDecoder(PUBLISHED, 0.1, "min_duration", shortest * 0.1).labels(log_probs)
         assert found == most_probable(lasting(frames, shortest))
-        found = SegmentDecoder(0.1, "lasting_event", shortest * 0.1).labels(log_probs)
+        found = SegmentDecoder(PUBLISHED, 0.1, "lasting_event", shortest * 0.1).labels(log_probs)
         assert found == most_probable(
             labels
             for labels in one_event(frames)
             if sum(label != 3 for label in labels) >= min(shortest, frames)
         )
-    assert SegmentDecoder(0.1, "single_event").labels(log_probs) == most_probable(one_event(frames))
+    assert SegmentDecoder(PUBLISHED, 0.1, "single_event").labels(log_probs) == most_probable(
+        one_event(frames)
+    )
 
 
 @pytest.mark.parametrize("frames", range(1, 7))
 @pytest.mark.parametrize("told", range(3))
 def test_an_event_may_be_told_apart_from_when_it_is(frames, told):
     log_probs = random_log_probs(frames, seed=told)
-    decoder = SegmentDecoder(0.1, "lasting_event", 0.2)
+    decoder = SegmentDecoder(PUBLISHED, 0.1, "lasting_event", 0.2)
     events = decoder.events(log_probs)
     assert set(events) == {0, 1, 2}
     for emotion, (start, end) in events.items():
@@ -171,7 +175,7 @@ def test_an_event_may_be_told_apart_from_when_it_is(frames, told):
     start, end = events[told]
     labels = [3] * start + [told] * (end - start) + [3] * (frames - end)
     assert decoder.labels(log_probs, of_events) == labels
-    plain = SegmentDecoder(0.1)
+    plain = SegmentDecoder(PUBLISHED, 0.1)
     assert plain.labels(log_probs, of_events) == plain.labels(log_probs)
 
 
@@ -180,14 +184,14 @@ def test_the_median_forgets_short_runs_and_keeps_borders():
     happy[3], happy[10:] = 0.9, 0.9
     other = torch.full_like(happy, 1e-3)
     log_probs = torch.stack((happy, other, other, 1 - happy), 1).log()
-    assert SegmentDecoder(0.1, "median", 0.5).labels(log_probs) == [3] * 10 + [0] * 10
+    assert SegmentDecoder(PUBLISHED, 0.1, "median", 0.5).labels(log_probs) == [3] * 10 + [0] * 10
 
 
 @pytest.mark.parametrize("decoding", SEGMENT_DECODINGS)
 def test_no_frames_have_no_emotions(decoding):
-    assert SegmentDecoder(0.02, decoding).segments(torch.zeros(0, 4)) == []
+    assert SegmentDecoder(PUBLISHED, 0.02, decoding).segments(torch.zeros(0, 4)) == []
 
 
 def test_an_unknown_segment_decoding_is_refused():
     with pytest.raises(ValueError, match="'mode': use one of argmax, median, min_duration"):
-        SegmentDecoder(0.02, "mode")
+        SegmentDecoder(PUBLISHED, 0.02, "mode")

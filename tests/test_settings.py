@@ -8,6 +8,7 @@ import yaml
 from hyperpyyaml import resolve_references
 from speechbrain.core import RunOptions
 
+from ent_brain.emotions import PUBLISHED
 from ent_brain.errors import InputError
 from ent_brain.frontend import FbankFrontend, SSLFrontend
 from ent_brain.model import ENT, FENT
@@ -16,7 +17,11 @@ from ent_brain.settings import KEYS_READ_BY_CODE, TRAINED_BY, load_recipe, parse
 ROOT = Path(__file__).resolve().parents[1]
 YAMLS = sorted(ROOT.glob("recipes/*/hparams/*.yaml"))
 SMALL_MIX = ("RAVDESS", "hparams", "ent_mix.yaml")
-PLACES = {"data_folder": "corpus", "zed_folder": "zed"}
+SMALL = ("_demo", "_fbank", "_librispeech")
+PLACES = {
+    **{"data_folder": "corpus", "zed_folder": "zed", "librispeech_folder": "libri"},
+    "table": "data.csv",
+}
 PLAIN_TAGS = {f"tag:yaml.org,2002:{kind}" for kind in ("bool", "int", "float", "str", "null")}
 
 
@@ -35,10 +40,18 @@ def own_yaml(tmp_path):
     return Path(shutil.copy(original, folder))
 
 
+def built(yaml, overrides, device=None):
+    """What a YAML builds; of a table with the published labels."""
+    recipe = load_recipe(yaml, overrides, device)
+    if recipe["emotions"] is None:
+        recipe.settle(emotions=list(PUBLISHED), neutral=PUBLISHED.neutral, vocab_size=31)
+    return recipe.build()
+
+
 def refused(yaml, folder, **given):
     """The line that refuses a YAML."""
     with pytest.raises(InputError) as error:
-        load_recipe(yaml, overrides(folder, **given))
+        built(yaml, overrides(folder, **given))
     line = str(error.value)
     assert "\n" not in line
     return line
@@ -57,7 +70,7 @@ def recipe(request, tmp_path_factory, tiny_ssl):
         given["ssl_hub"] = tiny_ssl("wav2vec2")
     if "\nfeature_cache:" in text:
         given["feature_cache"] = folder / "features"
-    return request.param, load_recipe(request.param, overrides(folder, **given))
+    return request.param, built(request.param, overrides(folder, **given))
 
 
 def test_every_yaml_loads_and_its_parts_fit(recipe):
@@ -79,23 +92,36 @@ def test_every_yaml_loads_and_its_parts_fit(recipe):
 def test_what_changes_the_data_or_the_model_is_in_the_output_path(recipe):
     path, _ = recipe
     [line] = [ln for ln in path.read_text().splitlines() if ln.startswith("output_folder:")]
-    telling = ("tokens", "vocab_size", "seed", "frontend", "test_session", "valid_share")
-    telling += ("max_train_seconds", "calm_as_neutral", "keep_neutral")
-    assert all(f"<{key}>" in line for key in telling if f"\n{key}:" in path.read_text())
+    telling = ("tokens", "vocab_size", "seed", "frontend", "test_session")
+    telling += ("max_train_seconds", "keep_neutral")
+    assert all(
+        f"<{key}>" in line for key in telling if re.search(rf"\n{key}: (?!null)", path.read_text())
+    )
     assert f"results/{path.stem}/" in line
 
 
 NOTED_OTHERWISE = {
     "data": {
         *("test_session", "valid_share", "max_train_seconds", "test_actors", "valid_actors"),
-        *("calm_as_neutral", "mixed", "keep_neutral", "mixed_speeds"),
+        *("label_map", "zed_label_map", "table", "test_share", "train_parts", "valid_parts"),
+        *("valid_speakers", "test_parts"),
+        *("mixed", "keep_neutral", "mixed_speeds"),
     },
-    "tokens": {"tokens", "vocab_size"},
-    "features": {"frontend", "ssl_hub", "ssl_layers", "frame_duration", "normalize_utterances"},
+    "tokens": {"tokens", "vocab_size", "normalization"},
+    "features": {
+        "frontend",
+        "ssl_hub",
+        "ssl_layers",
+        "stacked",
+        "frame_duration",
+        "normalize_utterances",
+    },
     "model settings": {"encoder_dim", "predictor_dim", "joint_dim", "dropout"},
     "nothing that is learnt": {
         *("data_folder", "zed_folder", "output_folder", "save_folder", "mixed_folder"),
+        "librispeech_folder",
         *("feature_cache", "only_fill_cache", "num_workers", "max_tokens_per_frame"),
+        "max_unknown_share",
         *("number_of_epochs", "max_symbols", "beam_size", "segment_decoding", "segment_seconds"),
     },
 }
@@ -117,7 +143,7 @@ def test_the_paper_s_recipes_have_the_paper_s_settings(recipe):
     """SPEC.md sections 3, 4 and 7: the frozen protocol."""
     path, hparams = recipe
     if path.stem not in ("ent", "fent"):
-        small = path.stem.endswith(("_demo", "_fbank")) or path.parts[-3:] == SMALL_MIX
+        small = path.stem.endswith(SMALL) or path.parts[-3:] == SMALL_MIX
         assert isinstance(hparams["modules"]["frontend"], SSLFrontend) != small
         return
     settings = {
@@ -211,6 +237,15 @@ MIXED = {
     "mixed_folder",
     "lattice_mode",
 }
+LIBRISPEECH = {"train_parts", "valid_parts", "valid_speakers", "test_parts"}
+WORDS_ALONE = {
+    *("test_actors", "valid_actors", "label_map", "normalization"),
+    *("rnnt_weight", "head_weight", "lattice_weight"),
+}
+TABLE = {
+    *("table", "data_folder", "test_actors", "valid_actors", "valid_share", "test_share"),
+    *("emotions", "neutral", "label_map", "tokens", "vocab_size", "normalization"),
+}
 VARIANTS = {
     "IEMOCAP/fent": ("IEMOCAP/ent", {"model"}),
     "IEMOCAP/fent_demo": ("IEMOCAP/ent_demo", {"model"}),
@@ -223,9 +258,9 @@ VARIANTS = {
     "IEMOCAP/fent_asr": ("IEMOCAP/ent_asr", {"model"}),
     "IEMOCAP/fent_finetune": ("IEMOCAP/ent_finetune", {"model"}),
     "IEMOCAP/fent_mix": ("IEMOCAP/ent_mix", {"model"}),
-    "ZED/ent": ("IEMOCAP/ent", {"zed_folder", "test_session"}),
+    "ZED/ent": ("IEMOCAP/ent", {"zed_folder", "zed_label_map", "test_session"}),
     "ZED/fent": ("ZED/ent", {"model"}),
-    "ZED/ent_demo": ("IEMOCAP/ent_demo", {"zed_folder", "segment_decoding"}),
+    "ZED/ent_demo": ("IEMOCAP/ent_demo", {"zed_folder", "zed_label_map", "segment_decoding"}),
     "ZED/fent_demo": ("ZED/ent_demo", {"model"}),
     "ZED/ent_finetune": ("ZED/ent", FINETUNED),
     "ZED/fent_finetune": ("ZED/ent_finetune", {"model"}),
@@ -234,9 +269,18 @@ VARIANTS = {
     "RAVDESS/ent": (
         "IEMOCAP/ent",
         {"test_session", "valid_share", "max_train_seconds"}
-        | {"test_actors", "valid_actors", "calm_as_neutral"},
+        | {"test_actors", "valid_actors", "label_map"},
     ),
     "RAVDESS/fent_fbank": ("RAVDESS/ent_fbank", {"model"}),
+    "RAVDESS/ent_librispeech": (
+        "RAVDESS/ent_fbank",
+        {*LIBRISPEECH, "librispeech_folder", "corpus_weights", "normalization"},
+    ),
+    "LibriSpeech/ent_asr": ("RAVDESS/ent", {*LIBRISPEECH, *WORDS_ALONE}),
+    "LibriSpeech/ent_asr_fbank": ("RAVDESS/ent_fbank", {*LIBRISPEECH, *WORDS_ALONE}),
+    "Table/ent": ("RAVDESS/ent", TABLE),
+    "Table/fent": ("Table/ent", {"model"}),
+    "Table/ent_fbank": ("RAVDESS/ent_fbank", TABLE),
 }
 """Of a YAML its model, and the keys in which it differs, beside ``output_folder``."""
 
@@ -371,7 +415,7 @@ def test_a_key_given_twice_is_refused(own_yaml, tmp_path):
 
 def test_an_option_given_twice_is_refused(own_yaml):
     with pytest.raises(InputError) as error:
-        load_recipe(own_yaml, "data_folder: x\nlr: 1\nlr: 2\n")
+        built(own_yaml, "data_folder: x\nlr: 1\nlr: 2\n")
     assert str(error.value) == "command line: lr is given 2 times: keep one of them"
 
 
@@ -430,7 +474,7 @@ def test_a_folder_may_have_any_name(own_yaml, tmp_path, monkeypatch, name, equal
     pairs = [(f"{k}={v}",) if equals else (k, v) for k, v in given.items()]
     arguments = [str(own_yaml), *(text for pair in pairs for text in pair), "--device", "cpu"]
     path, run_opts, overrides = parse_arguments(arguments)
-    hparams = load_recipe(path, overrides, run_opts["device"])
+    hparams = built(path, overrides, run_opts["device"])
     assert (hparams["data_folder"], hparams["output_folder"]) == (name, f"out/{name}")
     assert (hparams["save_folder"], hparams["lr"]) == (f"out/{name}/save", 1e-4)
 
@@ -457,7 +501,7 @@ def test_a_switch_takes_no_value():
 
 def test_checkpoints_may_lie_elsewhere(own_yaml, tmp_path):
     folders = {"data_folder": "x", "save_folder": tmp_path / "elsewhere"}
-    load_recipe(own_yaml, overrides(tmp_path / "new", **folders))
+    built(own_yaml, overrides(tmp_path / "new", **folders))
     assert (tmp_path / "elsewhere").is_dir()
 
 
@@ -467,7 +511,7 @@ def test_what_a_yaml_computes_may_be_given(own_yaml, tmp_path):
     )
     own_yaml.write_text(text)
     for given, expected in (({}, 96), ({"joint_dim": 64}, 64)):
-        hparams = load_recipe(own_yaml, overrides(tmp_path, data_folder="x", **given))
+        hparams = built(own_yaml, overrides(tmp_path, data_folder="x", **given))
         assert hparams["model"].settings["joint_dim"] == expected
 
 
@@ -476,7 +520,7 @@ def test_a_cache_is_a_folder_or_none(tmp_path):
     for text, expected in (("null", None), ("my features #2", "my features #2")):
         given = ["--data_folder", "x", "--frontend", "fbank", "--feature_cache", text]
         arguments = [str(path), *given, "--output_folder", str(tmp_path / "out")]
-        assert load_recipe(path, parse_arguments(arguments)[2])["feature_cache"] == expected
+        assert built(path, parse_arguments(arguments)[2])["feature_cache"] == expected
 
 
 def test_a_corpus_must_be_named(own_yaml, tmp_path):
@@ -534,21 +578,21 @@ def test_all_wrong_values_are_told_together(own_yaml, tmp_path):
     [("lr", "1e-3"), ("lr", 1), ("weight_decay", 0), ("max_grad_norm", ".inf"), ("dropout", 0.0)],
 )
 def test_a_number_may_be_written_in_any_way(own_yaml, tmp_path, key, value):
-    hparams = load_recipe(own_yaml, overrides(tmp_path, data_folder="x", **{key: value}))
+    hparams = built(own_yaml, overrides(tmp_path, data_folder="x", **{key: value}))
     assert hparams[key] == float(str(value).removeprefix("."))
 
 
-@pytest.mark.parametrize("session", ["null", 7, "abc", 2.0, True])
+@pytest.mark.parametrize("session", [7, "abc", 2.0, True])
 def test_a_session_is_one_of_five(tmp_path, session):
     path = ROOT / "recipes" / "IEMOCAP" / "hparams" / "ent_demo.yaml"
     line = refused(path, tmp_path, data_folder="x", test_session=session)
-    assert line == f"test_session: {session}: choose 1, 2, 3, 4, 5"
+    assert line == f"test_session: {session}: choose 1, 2, 3, 4, 5, null"
 
 
 def test_zed_s_recipe_trains_on_all_sessions_too(tmp_path):
     path = ROOT / "recipes" / "ZED" / "hparams" / "ent_demo.yaml"
     given = {"data_folder": "x", "zed_folder": "y"}
-    hparams = load_recipe(path, overrides(tmp_path, test_session="null", **given))
+    hparams = built(path, overrides(tmp_path, test_session="null", **given))
     assert hparams["test_session"] is None
     line = refused(path, tmp_path, test_session=7, **given)
     assert line == "test_session: 7: choose 1, 2, 3, 4, 5, null"
@@ -557,7 +601,7 @@ def test_zed_s_recipe_trains_on_all_sessions_too(tmp_path):
 def test_no_limit_or_a_number_where_the_yaml_has_none(tmp_path):
     path = ROOT / "recipes" / "IEMOCAP" / "hparams" / "ent_demo.yaml"
     for seconds in ("null", 18.75, 20):
-        assert load_recipe(path, overrides(tmp_path, data_folder="x", max_train_seconds=seconds))
+        assert built(path, overrides(tmp_path, data_folder="x", max_train_seconds=seconds))
     line = refused(path, tmp_path, data_folder="x", max_train_seconds="long")
     assert line == "max_train_seconds: long: give a number above 0"
 
@@ -565,7 +609,7 @@ def test_no_limit_or_a_number_where_the_yaml_has_none(tmp_path):
 def test_a_device_that_is_not_there_is_refused(own_yaml, tmp_path):
     for device in ("cuda:99", "gpu", "meta"):
         with pytest.raises(InputError) as error:
-            load_recipe(own_yaml, overrides(tmp_path, data_folder="x"), device)
+            built(own_yaml, overrides(tmp_path, data_folder="x"), device)
         line = str(error.value)
         assert "\n" not in line
         assert line.startswith(f"device: '{device}': ")
@@ -591,7 +635,7 @@ def test_some_loss_must_have_a_weight(own_yaml, tmp_path):
     none = {"rnnt_weight": 0, "head_weight": 0, "lattice_weight": 0}
     line = refused(own_yaml, tmp_path, data_folder="x", **none)
     assert line.endswith(": one must lie above 0")
-    assert load_recipe(own_yaml, overrides(tmp_path, data_folder="x", **none | {"head_weight": 1}))
+    assert built(own_yaml, overrides(tmp_path, data_folder="x", **none | {"head_weight": 1}))
 
 
 @pytest.mark.parametrize(
@@ -604,7 +648,7 @@ def test_what_needs_words_is_refused_without_them(own_yaml, tmp_path, given):
 
 def test_log_mel_energies_take_an_ssl_model_s_place(tmp_path):
     path = ROOT / "recipes" / "IEMOCAP" / "hparams" / "fent.yaml"
-    hparams = load_recipe(path, overrides(tmp_path, data_folder="x", frontend="fbank"))
+    hparams = built(path, overrides(tmp_path, data_folder="x", frontend="fbank"))
     frontend, model = hparams["modules"]["frontend"], hparams["modules"]["model"]
     assert type(frontend) is FbankFrontend
     assert frontend.frame_duration == 0.02

@@ -24,7 +24,7 @@
     return element;
   }
   const nameOf = (emotion) => data.emotions[emotion].name;
-  const letterOf = (emotion) => nameOf(emotion)[0];
+  const letterOf = (emotion) => data.emotions[emotion].letter;
   const swatch = (emotion) => paint(make("i", { class: "swatch", "aria-hidden": "true" }), emotion);
   const decimal = (value, digits = 1) => (value === null ? "–" : value.toFixed(digits));
   const percent = (share) => `${Math.round(100 * share)} %`;

@@ -6,46 +6,78 @@ Licence form and download: https://sail.usc.edu/iemocap/iemocap_release.htm
 
 import re
 from collections import Counter, defaultdict
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from speechbrain.utils.logger import get_logger
 
-from ent_brain.emotions import EMOTIONS
-from ent_brain.errors import InputError
+from ent_brain.audio import DURATION_TOLERANCE, find_audio
+from ent_brain.emotions import check_label_map, describe_label_map
+from ent_brain.errors import InputError, raise_problems
 from ent_brain.manifest import Utterance, check_utterances, hold_out, read_text, save_manifests
 
 logger = get_logger(__name__)
 
 SESSIONS = range(1, 6)
 RELEASE = "IEMOCAP_full_release"
-LABELS = {"hap": "happy", "exc": "happy", "ang": "angry", "sad": "sad", "neu": "neutral"}
-OTHER_LABELS = {"dis", "fea", "fru", "oth", "sur", "xxx"}
+LABELS = ("hap", "exc", "ang", "sad", "neu", "fru", "dis", "fea", "sur", "oth", "xxx")
 
+# What is known of the full release: how many utterances have one of the labels of a group, and how
+# many of a session have one of all groups' labels.
+FULL_LABELS = {("hap", "exc"): 1636, ("ang",): 1103, ("sad",): 1084, ("neu",): 1708}
 FULL_SESSIONS = (1085, 1023, 1151, 1031, 1241)
-FULL_EMOTIONS = (1636, 1103, 1084, 1708)  # in the order of EMOTIONS
+
+LENGTH_TOLERANCE = 1.0
+"""Seconds by which a recording may differ from its evaluation: copies are cut differently."""
+
+LENGTH_TOLERANCE_SHARE = 0.5
+"""Share of the evaluation's length by which a recording may differ: a dialog differs by more."""
 
 # [6.2901 - 8.2357]	Ses01F_impro01_F000	neu	[2.5000, 2.5000, 2.5000]
-EVALUATION = re.compile(r"\[[\d. ]+-[\d. ]+\]\s+(Ses0(\d)\w+_([FM])[^\W_]+)\s+(\w+)\s+\[.*\]\s*")
+SECONDS = r"\s*(\d*\.?\d+)\s*"
+EVALUATION = re.compile(
+    rf"\[{SECONDS}-{SECONDS}\]\s+(Ses0(\d)\w+_([FM])[^\W_]+)\s+(\w+)\s+\[.*\]\s*"
+)
 # Ses01F_impro01_F000 [006.2901-008.2357]: Excuse me.
 TRANSCRIPT = re.compile(r"(Ses0\d\w+)\s+\[[\d. ]+-[\d. ]+\]\s*:(.*)")
+
+
+@dataclass
+class Session:
+    """What is read of a session."""
+
+    utterances: list[Utterance] = field(default_factory=list)  # those of mapped labels
+    labels: Counter = field(default_factory=Counter)  # of all utterances
+    seconds: dict[str, float] = field(default_factory=dict)  # of utterances, by the evaluation
 
 
 def prepare_iemocap(
     data_folder,
     save_folder,
+    emotions,
+    label_map,
+    normalize,
     test_session=None,
     valid_share=0.1,
     seed=42,
     max_train_seconds=None,
 ):
-    """Write the manifests of IEMOCAP's four classes.
+    """Write the manifests of IEMOCAP.
 
     Arguments
     ---------
     data_folder : str or Path
-        ``IEMOCAP_full_release`` or the folder it lies in; what ``{data_root}`` stands for.
+        ``IEMOCAP_full_release`` or the folder it lies in; what ``{data_root}`` stands for. Sessions
+        may be missing, but not the test session. Recordings may have any extension of
+        ``audio.ENDINGS``.
     save_folder : str or Path
         Where the manifests go. Give every combination of the other arguments its own.
+    emotions : EmotionSet
+    label_map : dict[str, str]
+        From the corpus's labels (``LABELS``) to names of ``emotions``; utterances with other labels
+        are left out.
+    normalize : callable
+        How the recipe normalises transcripts.
     test_session : int, optional
         1 to 5, left out of training as ``test``; None trains on all sessions.
     valid_share : float
@@ -68,23 +100,35 @@ def prepare_iemocap(
 
     Example
     -------
-    >>> prepare_iemocap("IEMOCAP_full_release", "save", test_session=5)  # doctest: +SKIP
+    >>> label_map = {"hap": "happy", "exc": "happy", "ang": "angry", "sad": "sad", "neu": "neutral"}
+    >>> prepare_iemocap(
+    ...     "IEMOCAP_full_release", "save", PUBLISHED, label_map, normalize_transcript, 5
+    ... )  # doctest: +SKIP
     """
     if test_session is not None and test_session not in SESSIONS:
         raise InputError(f"test_session {test_session}: choose 1 to 5, or none for no test session")
+    label_map = check_label_map(label_map, "IEMOCAP", LABELS, emotions)
     data_folder = Path(data_folder)
     release = _find_release(data_folder)
     problems = []
-    sessions = {k: _read_session(release / f"Session{k}", k, problems) for k in SESSIONS}
-    drafts = [utterance for utterances in sessions.values() for utterance in utterances]
-    checked = {utterance.id: utterance for utterance in check_utterances(drafts, release, problems)}
-    sessions = {k: [checked[draft.id] for draft in sessions[k]] for k in SESSIONS}
-    logger.info(f"IEMOCAP at {release}\n{_count_table(sessions)}")
+    sessions = {
+        k: _read_session(release / f"Session{k}", k, label_map, problems)
+        for k in _find_sessions(release, test_session)
+    }
+    drafts = [utterance for session in sessions.values() for utterance in session.utterances]
+    utterances = check_utterances(drafts, release, problems, emotions, normalize)
+    _check_lengths(utterances, sessions)
+    checked = {utterance.id: utterance for utterance in utterances}
+    for session in sessions.values():
+        session.utterances = [checked[draft.id] for draft in session.utterances]
+    logger.info(f"IEMOCAP's labels: {_describe_labels(sessions, label_map, emotions)}")
+    logger.info(f"IEMOCAP at {release}\n{_count_table(sessions, label_map, emotions)}")
 
     splits = {}
     if test_session is not None:
-        splits["test"] = sessions.pop(test_session)
-    train, valid = hold_out(sum(sessions.values(), []), valid_share, seed)
+        splits["test"] = sessions.pop(test_session).utterances
+    training = [utterance for session in sessions.values() for utterance in session.utterances]
+    train, valid = hold_out(training, valid_share, seed)
     if max_train_seconds is not None:
         before = len(train)
         train = [u for u in train if u.samples < max_train_seconds * u.sample_rate]
@@ -104,8 +148,29 @@ def _find_release(data_folder):
     )
 
 
-def _read_session(folder, session, problems):
-    """Return the session's utterances of the four classes; add what is wrong to ``problems``."""
+def _find_sessions(release, test_session):
+    """Return the sessions (list[int]) that a copy of the release has."""
+    there = [k for k in SESSIONS if (release / f"Session{k}").is_dir()]
+    names = ", ".join(f"Session{k}" for k in there)
+    if test_session is not None and test_session not in there:
+        raise InputError(
+            f"no folder {release}/Session{test_session}, the test session: restore it, or set "
+            f"test_session to one that is there ({names})"
+        )
+    if there == [test_session]:
+        raise InputError(
+            f"{release}: has {names} alone, the test session, and none to train on: restore other "
+            "sessions, or train without a test session (test_session: null)"
+        )
+    missing = ", ".join(f"Session{k}" for k in SESSIONS if k not in there)
+    if missing:
+        logger.warning(f"{release}: no {missing}: training goes without")
+    return there
+
+
+def _read_session(folder, number, label_map, problems):
+    """Return a Session with its utterances of mapped labels; add what is wrong to ``problems``."""
+    session = Session()
     dialog = folder / "dialog"
     missing = [
         part
@@ -113,34 +178,38 @@ def _read_session(folder, session, problems):
         if not part.is_dir()
     ]
     if missing:
-        missing = missing if folder.is_dir() else [folder]
         problems += [f"no folder {part}" for part in missing]
-        return []
+        return session
     transcripts = _read_transcripts(dialog / "transcriptions")
-    utterances = []
-    left_out = Counter()
     # Not recursive, and no file whose name starts with a dot: the subfolders hold single
     # evaluators' files, and macOS left binary "._Ses*.txt" beside the real ones.
     paths = sorted((dialog / "EmoEvaluation").glob("Ses*.txt"))
     if not paths:
         problems.append(f"no Ses*.txt in {dialog / 'EmoEvaluation'}")
     for path in paths:
-        for name, speaker, label in _read_evaluation(path, session, problems):
-            if label not in LABELS:
-                left_out[label] += 1
+        for name, speaker, label, seconds in _read_evaluation(path, number, problems):
+            session.labels[label] += 1
+            if label not in label_map:
                 continue
+            session.seconds[name] = seconds
             wav = folder / "sentences" / "wav" / name.rpartition("_")[0] / f"{name}.wav"
             texts = transcripts.get(name, [None])
+            if texts == [None]:
+                problems.append(f"{name}: no transcript")
             if len(set(texts)) > 1:
                 problems.append(f"{name}: {len(texts)} transcripts")
-            utterances.append(Utterance(name, wav, texts[0], LABELS[label], speaker))
-    counts = ", ".join(f"{count:,} {label}" for label, count in left_out.most_common())
-    logger.info(f"{folder.name}: other labels, left out: {counts or 'none'}")
-    return utterances
+            try:
+                wav = find_audio(wav) or wav
+            except InputError as error:
+                problems.append(f"{name}: {error}")
+            else:
+                utterance = Utterance(name, wav, texts[0], label_map[label], speaker)
+                session.utterances.append(utterance)
+    return session
 
 
 def _read_evaluation(path, session, problems):
-    """Return (utterance id, speaker, label) of each utterance line of an evaluation file."""
+    """Return (utterance id, speaker, label, seconds) of an evaluation file's utterance lines."""
     found = []
     for number, line in enumerate(read_text(path, "restore the file").split("\n"), 1):
         line = line.strip()
@@ -148,14 +217,14 @@ def _read_evaluation(path, session, problems):
         if not line.startswith("[") and "Ses0" not in line:
             continue
         match = EVALUATION.fullmatch(line)
-        if not match or int(match[2]) != session:
+        if not match or int(match[4]) != session:
             problems.append(f"{path} line {number}: not an utterance of Session{session}")
             continue
-        name, _, letter, label = match.groups()
-        if label not in LABELS and label not in OTHER_LABELS:
+        start, end, name, _, letter, label = match.groups()
+        if label not in LABELS:
             problems.append(f"{path} line {number}: unknown label {label!r}")
         # The letter in the dialog's name says who wore the markers, not who speaks.
-        found.append((name, f"Ses0{session}{letter}", label))
+        found.append((name, f"Ses0{session}{letter}", label, float(end) - float(start)))
     if not found:
         problems.append(f"{path}: no utterance line")
     return found
@@ -171,31 +240,83 @@ def _read_transcripts(folder):
     return transcripts
 
 
-def _count_table(sessions):
-    """Count utterances per session and emotion beside the full release's (str, with a verdict)."""
-    rows = {f"Session{k}": Counter(u.emotion for u in sessions[k]) for k in SESSIONS}
-    rows["all"] = sum(rows.values(), Counter())
-    full = {f"Session{k}": count for k, count in zip(SESSIONS, FULL_SESSIONS, strict=True)}
-    full["all"] = sum(FULL_SESSIONS)
-    full_emotions = dict(zip(EMOTIONS, FULL_EMOTIONS, strict=True))
+def _check_lengths(utterances, sessions):
+    """Refuse recordings of another length than the evaluation's, as of whole dialogs."""
+    expected = {name: s for session in sessions.values() for name, s in session.seconds.items()}
+    differences = {u.id: abs(u.duration - expected[u.id]) for u in utterances}
+    problems = [
+        f"{u.id}: {u.duration:.2f} s of audio, {expected[u.id]:.2f} s in the evaluation"
+        for u in utterances
+        if differences[u.id] > max(LENGTH_TOLERANCE, LENGTH_TOLERANCE_SHARE * expected[u.id])
+    ]
+    raise_problems(problems, "put one utterance, no whole dialog, into each file of sentences/wav")
+    differing = sum(difference > DURATION_TOLERANCE for difference in differences.values())
+    if differing:
+        logger.warning(
+            f"{differing} of {len(utterances)} recordings differ from the length in their "
+            f"evaluation by more than {DURATION_TOLERANCE} s"
+        )
 
-    cells = [["", *EMOTIONS, "all", "full release"]]
-    for name, row in rows.items():
-        counts = [*(row[emotion] for emotion in EMOTIONS), row.total(), full[name]]
-        cells.append([name, *(f"{count:,}" for count in counts)])
-    cells.append(
-        ["full release", *(f"{count:,}" for count in FULL_EMOTIONS), "", f"{full['all']:,}"]
+
+def _describe_labels(sessions, label_map, emotions):
+    """Say (str) what the emotions are made of, and how many utterances are left out."""
+    labels = sum((session.labels for session in sessions.values()), Counter())
+    left_out = ", ".join(
+        f"{count:,} {label}" for label, count in labels.most_common() if label not in label_map
     )
+    return f"{describe_label_map(label_map, emotions)}; left out: {left_out or 'none'}"
+
+
+def _count_table(sessions, label_map, emotions):
+    """Count utterances per session and emotion beside the full release's (str, with a verdict)."""
+    known = {label for group in FULL_LABELS for label in group}
+    of_emotions = [
+        FULL_LABELS.get(tuple(label for label in LABELS if label_map.get(label) == emotion))
+        for emotion in emotions
+    ]
+    all_known = label_map.keys() == known
+    full = dict(zip(SESSIONS, FULL_SESSIONS, strict=True))
+    total = sum(FULL_SESSIONS) if all_known else None
+
+    cells = [["", *emotions, "all", "full release"]]
+    of_all = Counter()
+    for k, session in sessions.items():
+        row = Counter(utterance.emotion for utterance in session.utterances)
+        of_all += row
+        counts = [*(row[emotion] for emotion in emotions), row.total()]
+        cells.append([f"Session{k}", *counts, full[k] if all_known else None])
+    cells.append(["all", *(of_all[emotion] for emotion in emotions), of_all.total(), total])
+    cells.append(["full release", *of_emotions, "", total])
+    width = 1 + max(8, *map(len, emotions))
     lines = [
-        f"{row[0]:<12}" + "".join(f"{cell:>9}" for cell in row[1:-1]) + f"{row[-1]:>14}"
+        f"{row[0]:<12}"
+        + "".join(f"{_cell(value):>{width}}" for value in row[1:-1])
+        + f"{_cell(row[-1]):>14}"
         for row in cells
     ]
 
-    found = {**{name: row.total() for name, row in rows.items()}, **rows["all"]}
-    differing = [
-        f"{name} has {found.get(name, 0):,} of {count:,} utterances"
-        for name, count in (full | full_emotions).items()
-        if found.get(name, 0) != count
+    # Compared by the corpus's labels, whatever the recipe makes of them.
+    found = {k: session.labels for k, session in sessions.items()}
+    labels = sum(found.values(), Counter())
+    compared = [
+        (f"Session{k}", sum(found.get(k, {}).get(label, 0) for label in known), full[k])
+        for k in SESSIONS
     ]
-    verdict = f"this is not the full release: {', '.join(differing)}"
+    compared.append(("all", sum(labels[label] for label in known), sum(FULL_SESSIONS)))
+    compared += [
+        (" and ".join(group), sum(labels[label] for label in group), count)
+        for group, count in FULL_LABELS.items()
+    ]
+    differing = [
+        f"{name} {count:,} of {expected:,}"
+        for name, count, expected in compared
+        if count != expected
+    ]
+    names = ", ".join(label for label in LABELS if label in known)
+    verdict = f"this is not the full release (utterances of {names}): {', '.join(differing)}"
     return "\n".join([*lines, verdict if differing else "this is the full release"])
+
+
+def _cell(value):
+    """A cell of the table (str): a dash where the full release's number is not known."""
+    return "-" if value is None else value if isinstance(value, str) else f"{value:,}"

@@ -6,40 +6,41 @@
 
 import sys
 
-import speechbrain as sb
 from iemocap_prepare import prepare_iemocap
 from speechbrain.utils.distributed import run_on_main
 
 from ent_brain.errors import exit_on_input_error
-from ent_brain.processes import join
-from ent_brain.recipe import mixed_sets, train_and_test
-from ent_brain.settings import load_recipe, parse_arguments
+from ent_brain.recipe import begin, build, mixed_sets, train_and_test
 
 
 @exit_on_input_error
 def main():
-    hparams_file, run_opts, overrides = parse_arguments(sys.argv[1:])
-    run_opts = join(run_opts)
-    hparams = load_recipe(hparams_file, overrides, run_opts["device"])
-    sb.create_experiment_directory(hparams["output_folder"], hparams_file, overrides)
-
-    corpus, manifests = hparams["data_folder"], hparams["save_folder"]
+    recipe, run_opts = begin(sys.argv[1:])
+    corpus, manifests = recipe["data_folder"], recipe["save_folder"]
     run_on_main(
         prepare_iemocap,
         kwargs={
             "data_folder": corpus,
             "save_folder": manifests,
-            "test_session": hparams["test_session"],
-            "valid_share": hparams["valid_share"],
-            "seed": hparams["seed"],
-            "max_train_seconds": hparams["max_train_seconds"],
+            "emotions": recipe.emotions,
+            "label_map": recipe["label_map"],
+            "normalize": recipe.normalize,
+            "test_session": recipe["test_session"],
+            "valid_share": recipe["valid_share"],
+            "seed": recipe["seed"],
+            "max_train_seconds": recipe["max_train_seconds"],
         },
     )
+    train = {"IEMOCAP": (f"{manifests}/train.json", corpus)}
+    hparams = build(recipe, train)
+    session = recipe["test_session"]
+    # Without a test session there is no other figure than that of the set that chose the model.
+    name, split = (f"session {session}", "test") if session else ("validation", "valid")
     train, valid, tests = mixed_sets(
         hparams,
-        train=(f"{manifests}/train.json", corpus),
-        valid=(f"{manifests}/valid.json", corpus),
-        tests={f"session {hparams['test_session']}": (f"{manifests}/test.json", corpus)},
+        train=train,
+        valid={"IEMOCAP": (f"{manifests}/valid.json", corpus)},
+        tests={name: (f"{manifests}/{split}.json", corpus)},
     )
     train_and_test(hparams, run_opts, train, valid, tests)
 

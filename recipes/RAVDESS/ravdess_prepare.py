@@ -11,44 +11,55 @@ from pathlib import Path
 
 from speechbrain.utils.logger import get_logger
 
-from ent_brain.emotions import EMOTIONS
+from ent_brain.audio import ENDINGS
+from ent_brain.emotions import check_label_map, describe_label_map
 from ent_brain.errors import InputError, raise_problems
 from ent_brain.manifest import Utterance, check_utterances, save_manifests
 
 logger = get_logger(__name__)
 
 ACTORS = range(1, 25)
-CALM = "02"
-CODES = {"01": "neutral", "03": "happy", "04": "sad", "05": "angry"}
+LABELS = ("neutral", "calm", "happy", "sad", "angry", "fearful", "disgust", "surprised")
+"""The emotions of the codes 01 to 08."""
+
 STATEMENTS = {"01": "Kids are talking by the door", "02": "Dogs are sitting by the door"}
 AUDIO_ONLY, SPEECH = "03", "01"
 # 2 statements, 2 repetitions, 2 intensities but for neutral speech, which has one.
-FULL_CALM = 8
-FULL_PER_ACTOR = 4 + FULL_CALM + 3 * 8
+FULL_PER_ACTOR = {label: 4 if label == "neutral" else 8 for label in LABELS}
 
 # modality-vocal channel-emotion-intensity-statement-repetition-actor
-NAME = re.compile(r"(0[1-3])-(0[12])-(0[1-8])-0[12]-(0[12])-0[12]-(\d\d)")
+NAME = re.compile(r"(0[1-3])-(0[12])-(0[1-8])-0[12]-(0[12])-0[12]-([01]\d|2[0-4])")
+# Actor_01 in the release; copies have Actor_1, too.
+FOLDER = re.compile(r"actor[-_ ]?0*([1-9]\d?)", re.IGNORECASE)
 
 
 def prepare_ravdess(
     data_folder,
     save_folder,
+    emotions,
+    label_map,
+    normalize,
     test_actors=(19, 20, 21, 22, 23, 24),
     valid_actors=(17, 18),
-    calm_as_neutral=True,
 ):
-    """Write the manifests of RAVDESS's happy, angry, sad and neutral speech.
+    """Write the manifests of RAVDESS's speech.
 
     Arguments
     ---------
     data_folder : str or Path
-        The folder with ``Actor_01`` to ``Actor_24``; what ``{data_root}`` stands for.
+        The folder with ``Actor_01`` to ``Actor_24``, or the folder it lies in, or a folder of all
+        recordings; what ``{data_root}`` stands for. Recordings may have any extension of
+        ``audio.ENDINGS``.
     save_folder : str or Path
         Where the manifests go. Give every combination of the other arguments its own.
+    emotions : EmotionSet
+    label_map : dict[str, str]
+        From the corpus's labels (``LABELS``) to names of ``emotions``; utterances with other labels
+        are left out.
+    normalize : callable
+        How the recipe normalises transcripts.
     test_actors, valid_actors : sequence of int
         Actors of ``test`` and ``valid``; ``train`` gets the others.
-    calm_as_neutral : bool
-        Whether calm speech is neutral speech; if not, it is left out.
 
     Returns
     -------
@@ -62,31 +73,46 @@ def prepare_ravdess(
 
     Example
     -------
-    >>> prepare_ravdess("Audio_Speech_Actors_01-24", "save")  # doctest: +SKIP
+    >>> label_map = {"calm": "neutral", "neutral": "neutral", "happy": "happy"}
+    >>> prepare_ravdess(
+    ...     "Audio_Speech_Actors_01-24", "save", PUBLISHED, label_map, normalize_transcript
+    ... )  # doctest: +SKIP
     """
+    label_map = check_label_map(label_map, "RAVDESS", LABELS, emotions)
     actors = _split_actors(test_actors, valid_actors)
     data_folder = Path(data_folder)
-    if not any((data_folder / f"Actor_{actor:02}").is_dir() for actor in ACTORS):
-        raise InputError(
-            f"{data_folder}: no folders Actor_01 to Actor_24 in it: "
-            "set data_folder to the folder of Audio_Speech_Actors_01-24.zip, unpacked"
+    problems = []
+    recordings = _find_recordings(data_folder, problems)
+    there = {actor for _, _, actor, _ in recordings}
+    absent = [f"Actor_{actor:02}" for actor in actors["train"] if actor not in there]
+    if absent and recordings:
+        logger.warning(
+            f"{data_folder}: no recordings of {', '.join(absent)}: training goes without"
         )
-    emotions = {**CODES, CALM: "neutral"} if calm_as_neutral else CODES
-    drafts, problems = [], []
-    for actor in ACTORS:
-        folder = data_folder / f"Actor_{actor:02}"
-        if folder.is_dir():
-            drafts += _read_actor(folder, emotions, problems)
-        elif actor not in actors["train"]:
-            problems.append(f"no folder {folder}")
-    utterances = check_utterances(drafts, data_folder, problems)
+    problems += [
+        f"{data_folder}: no recordings of Actor_{actor:02}, whom {split}_actors names"
+        for split in ("valid", "test")
+        for actor in actors[split]
+        if actor not in there
+    ]
+    drafts = [
+        Utterance(wav.stem, wav, STATEMENTS[statement], label_map[label], f"Actor_{actor:02}")
+        for wav, label, actor, statement in recordings
+        if label in label_map
+    ]
+    utterances = check_utterances(drafts, data_folder, problems, emotions, normalize)
+    left_out = Counter(label for _, label, _, _ in recordings if label not in label_map)
+    counts = ", ".join(f"{count} {label}" for label, count in left_out.most_common())
+    made_of = describe_label_map(label_map, emotions)
+    logger.info(f"RAVDESS's labels: {made_of}; left out: {counts or 'none'}")
+    full_per_actor = sum(FULL_PER_ACTOR[label] for label in label_map)
     splits = {}
     for split, members in actors.items():
         speakers = {f"Actor_{actor:02}" for actor in members}
         splits[split] = [u for u in utterances if u.speaker in speakers]
         found = Counter(utterance.emotion for utterance in splits[split])
-        counts = ", ".join(f"{found[emotion]} {emotion}" for emotion in EMOTIONS)
-        full = len(members) * (FULL_PER_ACTOR if calm_as_neutral else FULL_PER_ACTOR - FULL_CALM)
+        counts = ", ".join(f"{found[emotion]} {emotion}" for emotion in emotions)
+        full = len(members) * full_per_actor
         logger.info(f"{split}: {found.total()} of the full release's {full} utterances ({counts})")
     return save_manifests(save_folder, splits, data_folder)
 
@@ -105,20 +131,46 @@ def _split_actors(test_actors, valid_actors):
     return {"train": train, "valid": list(valid_actors), "test": list(test_actors)}
 
 
-def _read_actor(folder, emotions, problems):
-    """Return the actor's utterances of the codes in ``emotions``; note what is wrong."""
-    utterances = []
+def _find_recordings(data_folder, problems):
+    """Return path, label, actor (int) and statement's code of each audio-only speech recording."""
+    found = []
+    folders = _find_folders(data_folder)
+    for folder in folders:
+        named = FOLDER.fullmatch(folder.name)
+        for wav in _sound_files(folder):
+            match = NAME.fullmatch(wav.stem)
+            if not match or (named and int(named[1]) != int(match[5])):
+                whose = folder.name if named else "RAVDESS"
+                problems.append(f"{wav}: not named as a recording of {whose}")
+                continue
+            modality, channel, code, statement, actor = match.groups()
+            if (modality, channel) == (AUDIO_ONLY, SPEECH):
+                found.append((wav, LABELS[int(code) - 1], int(actor), statement))
+    if not found and not problems:
+        raise InputError(
+            f"{data_folder}: "
+            + ("no speech" if folders else "no folders Actor_01 to Actor_24")
+            + " in it: set data_folder to the folder of Audio_Speech_Actors_01-24.zip, unpacked, "
+            f"or of its recordings, with their names, in {', '.join(ENDINGS)}"
+        )
+    return found
+
+
+def _find_folders(data_folder):
+    """Return the actors' folders, here or one folder deeper, or else those with recordings."""
+    deeper = sorted(path for path in data_folder.glob("[!.]*") if path.is_dir())
+    for parents in ([data_folder], deeper):
+        inside = [path for parent in parents for path in sorted(parent.glob("[!.]*"))]
+        folders = [path for path in inside if path.is_dir() and FOLDER.fullmatch(path.name)]
+        if folders:
+            return folders
+    return [
+        folder
+        for folder in (data_folder, *deeper)
+        if any(NAME.fullmatch(path.stem) for path in _sound_files(folder))
+    ]
+
+
+def _sound_files(folder):
     # Sorted, as the order of a folder differs between machines; macOS leaves "._*" files.
-    for wav in sorted(folder.glob("[!.]*")):
-        if wav.suffix not in (".wav", ".flac"):
-            continue
-        match = NAME.fullmatch(wav.stem)
-        if not match or folder.name != f"Actor_{match[5]}":
-            problems.append(f"{wav}: not named as a recording of {folder.name}")
-            continue
-        modality, channel, code, statement, _ = match.groups()
-        if (modality, channel) == (AUDIO_ONLY, SPEECH) and code in emotions:
-            utterances.append(
-                Utterance(wav.stem, wav, STATEMENTS[statement], emotions[code], folder.name)
-            )
-    return utterances
+    return [path for path in sorted(folder.glob("[!.]*")) if path.suffix.lower() in ENDINGS]

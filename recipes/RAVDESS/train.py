@@ -6,41 +6,65 @@
 
 import sys
 
-import speechbrain as sb
+from librispeech_prepare import prepare_librispeech
 from ravdess_prepare import prepare_ravdess
 from speechbrain.utils.distributed import run_on_main
 
 from ent_brain.errors import exit_on_input_error
-from ent_brain.processes import join
-from ent_brain.recipe import mixed_sets, train_and_test
-from ent_brain.settings import load_recipe, parse_arguments
+from ent_brain.recipe import begin, build, mixed_sets, train_and_test
 
 
 @exit_on_input_error
 def main():
-    hparams_file, run_opts, overrides = parse_arguments(sys.argv[1:])
-    run_opts = join(run_opts)
-    hparams = load_recipe(hparams_file, overrides, run_opts["device"])
-    sb.create_experiment_directory(hparams["output_folder"], hparams_file, overrides)
-
-    corpus, manifests = hparams["data_folder"], hparams["save_folder"]
+    recipe, run_opts = begin(sys.argv[1:])
+    corpus, manifests = recipe["data_folder"], recipe["save_folder"]
     run_on_main(
         prepare_ravdess,
         kwargs={
             "data_folder": corpus,
             "save_folder": manifests,
-            "test_actors": hparams["test_actors"],
-            "valid_actors": hparams["valid_actors"],
-            "calm_as_neutral": hparams["calm_as_neutral"],
+            "emotions": recipe.emotions,
+            "label_map": recipe["label_map"],
+            "normalize": recipe.normalize,
+            "test_actors": recipe["test_actors"],
+            "valid_actors": recipe["valid_actors"],
         },
     )
+    train = {"RAVDESS": (f"{manifests}/train.json", corpus)}
+    words = read_librispeech(recipe) if recipe.get("librispeech_folder") else {}
+    hparams = build(recipe, train | words.get("train", {}))
     train, valid, tests = mixed_sets(
         hparams,
-        train=(f"{manifests}/train.json", corpus),
-        valid=(f"{manifests}/valid.json", corpus),
+        train=train,
+        valid={"RAVDESS": (f"{manifests}/valid.json", corpus)},
         tests={"test actors": (f"{manifests}/test.json", corpus)},
     )
+    train |= words.get("train", {})
+    valid |= words.get("valid", {})
+    tests |= words.get("test", {})
     train_and_test(hparams, run_opts, train, valid, tests)
+
+
+def read_librispeech(recipe):
+    """Prepare LibriSpeech, whose words are learnt too; its corpora by split."""
+    corpus = recipe["librispeech_folder"]
+    manifests = run_on_main(
+        prepare_librispeech,
+        kwargs={
+            "data_folder": corpus,
+            "save_folder": recipe["save_folder"],
+            "emotions": recipe.emotions,
+            "normalize": recipe.normalize,
+            **{key: recipe[key] for key in ("train_parts", "valid_parts", "test_parts")},
+            "valid_speakers": recipe["valid_speakers"],
+            "seed": recipe["seed"],
+        },
+    )
+    names = {"test": " ".join(recipe["test_parts"])}
+    return {
+        split: {names.get(split, "LibriSpeech"): (path, corpus)}
+        for split, path in manifests.items()
+    }
 
 
 if __name__ == "__main__":

@@ -6,45 +6,52 @@
 
 import sys
 
-import speechbrain as sb
 from iemocap_prepare import prepare_iemocap
 from speechbrain.utils.distributed import run_on_main
 from zed_prepare import prepare_zed
 
 from ent_brain.errors import exit_on_input_error
-from ent_brain.processes import join
-from ent_brain.recipe import mixed_sets, train_and_test
-from ent_brain.settings import load_recipe, parse_arguments
+from ent_brain.recipe import begin, build, mixed_sets, train_and_test
 
 
 @exit_on_input_error
 def main():
-    hparams_file, run_opts, overrides = parse_arguments(sys.argv[1:])
-    run_opts = join(run_opts)
-    hparams = load_recipe(hparams_file, overrides, run_opts["device"])
-    sb.create_experiment_directory(hparams["output_folder"], hparams_file, overrides)
-
-    iemocap, zed, manifests = (hparams[k] for k in ("data_folder", "zed_folder", "save_folder"))
+    recipe, run_opts = begin(sys.argv[1:])
+    iemocap, zed, manifests = (recipe[k] for k in ("data_folder", "zed_folder", "save_folder"))
     run_on_main(
         prepare_iemocap,
         kwargs={
             "data_folder": iemocap,
             "save_folder": manifests,
-            "test_session": hparams["test_session"],
-            "valid_share": hparams["valid_share"],
-            "seed": hparams["seed"],
-            "max_train_seconds": hparams["max_train_seconds"],
+            "emotions": recipe.emotions,
+            "label_map": recipe["label_map"],
+            "normalize": recipe.normalize,
+            "test_session": recipe["test_session"],
+            "valid_share": recipe["valid_share"],
+            "seed": recipe["seed"],
+            "max_train_seconds": recipe["max_train_seconds"],
         },
     )
-    run_on_main(prepare_zed, kwargs={"zed_folder": zed, "save_folder": manifests})
+    run_on_main(
+        prepare_zed,
+        kwargs={
+            "zed_folder": zed,
+            "save_folder": manifests,
+            "emotions": recipe.emotions,
+            "label_map": recipe["zed_label_map"],
+            "normalize": recipe.normalize,
+        },
+    )
 
+    train = {"IEMOCAP": (f"{manifests}/train.json", iemocap)}
     tests = {}
-    if hparams["test_session"]:
-        tests[f"IEMOCAP session {hparams['test_session']}"] = (f"{manifests}/test.json", iemocap)
+    if recipe["test_session"]:
+        tests[f"IEMOCAP session {recipe['test_session']}"] = (f"{manifests}/test.json", iemocap)
+    hparams = build(recipe, train)
     train, valid, tests = mixed_sets(
         hparams,
-        train=(f"{manifests}/train.json", iemocap),
-        valid=(f"{manifests}/valid.json", iemocap),
+        train=train,
+        valid={"IEMOCAP": (f"{manifests}/valid.json", iemocap)},
         tests=tests,
     )
     tests["ZED"] = (f"{manifests}/zed.json", zed)

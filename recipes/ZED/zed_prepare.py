@@ -2,17 +2,22 @@
 
 The corpus is read anew each time, so the manifest is never staler than the corpus.
 Source: Wang, Ravanelli, Yacoubi, "Speech Emotion Diarization: Which Emotion Appears When?",
-ASRU 2023 (arXiv 2306.12991).
+ASRU 2023 (arXiv 2306.12991). If the page of the data set does not answer
+(https://zaion.ai/en/resources/zaion-lab-blog/zaion-emotion-dataset/), see
+https://github.com/BenoitWang/Speech_Emotion_Diarization and ``recipes/ZaionEmotionDataset`` of
+https://github.com/speechbrain/speechbrain.
 """
 
 import re
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 from speechbrain.utils.logger import get_logger
 
-from ent_brain.emotions import EMOTIONS
-from ent_brain.errors import InputError
+from ent_brain.audio import find_audio
+from ent_brain.emotions import check_label_map, describe_label_map
+from ent_brain.errors import SHOWN_PROBLEMS, InputError
 from ent_brain.manifest import (
     SAMPLE_RATE,
     Utterance,
@@ -26,20 +31,32 @@ from ent_brain.segments import Segment
 
 logger = get_logger(__name__)
 
+LABELS = ("happy", "angry", "sad")
+REST = "the rest"
+"""Of an utterance: by the corpus's definition it is neutral."""
+
 FULL_UTTERANCES, FULL_SPEAKERS = 180, 73
 KEYS = ("wav", "duration", "emotion", "transcription")
 SPEAKER = re.compile(r"(?:spk|speaker)[-_]?\d+", re.IGNORECASE)
 
 
-def prepare_zed(zed_folder, save_folder):
+def prepare_zed(zed_folder, save_folder, emotions, label_map, normalize):
     """Write the manifest of ZED, for testing only.
 
     Arguments
     ---------
     zed_folder : str or Path
-        The folder that holds ``ZED.json``; what ``{data_root}`` stands for.
+        The folder that holds ``ZED.json``; what ``{data_root}`` stands for. The recordings may have
+        other extensions than in ``ZED.json``, and names in another case.
     save_folder : str or Path
         Where the manifest goes.
+    emotions : EmotionSet
+        With a neutral label, for the rest of each utterance.
+    label_map : dict[str, str]
+        From the corpus's labels (``LABELS``) to names of ``emotions``; utterances with other labels
+        are left out.
+    normalize : callable
+        How the recipe normalises transcripts.
 
     Returns
     -------
@@ -49,28 +66,47 @@ def prepare_zed(zed_folder, save_folder):
     Raises
     ------
     InputError
-        If the corpus is incomplete or contradicts itself; nothing is written then.
+        If the corpus is incomplete or contradicts itself, or an argument is impossible; nothing is
+        written then.
 
     Example
     -------
-    >>> prepare_zed("ZED", "save")  # doctest: +SKIP
+    >>> label_map = {"happy": "happy", "angry": "angry", "sad": "sad"}
+    >>> prepare_zed("ZED", "save", PUBLISHED, label_map, normalize_transcript)  # doctest: +SKIP
     """
+    emotions.need_neutral("ZED")
+    label_map = check_label_map(label_map, "ZED", LABELS, emotions)
     zed_folder = Path(zed_folder)
     entries = read_entries(
         zed_folder / "ZED.json", "set zed_folder to the folder that ZED.json lies in, unchanged"
     )
-    drafts, problems = [], []
+    drafts, missing, problems = [], [], []
+    left_out = Counter()
     for name, entry in entries.items():
         try:
-            drafts.append(_read_entry(name, entry, zed_folder))
+            label, draft = _read_entry(name, entry, zed_folder, label_map)
+            if label not in label_map:
+                left_out[label] += 1
+            elif wav := find_audio(draft.wav):
+                drafts.append(replace(draft, wav=wav))
+            else:
+                missing.append(str(draft.wav))
         except InputError as error:
             problems.append(f"{name}: {error}")
-    utterances = check_utterances(drafts, zed_folder, problems)
-    logger.info(_describe(utterances))
+    if missing:
+        shown = ", ".join(missing[:SHOWN_PROBLEMS])
+        more = f" and {len(missing) - SHOWN_PROBLEMS} more" * (len(missing) > SHOWN_PROBLEMS)
+        problems.append(f"{len(missing)} of {len(entries)} recordings missing: {shown}{more}")
+    utterances = check_utterances(drafts, zed_folder, problems, emotions, normalize)
+    made_of = describe_label_map({**label_map, REST: emotions.neutral}, emotions)
+    counts = ", ".join(f"{count} {label}" for label, count in left_out.most_common())
+    logger.info(f"ZED's labels: {made_of}; left out: {counts or 'none'}")
+    logger.info(_describe(utterances, emotions))
     return save_manifests(save_folder, {"zed": utterances}, zed_folder)
 
 
-def _read_entry(name, entry, zed_folder):
+def _read_entry(name, entry, zed_folder, label_map):
+    """Return an entry's label (str) and its Utterance, whose emotion is None if it is left out."""
     missing = [key for key in KEYS if key not in entry]
     if missing:
         raise InputError(f"no {' and no '.join(missing)} in ZED.json")
@@ -78,37 +114,40 @@ def _read_entry(name, entry, zed_folder):
         raise InputError(f"duration {entry['duration']!r} is not in seconds")
     if not isinstance(entry["transcription"], str):
         raise InputError(f"transcription {entry['transcription']!r} is no text")
-    segment = _read_segment(entry["emotion"])
+    start, end, label = _read_interval(entry["emotion"])
+    emotion = label_map.get(label)
     # ZED.json has no key for the speaker: what an id or a path says plainly is taken, no more.
     speaker = SPEAKER.search(f"{name} {entry['wav']}")
-    return Utterance(
+    return label, Utterance(
         id=name,
         wav=path_inside(entry["wav"], "datafolder", zed_folder),
         transcript=entry["transcription"],
-        emotion=segment.emotion,
+        emotion=emotion,
         speaker=speaker[0].lower() if speaker else "unknown",
-        segments=(segment,),
+        segments=(Segment(start, end, emotion),),
         samples=round(entry["duration"] * SAMPLE_RATE),
     )
 
 
-def _read_segment(emotion):
-    """Return the one emotional interval (Segment) of an utterance."""
+def _read_interval(emotion):
+    """Return start, end (seconds) and label of the one emotional interval of an utterance."""
     if not isinstance(emotion, list) or len(emotion) != 1 or not isinstance(emotion[0], dict):
         raise InputError("emotion is not a list of one interval")
     missing = [key for key in ("emo", "start", "end") if key not in emotion[0]]
     if missing:
         raise InputError(f"no {' and no '.join(missing)} in the interval")
-    start, end = emotion[0]["start"], emotion[0]["end"]
+    start, end, label = (emotion[0][key] for key in ("start", "end", "emo"))
     if not is_seconds(start) or not is_seconds(end):
         raise InputError(f"interval from {start!r} to {end!r} is not in seconds")
-    return Segment(start, end, emotion[0]["emo"])
+    if label not in LABELS:
+        raise InputError(f"unknown emotion {label!r}, not one of {', '.join(LABELS)}")
+    return start, end, label
 
 
-def _describe(utterances):
+def _describe(utterances, emotions):
     """Say (str) how much there is, beside the full release."""
-    emotions = Counter(utterance.emotion for utterance in utterances)
-    counts = ", ".join(f"{emotions[emotion]} {emotion}" for emotion in EMOTIONS)
+    found = Counter(utterance.emotion for utterance in utterances)
+    counts = ", ".join(f"{found[emotion]} {emotion}" for emotion in emotions)
     speakers = len({utterance.speaker for utterance in utterances} - {"unknown"})
     return (
         f"ZED: {len(utterances)} utterances ({counts}), the full release has {FULL_UTTERANCES}; "

@@ -1,3 +1,4 @@
+import hashlib
 import json
 import logging
 from collections import Counter
@@ -7,11 +8,15 @@ import numpy as np
 import pytest
 import soundfile
 
+from ent_brain.emotions import PUBLISHED, EmotionSet
 from ent_brain.errors import InputError
+from ent_brain.tokens import normalize_transcript
 
 # Lent beside the repository, never part of it.
 REAL = Path(__file__).resolve().parents[3] / "shared" / "data" / "ravdess"
 
+LABEL_MAP = {"neutral": "neutral", "calm": "neutral"} | {n: n for n in ("happy", "sad", "angry")}
+EIGHT = ("neutral", "calm", "happy", "sad", "angry", "fearful", "disgust", "surprised")
 KEPT = {"01": "neutral", "02": "neutral", "03": "happy", "04": "sad", "05": "angry"}
 
 
@@ -33,7 +38,13 @@ def write_corpus(data_folder, suffix="wav", actors=range(1, 25)):
 
 @pytest.fixture(scope="module")
 def prepare_ravdess(load_prepare):
-    return load_prepare("RAVDESS", "ravdess_prepare").prepare_ravdess
+    """``prepare_ravdess`` with the published labels, unless a test gives others."""
+    prepare = load_prepare("RAVDESS", "ravdess_prepare").prepare_ravdess
+
+    def call(data_folder, save, emotions=PUBLISHED, label_map=LABEL_MAP, **kwargs):
+        return prepare(data_folder, save, emotions, label_map, normalize_transcript, **kwargs)
+
+    return call
 
 
 def read(paths):
@@ -57,7 +68,7 @@ def refused(prepare_ravdess, data_folder, **arguments):
     return str(error.value)
 
 
-@pytest.mark.parametrize("suffix", ["wav", "flac"])
+@pytest.mark.parametrize("suffix", ["wav", "flac", "WAV", "mp3"])
 def test_no_voice_is_in_two_splits(prepare_ravdess, tmp_path, suffix):
     data_folder = write_corpus(tmp_path / "RAVDESS", suffix)
     train, valid, test = read(prepare_ravdess(data_folder, tmp_path / "save")).values()
@@ -80,11 +91,95 @@ def test_no_voice_is_in_two_splits(prepare_ravdess, tmp_path, suffix):
 def test_calm_speech_can_be_left_out(prepare_ravdess, tmp_path, caplog):
     caplog.set_level(logging.INFO)
     data_folder = write_corpus(tmp_path / "RAVDESS")
-    manifests = read(prepare_ravdess(data_folder, tmp_path / "save", calm_as_neutral=False))
+    label_map = LABEL_MAP | {"calm": None}
+    manifests = read(prepare_ravdess(data_folder, tmp_path / "save", label_map=label_map))
     names = [name for manifest in manifests.values() for name in manifest]
     assert {name[6:8] for name in names} == {"01", "03", "04", "05"}
-    assert caplog.messages[0] == (
-        "train: 64 of the full release's 448 utterances (16 happy, 16 angry, 16 sad, 16 neutral)"
+    assert caplog.messages[:2] == [
+        "RAVDESS's labels: happy from happy; angry from angry; sad from sad; "
+        "neutral from neutral; left out: 24 calm, 24 fearful, 24 disgust, 24 surprised",
+        "train: 64 of the full release's 448 utterances (16 happy, 16 angry, 16 sad, 16 neutral)",
+    ]
+
+
+def test_eight_classes_are_a_label_map(prepare_ravdess, tmp_path, caplog):
+    caplog.set_level(logging.INFO)
+    data_folder = write_corpus(tmp_path / "RAVDESS")
+    manifests = read(
+        prepare_ravdess(
+            data_folder, tmp_path / "save", EmotionSet(EIGHT, "neutral"), {n: n for n in EIGHT}
+        )
+    )
+    for manifest in manifests.values():
+        for name, entry in manifest.items():
+            assert entry["emotion"] == EIGHT[int(name[6:8]) - 1]
+    assert [len(manifest) for manifest in manifests.values()] == [16 * 8, 2 * 8, 6 * 8]
+    assert caplog.messages[0].endswith("surprised from surprised; left out: none")
+    # 60 speech recordings of each actor in the full release: 4 neutral, 8 of each other emotion.
+    assert caplog.messages[1].startswith("train: 128 of the full release's 960 utterances (16 neu")
+
+
+def test_an_unknown_label_is_refused(prepare_ravdess, tmp_path):
+    line = refused(prepare_ravdess, tmp_path / "RAVDESS", label_map={"06": "sad", "sad": "gloomy"})
+    assert line == (
+        "2 problems: label_map: RAVDESS has no label '06', its labels are neutral, calm, happy, "
+        "sad, angry, fearful, disgust, surprised; label_map: sad becomes 'gloomy', which is not "
+        "one of happy, angry, sad, neutral: correct label_map"
+    )
+
+
+def unpadded(data_folder, actor):
+    return data_folder / f"Actor_{actor}"
+
+
+def lower_case(data_folder, actor):
+    return data_folder / f"actor_{actor:02}"
+
+
+def deeper(data_folder, actor):
+    return data_folder / "Audio_Speech_Actors_01-24" / f"Actor_{actor:02}"
+
+
+def flat(data_folder, actor):
+    return data_folder
+
+
+def flat_and_deeper(data_folder, actor):
+    return data_folder / "Audio_Speech_Actors_01-24"
+
+
+@pytest.mark.parametrize("place", [unpadded, lower_case, deeper, flat, flat_and_deeper])
+def test_other_layouts_give_the_same_utterances(prepare_ravdess, tmp_path, place):
+    released = write_corpus(tmp_path / "released")
+    expected = read(prepare_ravdess(released, tmp_path / "expected"))
+    data_folder = tmp_path / "RAVDESS"
+    for path in released.glob("Actor_*/*"):
+        copied = place(data_folder, int(path.stem[-2:])) / path.name
+        copied.parent.mkdir(parents=True, exist_ok=True)
+        path.rename(copied)
+    found = read(prepare_ravdess(data_folder, tmp_path / "found"))
+    for split, manifest in expected.items():
+        for name, entry in manifest.items():
+            wav = place(data_folder, int(name[-2:])) / f"{name}.wav"
+            entry["wav"] = "{data_root}/" + wav.relative_to(data_folder).as_posix()
+        assert found[split] == manifest
+
+
+def test_copies_beside_the_actors_folders_are_passed_over(prepare_ravdess, tmp_path):
+    data_folder = write_corpus(tmp_path / "RAVDESS")
+    write_corpus(data_folder / "audio_speech_actors_01-24")
+    test = read(prepare_ravdess(data_folder, tmp_path / "save"))["test"]
+    assert all(entry["wav"].startswith("{data_root}/Actor_") for entry in test.values())
+
+
+def test_recordings_in_no_known_format_are_refused(prepare_ravdess, tmp_path):
+    data_folder = write_corpus(tmp_path / "RAVDESS")
+    for path in data_folder.glob("Actor_*/*"):
+        path.rename(path.with_suffix(".m4a"))
+    assert refused(prepare_ravdess, data_folder) == (
+        f"{data_folder}: no speech in it: set data_folder to the folder of "
+        "Audio_Speech_Actors_01-24.zip, unpacked, or of its recordings, with their names, in .wav, "
+        ".flac, .mp3, .ogg, .opus, .oga, .aif, .aiff, .au, .w64, .caf"
     )
 
 
@@ -113,7 +208,13 @@ def test_a_smaller_copy_is_enough_for_training(prepare_ravdess, tmp_path, caplog
     data_folder = write_corpus(tmp_path / "RAVDESS", actors=range(15, 25))
     train = read(prepare_ravdess(data_folder, tmp_path / "save"))["train"]
     assert speakers(train) == actors(15, 16)
-    assert caplog.messages[0] == (
+    assert caplog.record_tuples[0][1:] == (
+        logging.WARNING,
+        f"{data_folder}: no recordings of "
+        + ", ".join(f"Actor_{actor:02}" for actor in range(1, 15))
+        + ": training goes without",
+    )
+    assert caplog.messages[2] == (
         "train: 10 of the full release's 576 utterances (2 happy, 2 angry, 2 sad, 4 neutral)"
     )
 
@@ -123,7 +224,8 @@ def test_missing_actors_and_audio_are_reported_together(prepare_ravdess, tmp_pat
     empty = data_folder / "Actor_01" / "03-01-01-01-02-01-01.wav"
     soundfile.write(empty, np.zeros(0), 16000)
     assert refused(prepare_ravdess, data_folder) == (
-        f"3 problems: no folder {data_folder}/Actor_23; no folder {data_folder}/Actor_24; "
+        f"3 problems: {data_folder}: no recordings of Actor_23, whom test_actors names; "
+        f"{data_folder}: no recordings of Actor_24, whom test_actors names; "
         f"03-01-01-01-02-01-01: no samples in {empty}: "
         f"correct {data_folder}, nothing was written"
     )
@@ -158,8 +260,9 @@ def test_a_recording_in_two_formats_is_refused(prepare_ravdess, tmp_path):
 def test_a_folder_without_actors_is_refused(prepare_ravdess, tmp_path):
     (tmp_path / "RAVDESS").mkdir()
     assert refused(prepare_ravdess, tmp_path / "RAVDESS") == (
-        f"{tmp_path}/RAVDESS: no folders Actor_01 to Actor_24 in it: "
-        "set data_folder to the folder of Audio_Speech_Actors_01-24.zip, unpacked"
+        f"{tmp_path}/RAVDESS: no folders Actor_01 to Actor_24 in it: set data_folder to the folder "
+        "of Audio_Speech_Actors_01-24.zip, unpacked, or of its recordings, with their names, in "
+        ".wav, .flac, .mp3, .ogg, .opus, .oga, .aif, .aiff, .au, .w64, .caf"
     )
 
 
@@ -193,4 +296,18 @@ def test_real_recordings(prepare_ravdess, tmp_path, caplog):
         "angry": 192,
     }
     assert sum(entry["duration"] for entry in entries) / 60 == pytest.approx(53.6, abs=0.05)
-    assert len(caplog.messages) == 6, "16 kHz mono: nothing to say but counts and files"
+    assert caplog.messages[0] == (
+        "RAVDESS's labels: happy from happy; angry from angry; sad from sad; "
+        "neutral from neutral, calm; left out: none"
+    )
+    assert len(caplog.messages) == 7, "16 kHz mono: nothing to say but counts and files"
+
+
+@pytest.mark.skipif(not REAL.is_dir(), reason="no RAVDESS beside the repository")
+def test_published_manifests_are_what_they_were(prepare_ravdess, tmp_path):
+    """As before labels were a setting of the recipe."""
+    paths = prepare_ravdess(REAL, tmp_path)
+    recorded = Path(__file__).with_name("published.json").read_text()
+    assert json.loads(recorded)["RAVDESS ent_fbank"]["manifests"] == {
+        path.name: hashlib.sha256(path.read_bytes()).hexdigest()[:16] for path in paths.values()
+    }

@@ -1,12 +1,17 @@
+import hashlib
 import json
 import logging
+from pathlib import Path
 
 import numpy as np
 import pytest
 import soundfile
 
+from ent_brain.emotions import PUBLISHED, EmotionSet
 from ent_brain.errors import InputError
+from ent_brain.tokens import normalize_transcript
 
+LABEL_MAP = {"happy": "happy", "angry": "angry", "sad": "sad"}
 REMEDY = "correct {zed}, nothing was written"
 
 
@@ -25,13 +30,19 @@ def write_zed(folder, entries):
 
 @pytest.fixture(scope="module")
 def prepare_zed(load_prepare):
-    return load_prepare("ZED", "zed_prepare").prepare_zed
+    """``prepare_zed`` with the published labels, unless a test gives others."""
+    prepare = load_prepare("ZED", "zed_prepare").prepare_zed
+
+    def call(zed, save, emotions=PUBLISHED, label_map=LABEL_MAP):
+        return prepare(zed, save, emotions, label_map, normalize_transcript)
+
+    return call
 
 
-def refused(prepare_zed, zed):
+def refused(prepare_zed, zed, *args, **kwargs):
     save = zed.parent / "save"
     with pytest.raises(InputError) as error:
-        prepare_zed(zed, save)
+        prepare_zed(zed, save, *args, **kwargs)
     assert not save.exists(), "nothing may be written when there is a problem"
     assert "\n" not in str(error.value)
     return str(error.value)
@@ -72,6 +83,10 @@ def test_counts_stand_beside_the_full_release(prepare_zed, tmp_path, caplog):
     zed = write_zed(tmp_path / "ZED", {"u1": entry(), "spk07_2": entry(emotion="sad")})
     prepare_zed(zed, tmp_path / "save")
     assert caplog.messages[0] == (
+        "ZED's labels: happy from happy; angry from angry; sad from sad; neutral from the rest; "
+        "left out: none"
+    )
+    assert caplog.messages[1] == (
         "ZED: 2 utterances (1 happy, 0 angry, 1 sad, 0 neutral), the full release has 180; "
         "1 speakers named, it has 73"
     )
@@ -89,8 +104,8 @@ def without(*keys):
         (without("wav"), "no wav in ZED.json"),
         (without("duration"), "no duration in ZED.json"),
         (without("emotion", "transcription"), "no emotion and no transcription in ZED.json"),
-        (entry(emotion="glad"), "unknown emotion 'glad', not one of happy, angry, sad, neutral"),
-        (entry(emotion=["sad"]), "unknown emotion ['sad'], not one of happy, angry, sad, neutral"),
+        (entry(emotion="glad"), "unknown emotion 'glad', not one of happy, angry, sad"),
+        (entry(emotion=["sad"]), "unknown emotion ['sad'], not one of happy, angry, sad"),
         (entry() | {"emotion": []}, "emotion is not a list of one interval"),
         (
             entry() | {"emotion": entry()["emotion"] * 2},
@@ -114,7 +129,6 @@ def without(*keys):
             entry(wav="datafolder/wav/../../a.wav"),
             "wav 'datafolder/wav/../../a.wav' is not a path inside datafolder/",
         ),
-        (entry(wav="datafolder/b.wav"), "no audio file {zed}/b.wav"),
     ],
 )
 def test_what_an_entry_may_not_say(prepare_zed, tmp_path, spoilt, problem):
@@ -153,3 +167,60 @@ def test_a_file_that_is_not_zed_s(prepare_zed, tmp_path, content, problem):
     line = refused(prepare_zed, zed)
     assert line.startswith(f"{zed}/ZED.json: {problem}")
     assert line.endswith(": set zed_folder to the folder that ZED.json lies in, unchanged")
+
+
+def test_other_label_sets_are_a_label_map(prepare_zed, tmp_path, caplog):
+    caplog.set_level(logging.INFO)
+    entries = {"u1": entry(), "u2": entry(emotion="sad"), "u3": entry(emotion="angry")}
+    zed = write_zed(tmp_path / "ZED", entries)
+    emotions = EmotionSet(["calm", "upset"], "calm")
+    label_map = {"happy": None, "angry": "upset", "sad": "upset"}
+    manifest = json.loads(
+        prepare_zed(zed, tmp_path / "save", emotions, label_map)["zed"].read_text()
+    )
+    interval = {"start": 0.5, "end": 1.5, "emotion": "upset"}
+    assert {name: (e["emotion"], e["segments"]) for name, e in manifest.items()} == {
+        "u2": ("upset", [interval]),
+        "u3": ("upset", [interval]),
+    }
+    assert caplog.messages[0] == (
+        "ZED's labels: calm from the rest; upset from angry, sad; left out: 1 happy"
+    )
+
+
+def test_impossible_labels_are_refused(prepare_zed, tmp_path):
+    zed = write_zed(tmp_path / "ZED", {"u1": entry()})
+    assert refused(prepare_zed, zed, label_map={"neutral": "neutral"}) == (
+        "label_map: ZED has no label 'neutral', its labels are happy, angry, sad: correct label_map"
+    )
+    line = refused(prepare_zed, zed, EmotionSet(["happy", "sad"]), {"sad": "sad"})
+    assert line.startswith("ZED needs a neutral label and emotions (happy, sad) have none")
+
+
+@pytest.mark.parametrize("name", ["a.WAV", "A.wav", "a.flac"])
+def test_recordings_with_another_case_or_format_are_found(prepare_zed, tmp_path, name):
+    zed = write_zed(tmp_path / "ZED", {"u1": entry()})
+    (zed / "wav" / "a.wav").unlink()
+    soundfile.write(zed / "wav" / name, np.zeros(32000), 16000)
+    manifest = json.loads(prepare_zed(zed, tmp_path / "save")["zed"].read_text())
+    assert manifest["u1"]["wav"] == "{data_root}/wav/" + name
+
+
+def test_missing_recordings_are_counted(prepare_zed, tmp_path):
+    entries = {f"u{i:03}": entry(wav=f"datafolder/wav/{i}.wav") for i in range(180)}
+    zed = write_zed(tmp_path / "ZED", entries | {"there": entry()})
+    (zed / "wav" / "7.m4a").touch()
+    paths = [f"{zed}/wav/{i}.wav" for i in range(5)]
+    assert refused(prepare_zed, zed) == (
+        f"2 problems: u007: no audio file {zed}/wav/7.wav, only 7.m4a; "
+        f"179 of 181 recordings missing: {', '.join(paths)} and 174 more: "
+        f"correct {zed}, nothing was written"
+    )
+
+
+def test_the_published_manifest_is_what_it_was(prepare_zed, zed, tmp_path):
+    """As before labels were a setting of the recipe, on the synthetic look-alike."""
+    path = prepare_zed(zed, tmp_path)["zed"]
+    recorded = json.loads(Path(__file__).with_name("published.json").read_text())
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()[:16]
+    assert digest == recorded["ZED ent_demo"]["manifests"]["zed.json"]
