@@ -447,7 +447,7 @@ def _check_entry(entry, emotions, normalize):
     if not is_seconds(entry["duration"]) or entry["duration"] <= 0:
         raise InputError(f"duration {entry['duration']!r} is not in seconds")
     known = {"start": is_seconds, "end": is_seconds, "emotion": _is_text}
-    segments = _read_all(Segment, entry, "segments", known)
+    segments = _read_all(Segment, entry, "segments", known) if "segments" in entry else None
     _emotional_segments(entry["emotion"], segments, entry["duration"], emotions)
     if "intervals" in entry:
         known = {"start": _is_sample, "end": _is_sample, "emotion": _is_text}
@@ -458,7 +458,7 @@ def _check_entry(entry, emotions, normalize):
 
 def _read_all(kind, entry, key, known):
     """An entry's list of segments or intervals, each with the keys that it has to have."""
-    values = entry.get(key, [])
+    values = entry[key]
     if not isinstance(values, list) or not all(
         isinstance(value, dict)
         and value.keys() == known.keys()

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from ent_brain.emotions import PUBLISHED
+from ent_brain.emotions import PUBLISHED, EmotionSet
 from ent_brain.errors import InputError
 from ent_brain.manifest import (
     Interval,
@@ -239,6 +239,18 @@ def test_an_impossible_share_is_refused(share):
 
 
 # --- intervals
+
+
+def test_entries_without_segments_need_no_neutral_label(tmp_path):
+    path, emotions = tmp_path / "a.json", EmotionSet(("sad", "glad"))
+    entry = {"wav": "{data_root}/a.wav", "duration": 1.0, "transcript": "OH", "emotion": "sad"}
+    entry["speaker"] = "Ann"
+    path.write_text(json.dumps({"a": entry}))
+    assert read_manifest(path, emotions) == {"a": entry}
+    entry["segments"] = [{"start": 0.5, "end": 1.0, "emotion": "sad"}]
+    path.write_text(json.dumps({"a": entry}))
+    with pytest.raises(InputError, match="a: the time from 0.00 to 0.50 s, in no segment, needs a"):
+        read_manifest(path, emotions)
 
 
 GOOD = [Interval(0, 9, "neutral", "OH"), Interval(9, 20, "sad", "NO NO")]
