@@ -822,7 +822,7 @@ def test_a_missing_corpus_is_refused(run, tmp_path):
 def test_a_model_of_other_tokens_or_options_for_another_device_are_refused(run, iemocap):
     given = {"data_folder": iemocap, "device": "cpu"}
     outcome = run("IEMOCAP", "ent_demo.yaml", model="{vocab_size: 20}", **given)
-    assert_refused(outcome, "model: vocab_size 20: there are 31 tokens: set the recipe's own ")
+    assert_refused(outcome, "error: model: vocab_size 20: the recipe has 31: refer to the ")
     outcome = run("IEMOCAP", "ent_demo.yaml", precision="fp16", **given)
     assert_refused(outcome, "run options: ", "fp16")
 
