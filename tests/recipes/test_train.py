@@ -868,7 +868,7 @@ def test_a_transcript_longer_than_its_audio_is_refused(run, own_iemocap):
         ({"batchsize": 3}, "--batchsize: no such option (--batch_size is near)"),
         ({"lattice_mode": "two"}, "lattice_mode: two: choose one, full_t, full_u, mil, aligned, a"),
         ({"rnnt_weight": -1}, "rnnt_weight: -1: give a number from 0"),
-        ({"test_session": "null"}, "test_session: null: choose 1, 2, 3, 4, 5"),
+        ({"test_session": 7}, "test_session: 7: choose 1, 2, 3, 4, 5, null"),
         ({"lr": "abc"}, "lr: abc: give a number above 0"),
         ({"device": "cuda:99"}, "device: 'cuda:99': "),
         ({"output_folder": "/proc/out"}, "/proc/out"),
