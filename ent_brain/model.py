@@ -294,7 +294,8 @@ class TransducerModel(nn.Module):
         tokens : Tensor
             [B, U] ids; padding is fed as blank.
         token_lens : Tensor
-            [B] int.
+            [B] int. 0 without a transcript: the lattice then has one position, u = 0, which is the
+            predictor after blank, as where nothing is transcribed.
 
         Returns
         -------

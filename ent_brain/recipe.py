@@ -96,22 +96,30 @@ def make_tokens(recipe, train):
     Raises
     ------
     InputError
-        If the kind is unknown, or the tokens of the kind are not ``vocab_size``.
+        If the kind is unknown, the tokens of the kind are not ``vocab_size``, or there is no
+        transcript to learn them from.
     """
     kind, vocab_size = recipe["tokens"], recipe["vocab_size"]
     if kind == "char":
         tokens = CharTokens(recipe["normalization"])
-        if vocab_size != len(tokens):
+        if vocab_size not in (None, len(tokens)):
             raise InputError(f"vocab_size: {vocab_size}: char tokens are {len(tokens)}: correct it")
         return tokens
     if kind not in ("characters", "bpe"):
         raise InputError(f"tokens: {kind!r}: choose char, characters or bpe")
+    if kind == "bpe" and vocab_size is None:
+        raise InputError("vocab_size: null: give the number of tokens of bpe, as 500")
     transcripts = [
         entry["transcript"]
         for manifest, _ in train.values()
         for entry in read_manifest(manifest, recipe.emotions, recipe.normalize).values()
         if entry["transcript"] is not None
     ]
+    if not transcripts:
+        raise InputError(
+            "training set: no utterance has a transcript to learn tokens from: set tokens to char, "
+            "and rnnt_weight and lm_weight to 0, to learn the emotions alone"
+        )
     # Tokens of other transcripts have another name, so a file is never of another fold.
     digest = hashlib.sha256("\n".join(transcripts).encode()).hexdigest()[:12]
     save_folder = Path(recipe["save_folder"])
@@ -152,7 +160,7 @@ def build(recipe, train):
         If something cannot be built.
     """
     tokens = make_tokens(recipe, train)
-    if recipe["tokens"] == "characters":
+    if recipe["tokens"] == "characters" or recipe["vocab_size"] is None:
         recipe.settle(vocab_size=len(tokens))
     hparams = recipe.build()
     model = hparams["modules"]["model"]

@@ -228,7 +228,8 @@ def plot_timeline(path, waveform, sample_rate, annotation, reference=None):
     figure.align_ylabels()
     panels[0].set_title(annotation.name, loc="left", parse_math=False)
     panels[3].set(xlim=(0, duration), xlabel="seconds")
-    names = [f"{name} ({code})" for name, code in zip(emotions, emotions.codes, strict=True)]
+    codes = zip(emotions, emotions.codes, strict=True)
+    names = [name if code == name else f"{name} ({code})" for name, code in codes]
     patches = [Patch(**style) for style in _styles(emotions).values()]
     room = 72 * (width + 1) / (max(map(_text_width, names)) + 50)  # columns of swatch and name
     columns = max(1, min(len(patches), int(room)))

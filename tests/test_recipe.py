@@ -3,6 +3,7 @@ from pathlib import Path
 
 import pytest
 
+from ent_brain.emotions import PUBLISHED
 from ent_brain.errors import InputError
 from ent_brain.recipe import make_tokens as make_recipe_tokens
 from ent_brain.settings import load_recipe
@@ -26,12 +27,15 @@ def write_manifest(path, transcripts):
 
 
 def make_tokens(kind, vocab_size, manifest, folder):
-    yaml = Path(__file__).parents[1] / "recipes" / "RAVDESS" / "hparams" / "ent_fbank.yaml"
-    options = {"tokens": kind, "vocab_size": vocab_size, "data_folder": "corpus"}
-    options |= {"output_folder": folder / "out", "save_folder": folder}
+    """Tokens of a recipe; of a table's where ``vocab_size`` is left open."""
+    name = "RAVDESS" if vocab_size else "Table"
+    yaml = Path(__file__).parents[1] / "recipes" / name / "hparams" / "ent_fbank.yaml"
+    options = {"tokens": kind, "output_folder": folder / "out", "save_folder": folder}
+    options |= {"vocab_size": vocab_size, "data_folder": "corpus"} if vocab_size else {"table": "x"}
     lines = "".join(f"{key}: {value}\n" for key, value in options.items())
-    train = {"corpus": (manifest, manifest.parent)}
-    return make_recipe_tokens(load_recipe(yaml, lines), train)
+    recipe = load_recipe(yaml, lines)
+    recipe.settle(emotions=list(PUBLISHED), neutral=PUBLISHED.neutral)
+    return make_recipe_tokens(recipe, {"corpus": (manifest, manifest.parent)})
 
 
 def test_the_published_characters_need_no_manifest(tmp_path):
@@ -87,3 +91,25 @@ def test_characters_are_learnt_from_the_training_transcripts_alone(tmp_path):
     letters = set("ÄPFELUNDÖLDON'T")
     assert len(tokens) == len(letters) + 4
     assert {line[0] for line in file.read_text(encoding="utf-8").splitlines()[1:]} == letters
+
+
+@pytest.mark.parametrize(
+    ("kind", "line"),
+    [
+        (
+            "characters",
+            "training set: no utterance has a transcript to learn tokens from: set tokens to char, "
+            "and rnnt_weight and lm_weight to 0, to learn the emotions alone",
+        ),
+        ("bpe", "vocab_size: null: give the number of tokens of bpe, as 500"),
+    ],
+)
+def test_tokens_need_transcripts_and_pieces_a_number(tmp_path, kind, line):
+    train = write_manifest(tmp_path / "train.json", [None, None])
+    with pytest.raises(InputError) as error:
+        make_tokens(kind, None, train, tmp_path)
+    assert str(error.value) == line
+
+
+def test_the_published_characters_are_counted_where_the_yaml_leaves_it_open(tmp_path):
+    assert len(make_tokens("char", None, tmp_path / "no.json", tmp_path)) == 31

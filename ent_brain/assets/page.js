@@ -33,7 +33,7 @@
   // --- results and legend
 
   data.emotions.forEach(({ name, letter }, index) => {
-    byId("legend").append(make("li", {}, swatch(index), `${name} (${letter})`));
+    byId("legend").append(make("li", {}, swatch(index), letter === name ? name : `${name} (${letter})`));
   });
   const { columns, rows } = data.results;
   if (rows.length) {
