@@ -566,6 +566,8 @@ def _open(path, label):
                 return _SoundfileSource(path, label, file, is_exact=True)
     try:
         return _MediaSource(path, label, riff)
+    except FileNotFoundError as error:
+        raise InputError(f"{label}: no such file: check the path") from error
     except (av.FFmpegError, OSError) as error:
         try:  # a format that FFmpeg does not know
             with soundfile.SoundFile(str(path)) as file:

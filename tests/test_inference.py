@@ -284,7 +284,7 @@ def test_a_model_without_words_or_emotions_tells_what_it_can(tmp_path, trained):
 @pytest.mark.parametrize(
     ("content", "reason"),
     [
-        (None, "cannot be read as audio"),
+        (None, "no such file: check the path"),
         (b"not a sound", "cannot be read as audio"),
         (np.zeros(0), "holds no audio: replace or remove it"),
         (np.full(9, np.nan), "holds samples that are no sound: replace it"),
