@@ -133,7 +133,9 @@ def _parser():
     again.add_argument("--overwrite", action="store_true", help="replace all results")
     command.add_argument("--data_root", help="what {data_root} stands for in manifests")
     command.add_argument("--device", help="cpu, cuda or cuda:1; the first GPU where there is one")
-    command.add_argument("--quiet", action="store_true", help="no progress bar; errors are told")
+    command.add_argument(
+        "--quiet", action="store_true", help="no progress bar; notes and errors remain"
+    )
     command.set_defaults(run=annotate)
 
     command = commands.add_parser(
@@ -292,10 +294,10 @@ def find_recordings(files, data_root, scratch):
                 shutil.copyfileobj(sys.stdin.buffer, copy)
             recordings.append(Recording("stdin", scratch / "stdin", is_stdin=True))
         elif path.is_dir():
+            media = {*ENDINGS, *OTHER_ENDINGS}
+            inside = [p for p in path.rglob("*") if p.suffix.lower() in media and p.is_file()]
             # Some corpora hold macOS's companions of files, which are named like them.
-            inside = sorted(
-                p for p in path.rglob("*") if not p.name.startswith("._") and p.is_file()
-            )
+            inside = sorted(p for p in inside if not p.name.startswith("._"))
             _report_left_out(path, inside)
             inside = [p for p in inside if p.suffix.lower() in ENDINGS]
             recordings += [Recording(str(p.relative_to(path).with_suffix("")), p) for p in inside]
