@@ -83,6 +83,8 @@ class Annotation:
     frame_duration: float
     frame_probabilities: tuple[tuple[float, ...], ...]
     """[T][E]"""
+    notes: tuple[str, ...] = ()
+    """What was noticed about the recording, a line each."""
 
     @property
     def label_set(self):
@@ -125,6 +127,7 @@ class Annotation:
                 "segments": tuple(Segment(**segment) for segment in fields["segments"]),
                 "probabilities": tuple(dict(fields["probabilities"]).values()),
                 "frame_probabilities": tuple(zip(*by_emotion.values(), strict=True)),
+                "notes": tuple(fields.get("notes", ())),  # older files have none
             }
         )
         if tuple(fields["probabilities"]) not in ((), annotation.emotions):
@@ -142,7 +145,7 @@ class Annotation:
         words, segments, frames = self.words, self.segments, self.frame_probabilities
         probabilities = [p for part in (self.probabilities, *frames) for p in part]
         check_kinds(
-            (str, [self.name, self.text, *(word.text for word in words)]),
+            (str, [self.name, self.text, *(word.text for word in words), *self.notes]),
             (str | None, [self.emotion, self.neutral, *(word.emotion for word in words)]),
             (str, [segment.emotion for segment in segments]),
             (float | int, [self.duration, self.frame_duration, *probabilities]),
@@ -287,7 +290,7 @@ class Heard(NamedTuple):
     """[E]"""
 
 
-def annotate(name, heard, frame_duration, emotions):
+def annotate(name, heard, frame_duration, emotions, notes=()):
     """Say what a model has heard.
 
     Arguments
@@ -299,6 +302,8 @@ def annotate(name, heard, frame_duration, emotions):
         Seconds from one frame to the next.
     emotions : EmotionSet
         The model's.
+    notes : sequence of str
+        What was noticed about the recording.
 
     Returns
     -------
@@ -334,6 +339,7 @@ def annotate(name, heard, frame_duration, emotions):
         segments=tuple(Segment(_rounded(s.start), _rounded(s.end), s.emotion) for s in segments),
         frame_duration=frame_duration,
         frame_probabilities=tuple(tuple(map(_rounded, row)) for row in of_frames or ()),
+        notes=tuple(notes),
     )
 
 

@@ -26,8 +26,33 @@ from ent_brain.errors import InputError, one_line
 STDIN = "-"
 """Path that stands for standard input."""
 
-ENDINGS = (".wav", ".flac", ".mp3", ".ogg", ".opus", ".oga", ".aif", ".aiff", ".au", ".w64", ".caf")
+ENDINGS = (
+    *(".wav", ".flac", ".mp3", ".ogg", ".opus", ".oga", ".aif", ".aiff", ".au", ".w64", ".caf"),
+    *(".m4a", ".m4b", ".mp4", ".m4v", ".mov", ".3gp", ".3g2", ".webm", ".mkv", ".mka", ".avi"),
+    *(".aac", ".wma", ".wmv", ".asf", ".amr", ".gsm", ".mp2", ".ac3", ".eac3", ".dts", ".spx"),
+    *(".aifc", ".snd", ".rf64", ".sph", ".voc", ".ape", ".wv", ".tta", ".tak", ".mpc", ".shn"),
+    *(".ra", ".rm", ".flv", ".ogv", ".mpg", ".mpeg", ".vob", ".mts", ".m2ts"),
+)
 """Extensions of the sound files taken from a folder, the preferred ones first."""
+
+OTHER_ENDINGS = (
+    *(
+        ".raw",
+        ".pcm",
+        ".sln",
+        ".alaw",
+        ".ulaw",
+        ".g711",
+        ".g722",
+        ".g729",
+        ".ima",
+        ".sd2",
+        ".ircam",
+    ),
+    *(".dss", ".ds2", ".dvf", ".msv", ".m4p", ".aax", ".aa", ".dsf", ".dff", ".mid", ".midi"),
+    *(".m4r", ".mpa", ".mp1", ".mp+", ".mxf", ".ogm", ".ogx", ".qt", ".rmvb", ".divx", ".m2v"),
+)
+"""Extensions of other media, which are not taken from a folder. Most of them cannot be read."""
 
 DURATION_TOLERANCE = 0.1
 """Seconds by which two accounts of a duration may differ without a note or a refusal."""
@@ -541,6 +566,8 @@ def _open(path, label):
                 return _SoundfileSource(path, label, file, is_exact=True)
     try:
         return _MediaSource(path, label, riff)
+    except FileNotFoundError as error:
+        raise InputError(f"{label}: no such file: check the path") from error
     except (av.FFmpegError, OSError) as error:
         try:  # a format that FFmpeg does not know
             with soundfile.SoundFile(str(path)) as file:

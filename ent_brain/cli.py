@@ -3,6 +3,7 @@
 import argparse
 import difflib
 import errno
+import hashlib
 import json
 import os
 import shutil
@@ -21,18 +22,25 @@ import torch
 from tqdm import tqdm
 
 from ent_brain.annotation import FORMATS
-from ent_brain.audio import ENDINGS
-from ent_brain.errors import InputError, exit_on_input_error
+from ent_brain.audio import ENDINGS, OTHER_ENDINGS, STDIN, scan_audio
+from ent_brain.errors import SHOWN_PROBLEMS, InputError, exit_on_input_error
+from ent_brain.export import find_model
 from ent_brain.inference import EmotionTransducer
 from ent_brain.manifest import DATA_ROOT, check_id, path_inside, read_entries
 from ent_brain.page import write_report
+from ent_brain.processes import gather, take_turns
 from ent_brain.settings import check_device
-from ent_brain.windows import count_seconds, read_windows
-
-STDIN = "-"
+from ent_brain.windows import read_windows
 
 INDEX = "recordings.jsonl"
-"""In the output folder: a line for each recording that is done, with the file that it was."""
+"""In the output folder: a line for each recording that was annotated, with its file, the formats
+that were written, and its stamp."""
+
+STAMP = ("audio", "model", "settings")
+"""Keys of a stamp. The first two are digests. Results with another stamp are out of date."""
+
+MODEL_SUFFIXES = {".yaml", ".ckpt", ".json", ".safetensors"}
+"""Files of an exported model that its results depend on."""
 
 BATCH_SECONDS = 60.0
 """Seconds of recordings that are heard together, the padding of the shorter ones included."""
@@ -40,20 +48,24 @@ BATCH_SECONDS = 60.0
 ANNOTATE = """\
 Write down what is said in recordings, when, and with which emotion.
 
-FILES are sound files of any rate and length (wav, flac, mp3, ogg, ...), folders, which are
+FILES are sound files of any rate and length (wav, flac, mp3, m4a, mp4, ...), folders, which are
 searched for them, manifests of a recipe (.json, with --data_root), or - for a sound file on
 standard input.
 
 With --out each recording becomes one file a format there, under the name that it has in its folder
-or manifest, and with its ending where only that tells two apart; what is there already is not made
-again. Without --out the text goes to standard output: a line of JSON each.
+or manifest, and with its ending where only that tells two apart. Results that are there already are
+kept if the recording, the model and --channel are the same. Without --out the text goes to standard
+output: a line of JSON each.
+
+Channels are mixed. --channel each annotates every channel alone, as NAME.channel1 and so on.
 """
 
 EXAMPLES = """\
 examples:
   ent-brain annotate speech.wav --model demo/ent/pretrained
   ent-brain annotate recordings/ --model MODEL --out said --format json,textgrid,webvtt
-  ffmpeg -i talk.mp4 -f wav - | ent-brain annotate - --model MODEL --format webvtt
+  ent-brain annotate call.wav --model MODEL --out said --channel each
+  curl URL | ent-brain annotate - --model MODEL --format webvtt
   torchrun --nproc_per_node 4 -m ent_brain.cli annotate recordings/ --model MODEL --out said
 """
 
@@ -63,11 +75,22 @@ class Recording(NamedTuple):
 
     name: str
     path: Path
+    is_stdin: bool = False
+    """Whether ``path`` is a copy of standard input."""
+    channel: int | None = None
+    """From 1 on; None for the mix of all."""
+    stamp: dict | None = None
+    """What its results depend on, by the keys of ``STAMP``."""
 
     @property
     def source(self):
-        """What the index says of it (str)."""
-        return STDIN if self.name == "stdin" else str(self.path.resolve())
+        """Its file in the index (str)."""
+        return STDIN if self.is_stdin else str(self.path.resolve())
+
+    @property
+    def label(self):
+        """Its name in messages (str)."""
+        return "standard input" if self.is_stdin else str(self.path)
 
 
 @exit_on_input_error
@@ -102,9 +125,17 @@ def _parser():
     command.add_argument(
         "--format", default="json", metavar="LIST", help=f"some of {', '.join(FORMATS)} (json)"
     )
+    command.add_argument(
+        "--channel", metavar="N", help="a channel, from 1 on, or `each`; all are mixed by default"
+    )
+    again = command.add_mutually_exclusive_group()
+    again.add_argument("--keep", action="store_true", help="keep results that are out of date")
+    again.add_argument("--overwrite", action="store_true", help="replace all results")
     command.add_argument("--data_root", help="what {data_root} stands for in manifests")
     command.add_argument("--device", help="cpu, cuda or cuda:1; the first GPU where there is one")
-    command.add_argument("--quiet", action="store_true", help="no progress bar; errors are told")
+    command.add_argument(
+        "--quiet", action="store_true", help="no progress bar; notes and errors remain"
+    )
     command.set_defaults(run=annotate)
 
     command = commands.add_parser(
@@ -127,46 +158,110 @@ def _parser():
 
 def annotate(options):
     """Annotate recordings; status 1 where one of them could not be."""
-    formats = _formats(options.format)
+    formats, channel = _formats(options.format), _channel(options.channel)
     if options.out is None and len(formats) > 1:
         raise InputError("--format: several formats need --out, a folder to write them to")
     with tempfile.TemporaryDirectory() as scratch:
         recordings = find_recordings(options.files, options.data_root, Path(scratch))
-        found = len(recordings)
         rank, processes = (int(os.environ.get(k, d)) for k, d in (("RANK", 0), ("WORLD_SIZE", 1)))
-        recordings = recordings[rank::processes]
-        if options.out is not None:
-            _make_folder(options.out)
-            recordings = _not_done(options.out, recordings, formats)
+        there, failed = _part_missing(recordings, rank)
+        recordings = [
+            each for recording in there[rank::processes] for each in _channels(recording, channel)
+        ]
+        found = len(recordings) + len(failed)
         check_device(options.device)
         device = {} if options.device is None else {"run_opts": {"device": options.device}}
+        if options.out is not None:
+            model_digest = _digest_model(find_model(options.model, revision=options.revision))
+            recordings = _not_done(options, recordings, formats, model_digest)
+            if recordings:  # a folder with all results may be read-only
+                _make_folder(options.out)
         model = EmotionTransducer.from_hparams(options.model, revision=options.revision, **device)
-        failed = 0
-        with tqdm(total=len(recordings), unit="file", disable=options.quiet) as bar:
-            for recording, annotation, problem in annotate_all(model, recordings):
-                bar.update()
-                if not problem and options.out is None:
-                    _say(annotation, formats[0])
-                elif not problem:
-                    problem = _write(options.out, recording, annotation, formats)
-                if problem:
-                    failed += 1
-                    tqdm.write(f"error: {problem}", file=sys.stderr)
-    failed = _of_all_processes(failed)
+        done = 0
+        try:
+            with tqdm(total=len(recordings), unit="file", disable=options.quiet) as bar:
+                for recording, annotation, problem in annotate_all(model, recordings):
+                    bar.update()
+                    for note in annotation.notes if annotation else ():
+                        tqdm.write(f"note: {recording.label}: {note}", file=sys.stderr)
+                    if not problem and options.out is None:
+                        _say(annotation, formats[0])
+                    elif not problem:
+                        problem = _write(options.out, recording, annotation, formats)
+                    if problem:
+                        failed.append(recording.label)
+                        tqdm.write(f"error: {problem}", file=sys.stderr)
+                    else:
+                        done += 1
+        except KeyboardInterrupt:
+            rest = ", run the same command again for the rest" if options.out else ""
+            message = f"{done} of {len(recordings)} recordings were annotated{rest}"
+            raise KeyboardInterrupt(message) from None
+    found, failed = _of_all_processes(found, failed)
     if failed and not rank:
-        raise InputError(f"{failed} of {found} recordings failed: see above; the rest is done")
+        raise InputError(
+            f"{len(failed)} of {found} recordings failed: {_first(failed)}: see above; the rest is "
+            "done"
+        )
     return 1 if failed else 0
 
 
-def _of_all_processes(failed):
-    """Sum over torchrun's processes, which it would end as soon as one of them says it failed."""
+def _part_missing(recordings, rank):
+    """Recordings with a file, and labels of the others, which the first process reports."""
+    # Path.is_file raises where a name is too long.
+    is_there = dict(zip(recordings, map(os.path.isfile, [r.path for r in recordings]), strict=True))
+    there = [recording for recording in recordings if is_there[recording]]
+    missing = [recording.label for recording in recordings if not is_there[recording]]
+    if not missing:
+        return there, []
+    problem = (
+        f"{len(missing)} of {len(recordings)} recordings are missing: {_first(missing)}: check "
+        "--data_root"
+    )
+    if not there:
+        raise InputError(problem)
+    if rank:
+        return there, []
+    print(f"error: {InputError(problem)}", file=sys.stderr)
+    return there, missing
+
+
+def _first(names):
+    more = len(names) - SHOWN_PROBLEMS
+    return ", ".join(names[:SHOWN_PROBLEMS]) + (f" and {more} more" if more > 0 else "")
+
+
+def _channel(text):
+    """``--channel``: a number, ``each`` or None."""
+    if text in (None, "each"):
+        return text
+    if not (text.isascii() and text.isdigit() and int(text)):
+        raise InputError(f"--channel: {text!r}: give a number from 1 on, or each")
+    return int(text)
+
+
+def _channels(recording, channel):
+    """Recordings to make of one: itself, or one for each of its channels."""
+    if channel != "each":
+        return [recording._replace(channel=channel)]
+    try:
+        count = scan_audio(recording.path, channel=1).channels
+    except InputError:
+        count = 1  # reported when it is annotated
+    return [
+        recording._replace(name=f"{recording.name}.channel{number}", channel=number)
+        for number in range(1, count + 1)
+    ]
+
+
+def _of_all_processes(found, failed):
+    """Join torchrun's processes, which it would end as soon as one of them exits with 1."""
     if not torch.distributed.is_torchelastic_launched():
-        return failed
+        return found, failed
     torch.distributed.init_process_group("gloo", timeout=timedelta(days=30))
-    total = torch.tensor(failed)
-    torch.distributed.all_reduce(total)
+    counts, labels = zip(*gather((found, failed)), strict=True)
     torch.distributed.destroy_process_group()
-    return total.item()
+    return sum(counts), take_turns(labels)
 
 
 def find_recordings(files, data_root, scratch):
@@ -195,12 +290,16 @@ def find_recordings(files, data_root, scratch):
     for text in files:
         path = Path(text)
         if text == STDIN:
-            (scratch / "stdin").write_bytes(sys.stdin.buffer.read())
-            recordings.append(Recording("stdin", scratch / "stdin"))
+            with (scratch / "stdin").open("wb") as copy:
+                shutil.copyfileobj(sys.stdin.buffer, copy)
+            recordings.append(Recording("stdin", scratch / "stdin", is_stdin=True))
         elif path.is_dir():
-            inside = [p for p in path.rglob("*") if p.suffix.lower() in ENDINGS and p.is_file()]
+            media = {*ENDINGS, *OTHER_ENDINGS}
+            inside = [p for p in path.rglob("*") if p.suffix.lower() in media and p.is_file()]
             # Some corpora hold macOS's companions of files, which are named like them.
             inside = sorted(p for p in inside if not p.name.startswith("._"))
+            _report_left_out(path, inside)
+            inside = [p for p in inside if p.suffix.lower() in ENDINGS]
             recordings += [Recording(str(p.relative_to(path).with_suffix("")), p) for p in inside]
         elif not path.is_file():
             raise InputError(f"{path}: no such file or folder: check the path")
@@ -224,6 +323,17 @@ def find_recordings(files, data_root, scratch):
                 "both, or give them in two calls, each with its --out"
             )
     return recordings
+
+
+def _report_left_out(folder, files):
+    """Say once how many files of a folder may be media but are not taken."""
+    endings = Counter(p.suffix.lower() for p in files if p.suffix.lower() in OTHER_ENDINGS)
+    if endings and os.environ.get("RANK", "0") == "0":
+        counts = ", ".join(f"{count} {ending}" for ending, count in sorted(endings.items()))
+        print(
+            f"note: {folder}: {endings.total()} files may be media but are left out: {counts}",
+            file=sys.stderr,
+        )
 
 
 def _of_manifest(path, data_root):
@@ -255,43 +365,43 @@ def annotate_all(model, recordings):
     (Recording, Annotation or None, str or None)
         Each recording as it is done, with what was said or what was wrong with it.
     """
-    longest = model.hparams.longest_window
+    longest, frontend = model.hparams.longest_window, model.mods.frontend
     short = []
     for recording in recordings:
         try:
-            seconds = count_seconds(recording.path)
-            if seconds > longest:
-                annotation = model.annotate_file(recording.path, progressbar=False)
+            audio = scan_audio(recording.path, recording.channel)
+            if audio.seconds > longest:
+                annotation = model.annotate_file(audio, progressbar=False)
                 yield recording, replace(annotation, name=Path(recording.name).name), None
             else:
-                short.append((seconds, recording))
+                short.append((recording, audio))
         except InputError as error:
-            yield recording, None, str(error)
-    short.sort()
+            yield recording, None, _problem(recording, error)
+    short.sort(key=lambda each: (each[1].seconds, each[0].name))
     while short:
-        count = max(1, int(BATCH_SECONDS / max(short[-1][0], 1.0)))
-        batch, short = [recording for _, recording in short[-count:]], short[:-count]
-        heard = []
-        for recording in batch:
+        count = max(1, int(BATCH_SECONDS / max(short[-1][1].seconds, 1.0)))
+        batch, short = short[-count:], short[:-count]
+        read = []
+        for recording, audio in batch:
             try:
-                heard.append((recording, _read(recording.path, model.mods.frontend)))
+                [window] = read_windows(
+                    audio, frontend.sample_rate, longest + 1.0, frontend.frame_samples
+                )
+                read.append((recording, audio, window.wav))
             except InputError as error:
-                yield recording, None, str(error)
-        if not heard:
+                yield recording, None, _problem(recording, error)
+        if not read:
             continue
-        lens = torch.tensor([len(wav) for _, wav in heard])
-        wavs = torch.nn.utils.rnn.pad_sequence([wav for _, wav in heard], batch_first=True)
-        names = [Path(recording.name).name for recording, _ in heard]
+        lens = torch.tensor([len(wav) for _, _, wav in read])
+        wavs = torch.nn.utils.rnn.pad_sequence([wav for _, _, wav in read], batch_first=True)
+        names = [Path(recording.name).name for recording, _, _ in read]
         annotations = model.annotate_batch(wavs, lens / lens.max(), names)
-        for (recording, _), annotation in zip(heard, annotations, strict=True):
-            yield recording, annotation, None
+        for (recording, audio, _), annotation in zip(read, annotations, strict=True):
+            yield recording, replace(annotation, notes=audio.notes + annotation.notes), None
 
 
-def _read(path, frontend):
-    """Waveform [S] of a short recording."""
-    whole = count_seconds(path) + 1.0
-    [window] = read_windows(path, frontend.sample_rate, whole, frontend.frame_samples)
-    return window.wav
+def _problem(recording, error):
+    return str(error).replace(str(recording.path), recording.label)
 
 
 def _formats(text):
@@ -314,16 +424,39 @@ def _make_folder(path):
         ) from error
 
 
-def _not_done(folder, recordings, formats):
-    """Recordings whose annotations are not there; ``InputError`` where those of others are."""
+def _digest_model(folder):
+    """SHA-256 of what an exported model's results depend on (str)."""
+    digest = hashlib.sha256()
+    for path in sorted(folder.rglob("*")):
+        if path.suffix in MODEL_SUFFIXES and path.is_file():
+            digest.update(f"{path.relative_to(folder)} {_digest(path)}\n".encode())
+    return digest.hexdigest()
+
+
+def _digest(path):
+    """SHA-256 of a file (str); None if it cannot be read."""
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError:
+        return None
+
+
+def _not_done(options, recordings, formats, model):
+    """Recordings to annotate, with their stamps: all whose results are not there or out of date.
+
+    ``InputError`` if the folder has results of another recording under one of the names.
+    """
+    folder = options.out
     index = folder / INDEX
-    sources = {}
+    sources, stamps = {}, {}
     for line in index.read_bytes().splitlines() if index.is_file() else ():
         # A full disk may have cut a line; whatever else is no line of ours tells nothing.
         with suppress(ValueError, TypeError, KeyError, RecursionError):
             entry = json.loads(line)
             sources[entry["name"]] = entry["source"]
-    endings = [FORMATS[name][0] for name in formats]
+            stamp = {key: entry.get(key) for key in STAMP}
+            stamps |= {(entry["name"], name): stamp for name in entry.get("formats", ())}
     left = []
     for recording in recordings:
         known = sources.get(recording.name)
@@ -332,10 +465,14 @@ def _not_done(folder, recordings, formats):
                 f"{recording.path}: {folder} holds {recording.name!r}, made of {known}: name "
                 "another --out"
             )
-        paths = [folder / f"{recording.name}.{ending}" for ending in endings]
-        there = all(map(os.path.exists, paths))  # Path.exists raises where a name is too long
-        if known is None or known == STDIN or not there:
-            left.append(recording)
+        values = _digest(recording.path), model, {"channel": recording.channel}
+        stamp = dict(zip(STAMP, values, strict=True))
+        paths = [folder / f"{recording.name}.{FORMATS[name][0]}" for name in formats]
+        # Path.exists raises where a name is too long.
+        there = known is not None and all(map(os.path.exists, paths))
+        current = all(stamps.get((recording.name, name)) == stamp for name in formats)
+        if options.overwrite or not there or not (options.keep or current):
+            left.append(recording._replace(stamp=stamp))
     return left
 
 
@@ -347,8 +484,9 @@ def _write(folder, recording, annotation, formats):
     except OSError as error:
         if error.errno != errno.ENAMETOOLONG:
             raise
-        return f"{recording.path}: its name has no room for an ending: rename it"
-    line = json.dumps({"name": recording.name, "source": recording.source}, ensure_ascii=False)
+        return f"{recording.label}: its name has no room for an ending: rename it"
+    entry = {"name": recording.name, "source": recording.source, "formats": formats}
+    line = json.dumps(entry | recording.stamp, ensure_ascii=False)
     with (folder / INDEX).open("a", encoding="utf-8") as index:
         index.write(line + "\n")
     return None

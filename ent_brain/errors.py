@@ -17,6 +17,10 @@ SHOWN_PROBLEMS = 5
 """How many of several problems the one line spells out; the rest are counted."""
 
 
+INTERRUPTED = 130
+"""Exit status after Ctrl-C, as shells have it: 128 and the number of SIGINT."""
+
+
 class InputError(Exception):
     r"""The input is wrong: the message is one line that says what, where and what to do.
 
@@ -96,7 +100,8 @@ def exit_on_input_error(main):
     """Decorate the main function of a program: an ``InputError`` becomes one line and status 1.
 
     So does what the system says where the disk is full, a permission is missing or a path leads
-    nowhere, and the end of another of several processes.
+    nowhere, and the end of another of several processes. Ctrl-C becomes one line and status 130:
+    what the ``KeyboardInterrupt`` says, or how to go on.
 
     Arguments
     ---------
@@ -112,6 +117,10 @@ def exit_on_input_error(main):
             return main(*args, **kwargs)
         except InputError as error:
             problem = error
+        except KeyboardInterrupt as error:
+            message = str(error) or "run the same command again to resume"
+            print(f"interrupted: {message}", file=sys.stderr)
+            sys.exit(INTERRUPTED)
         except OSError as error:
             path = error.filename2 or error.filename  # a copy names what it is of, first
             if error.errno in CANNOT_WRITE:

@@ -1,7 +1,6 @@
 """A trained model in use: from a sound file to its words, its emotions and their times."""
 
 from itertools import islice
-from pathlib import Path
 
 import torch
 from speechbrain.inference.interfaces import Pretrained
@@ -9,7 +8,7 @@ from tqdm import tqdm
 
 from ent_brain.alignment import align, word_times
 from ent_brain.annotation import Heard, annotate
-from ent_brain.audio import scan_audio
+from ent_brain.audio import LOUDEST, scan_audio
 from ent_brain.decoding import judge_events, search
 from ent_brain.emotions import EmotionSet
 from ent_brain.errors import InputError, one_line
@@ -26,7 +25,8 @@ from ent_brain.tokens import CharacterTokens, CharTokens, SentencePieceTokens
 from ent_brain.windows import join, read_windows
 
 SHORTEST = 0.1
-"""Seconds to which shorter recordings are filled with silence: no front end needs more."""
+"""Seconds below which a recording gets no words and no emotion. Shorter windows are padded to it
+with silence: no front end needs more."""
 
 SILENCE = -60.0
 """dB of full scale. Nothing is said where no 20 ms are louder, and the emotion is neutral, if the
@@ -48,9 +48,14 @@ WINDOWS_AT_ONCE = 8
 class EmotionTransducer(Pretrained):
     """A trained emotion transducer; ``from_hparams(source=FOLDER)`` loads what training exported.
 
-    The ``_file`` methods take sound files of any rate, number of channels and length that soundfile
-    reads: a long one is heard in windows, in memory that does not grow with it. The ``_batch``
-    methods take waveforms [B, S] at the model's rate and SpeechBrain's relative lengths [B].
+    The ``_file`` methods take sound files of any format, rate, number of channels and length that
+    ``scan_audio`` reads: a long one is heard in windows, in memory that does not grow with it.
+
+    The ``_batch`` methods take floating-point waveforms [B, S], or one waveform [S], at the model's
+    rate, and SpeechBrain's relative lengths [B]; without lengths all waveforms are whole. They
+    raise ``InputError`` for other shapes, an empty batch, and samples that are no sound, as NaN.
+
+    A recording shorter than 0.1 s has no words and no emotion.
 
     Example
     -------
@@ -125,7 +130,10 @@ class EmotionTransducer(Pretrained):
             If there is no model, or one that is incomplete, damaged or not to be trusted.
         """
         if isinstance(run_opts := kwargs.get("run_opts"), dict):
-            check_device(run_opts.get("device"))
+            device = run_opts.get("device")
+            check_device(device)
+            if isinstance(device, torch.device):  # SpeechBrain takes its name alone
+                kwargs["run_opts"] = run_opts | {"device": str(device)}
         folder = find_model(source, savedir, revision)
         ssl = folder / SSL_FOLDER
         overrides = {"ssl_source": str(ssl)} if ssl.is_dir() else {}
@@ -147,11 +155,11 @@ class EmotionTransducer(Pretrained):
 
     def transcribe_file(self, path):
         """Words of a sound file (str), normalised as in training."""
-        return _text(self._hear_file(path, progressbar=False))
+        return _text(self._hear_file(scan_audio(path), progressbar=False))
 
-    def transcribe_batch(self, wavs, wav_lens):
+    def transcribe_batch(self, wavs, wav_lens=None):
         """Words of waveforms [B, S] with relative lengths [B], list[str]."""
-        return [_text(heard) for heard in self._hear(wavs, wav_lens)]
+        return [_text(heard) for heard in self._hear_batch(wavs, wav_lens)]
 
     def classify_file(self, path):
         """Emotion of a sound file.
@@ -160,20 +168,37 @@ class EmotionTransducer(Pretrained):
         -------
         (Tensor, str)
             Probabilities [E] in the order of ``self.emotions``, and the name of the largest.
+
+        Raises
+        ------
+        InputError
+            If the file cannot be read, is shorter than 0.1 s, or the model has no emotions.
         """
-        probabilities = self._hear_file(path, progressbar=False).utterance_log_probs.exp()
+        audio = scan_audio(path)
+        probabilities = _probabilities(self._hear_file(audio, progressbar=False), audio.label)
         return probabilities, self.emotions.names[int(probabilities.argmax())]
 
-    def classify_batch(self, wavs, wav_lens):
+    def classify_batch(self, wavs, wav_lens=None):
         """Emotions of waveforms [B, S] with relative lengths [B].
+
+        SpeechBrain's ``EncoderClassifier.classify_batch`` returns four values: log-probabilities,
+        the largest of each row, its index, and its name. This method returns two: probabilities,
+        which sum to 1, and names. ``probabilities.max(-1)`` gives the other two.
 
         Returns
         -------
         (Tensor, list[str])
             Probabilities [B, E] in the order of ``self.emotions``, and the names of the largest.
+
+        Raises
+        ------
+        InputError
+            Also if a waveform is shorter than 0.1 s, or the model has no emotions.
         """
-        heard = self._hear(wavs, wav_lens)
-        probabilities = torch.stack([one.utterance_log_probs for one in heard]).exp()
+        heard = self._hear_batch(wavs, wav_lens)
+        probabilities = torch.stack(
+            [_probabilities(one, f"wavs: waveform {index}") for index, one in enumerate(heard)]
+        )
         best = probabilities.argmax(-1).tolist()
         return probabilities, [self.emotions.names[index] for index in best]
 
@@ -181,40 +206,45 @@ class EmotionTransducer(Pretrained):
         """Emotions of a sound file in time (list[Segment]), from 0 to its end without gaps."""
         return list(self.annotate_file(path, progressbar=False).segments)
 
-    def diarize_batch(self, wavs, wav_lens):
+    def diarize_batch(self, wavs, wav_lens=None):
         """Emotions in time of waveforms [B, S] with relative lengths [B], list[list[Segment]]."""
         return [list(each.segments) for each in self.annotate_batch(wavs, wav_lens)]
 
-    def annotate_file(self, path, progressbar=True):
+    def annotate_file(self, path, progressbar=True, channel=None):
         """Everything that the model makes of a sound file.
 
         Arguments
         ---------
-        path : str or Path
+        path : str, Path or Audio
+            ``-`` is standard input.
         progressbar : bool
             Whether to show one where the file is long.
+        channel : int, optional
+            The channel to use, from 1 on. By default the channels are mixed.
 
         Returns
         -------
         Annotation
+            Its ``notes`` say if part of the file is lost, or how its channels were mixed.
 
         Raises
         ------
         InputError
-            If the file cannot be read or holds no audio.
+            If the file cannot be read, holds no audio or lacks the channel.
         """
-        heard = self._hear_file(path, progressbar)
-        return annotate(Path(path).stem, heard, self.mods.frontend.frame_duration, self.emotions)
+        audio = scan_audio(path, channel)
+        heard = self._hear_file(audio, progressbar)
+        return self._annotate(audio.path.stem, heard, audio.notes)
 
-    def annotate_batch(self, wavs, wav_lens, names=None):
+    def annotate_batch(self, wavs, wav_lens=None, names=None):
         """Everything that the model makes of waveforms.
 
         Arguments
         ---------
         wavs : Tensor
-            [B, S] at the front end's ``sample_rate``.
-        wav_lens : Tensor
-            [B] relative lengths.
+            [B, S] or [S] at the front end's ``sample_rate``.
+        wav_lens : Tensor, optional
+            [B] relative lengths; all 1 where they are not given.
         names : sequence of str, optional
             Of the recordings; their numbers from 0 where it is not given.
 
@@ -222,11 +252,16 @@ class EmotionTransducer(Pretrained):
         -------
         list[Annotation]
         """
-        names = map(str, range(len(wavs))) if names is None else names
-        return [
-            annotate(name, heard, self.mods.frontend.frame_duration, self.emotions)
-            for name, heard in zip(names, self._hear(wavs, wav_lens), strict=True)
-        ]
+        heard = self._hear_batch(wavs, wav_lens)
+        names = list(map(str, range(len(heard))) if names is None else names)
+        if len(names) != len(heard):
+            raise InputError(f"names: {len(names)} for {len(heard)} waveforms. Give one for each.")
+        return [self._annotate(*named) for named in zip(names, heard, strict=True)]
+
+    def _annotate(self, name, heard, notes=()):
+        if heard.seconds < SHORTEST:
+            notes = *notes, f"{heard.seconds:.3f} s are too short for words and an emotion"
+        return annotate(name, heard, self.mods.frontend.frame_duration, self.emotions, notes)
 
     @property
     def segment_decoder(self):
@@ -234,15 +269,14 @@ class EmotionTransducer(Pretrained):
         decoding = self.hparams.segment_decoding, self.hparams.segment_seconds
         return SegmentDecoder(self.emotions, self.mods.frontend.frame_duration, *decoding)
 
-    def _hear_file(self, path, progressbar):
-        """What the model makes of a sound file, ``Heard``."""
+    def _hear_file(self, audio, progressbar):
+        """What the model makes of a sound file (``Audio``), ``Heard``."""
         frontend, longest = self.mods.frontend, self.hparams.longest_window
-        audio = scan_audio(path)
         seconds = audio.seconds
         stream = read_windows(audio, frontend.sample_rate, longest, frontend.frame_samples)
         spans, heard = [], []
         hidden = not progressbar or seconds <= longest
-        with tqdm(total=round(seconds), desc=Path(path).name, unit="s", disable=hidden) as bar:
+        with tqdm(total=round(seconds), desc=audio.path.name, unit="s", disable=hidden) as bar:
             while windows := list(islice(stream, WINDOWS_AT_ONCE)):
                 wavs = [window.wav for window in windows]
                 lens = torch.tensor([len(wav) for wav in wavs])
@@ -251,16 +285,41 @@ class EmotionTransducer(Pretrained):
                 spans += [(window.start, window.start + len(window.wav)) for window in windows]
                 bar.update(round(spans[-1][1] / frontend.sample_rate) - bar.n)
         frames = frontend.count_frames(max(spans[-1][1], int(SHORTEST * frontend.sample_rate)))
-        return join(spans, heard, frontend.sample_rate, frontend.frame_samples, frames)
+        joined = join(spans, heard, frontend.sample_rate, frontend.frame_samples, frames)
+        return _unless_too_short(joined)
+
+    def _hear_batch(self, wavs, wav_lens):
+        """What the model makes of waveforms [B, S] or [S] that somebody gives, list[Heard]."""
+        wavs = torch.as_tensor(wavs)
+        shape = list(wavs.shape)
+        wavs = wavs[None] if wavs.dim() == 1 else wavs
+        if wavs.dim() != 2 or not wavs.numel() or not wavs.is_floating_point():
+            raise InputError(
+                f"wavs: {wavs.dtype} of shape {shape}. Give floating-point samples from -1 to 1, "
+                "[S] or [B, S], none of them 0."
+            )
+        lens = torch.ones(len(wavs)) if wav_lens is None else torch.as_tensor(wav_lens)
+        if lens.shape != (len(wavs),) or not ((lens > 0) & (lens <= 1)).all():
+            raise InputError(
+                f"wav_lens: {lens.tolist()} for {len(wavs)} waveforms. Give each a share of the "
+                "longest, above 0 and up to 1."
+            )
+        return [_unless_too_short(heard) for heard in self._hear(wavs, lens)]
 
     @torch.no_grad()
     def _hear(self, wavs, wav_lens):
         """What the model makes of waveforms, list[Heard]."""
         frontend, model = self.mods.frontend, self.mods.model
+        if (dtype := next(model.parameters()).dtype) != torch.float32:  # as SpeechBrain's Fbank is
+            raise InputError(f"model: weights are {dtype}. Call model.float() first.")
         wavs = torch.as_tensor(wavs, dtype=torch.float32, device=self.device)
         samples = frontend.sample_lens(wavs, torch.as_tensor(wav_lens, device=self.device))
         beyond = torch.arange(wavs.size(1), device=self.device) >= samples[:, None]
         wavs = wavs.masked_fill(beyond, 0.0)
+        no_sound = ~(wavs.abs() <= LOUDEST).all(1)  # NaN is not below it
+        if no_sound.any():
+            index = int(no_sound.nonzero()[0])
+            raise InputError(f"wavs: waveform {index} has samples that are no sound. Replace it.")
         silent = _loudest(wavs, frontend.sample_rate // 50) < SILENCE
         shortest = int(SHORTEST * frontend.sample_rate)
         wavs = torch.nn.functional.pad(wavs, (0, max(0, shortest - wavs.size(1))))
@@ -304,6 +363,22 @@ class EmotionTransducer(Pretrained):
 
 def _text(heard):
     return " ".join(text for text, _, _ in heard.words)
+
+
+def _unless_too_short(heard):
+    return Heard(heard.seconds, [], None, None, None) if heard.seconds < SHORTEST else heard
+
+
+def _probabilities(heard, label):
+    """Probabilities [E] of the emotions of a recording."""
+    if heard.utterance_log_probs is None:
+        if heard.seconds < SHORTEST:
+            raise InputError(
+                f"{label}: {heard.seconds:.3f} s are too short for an emotion. Give {SHORTEST} s "
+                "or more."
+            )
+        raise InputError(f"{label}: the model has no emotions. Load one that has.")
+    return heard.utterance_log_probs.exp()
 
 
 def _certain_like(log_probs, emotion):

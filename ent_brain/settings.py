@@ -20,7 +20,7 @@ from safetensors import SafetensorError
 from speechbrain.core import RunOptions
 
 from ent_brain.emotions import EmotionSet
-from ent_brain.errors import InputError, raise_problems
+from ent_brain.errors import InputError, one_line, raise_problems
 from ent_brain.losses import POOLING_MODES, SUPERVISED_MODES
 from ent_brain.manifest import read_text
 from ent_brain.segments import EVENT_DECODINGS, SEGMENT_DECODINGS
@@ -461,14 +461,17 @@ def check_device(device):
 
     Arguments
     ---------
-    device : str or None
+    device : str, torch.device or None
         PyTorch's name; None is the one that PyTorch takes by itself.
     """
     try:
         torch.empty(1, device=device).cpu()  # which one without memory, as meta, cannot do
     except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        raise InputError(f"device: {device!r}: {reason}: name one that is there, cpu is") from error
+        # PyTorch may go on with a list of its internals.
+        reason = one_line(error, most=300).partition(". ")[0].rstrip(".")
+        raise InputError(
+            f"device: {str(device)!r}: {reason}: name one that is there, cpu is"
+        ) from error
 
 
 def _unknown_keys(text, hparams_file):

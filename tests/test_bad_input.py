@@ -903,7 +903,7 @@ REFUSED = {
             (
                 "audio that is not there",
                 remove("a.wav"),
-                "cannot be read as audio (System error): replace it",
+                "no such file: check the path",
             ),
             (
                 "a sample that is not a number",

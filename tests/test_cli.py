@@ -1,5 +1,6 @@
 """The command line, called in this process; one test starts it as a program."""
 
+import errno
 import io
 import json
 import os
@@ -14,6 +15,7 @@ import soundfile
 
 from ent_brain import cli
 from ent_brain.annotation import FORMATS, Annotation
+from ent_brain.errors import exit_on_input_error
 from ent_brain.export import export
 from ent_brain.files import write_json
 from ent_brain.inference import EmotionTransducer
@@ -88,7 +90,10 @@ def test_a_bad_file_is_told_and_the_rest_is_done(model, tmp_path, capsys):
     bad, nan, last = capsys.readouterr().err.splitlines()
     assert bad.startswith(f"error: {tmp_path}/in/bad.wav: cannot be read as audio (")
     assert nan == f"error: {tmp_path}/in/nan.wav: holds samples that are no sound: replace it"
-    assert last == "error: 2 of 3 recordings failed: see above; the rest is done"
+    assert last == (
+        f"error: 2 of 3 recordings failed: {tmp_path}/in/bad.wav, {tmp_path}/in/nan.wav: see "
+        "above; the rest is done"
+    )
     assert {path.name for path in (tmp_path / "out").iterdir()} == {"good.json", cli.INDEX}
 
 
@@ -103,7 +108,8 @@ def test_a_name_that_cannot_be_written_is_told_and_the_rest_is_done(model, tmp_p
         f"error: {tmp_path}/in/caf\\udce9.wav: its name is no text: rename it",
         f"error: {tmp_path}/in/{'n' * 251}.wav: its name has no room for an ending: rename it",
     ]
-    assert last == "error: 2 of 4 recordings failed: see above; the rest is done"
+    assert last.startswith("error: 2 of 4 recordings failed: ")
+    assert last.endswith(": see above; the rest is done")
     done = {path.name for path in (tmp_path / "out").iterdir()}
     assert done == {"good.json", f"{'n' * 240}.json", cli.INDEX}
 
@@ -161,7 +167,7 @@ def test_a_bad_file_of_one_process_leaves_the_others_to_their_work(model, tmp_pa
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 1
     assert f"error: {tmp_path}/in/0.wav: cannot be read as audio (" in done.stderr
-    last = "error: 1 of 6 recordings failed: see above; the rest is done"
+    last = f"error: 1 of 6 recordings failed: {tmp_path}/in/0.wav: see above; the rest is done"
     assert done.stderr.count(last) == 1
     assert {path.stem for path in (tmp_path / "out").glob("*.json")} == set("12345")
 
@@ -184,13 +190,208 @@ def test_a_manifest_names_the_files(model, tmp_path, capsys):
     assert Annotation.from_json((out / "one.json").read_text()).name == "one"
 
 
+class Pipe(io.BytesIO):
+    """Standard input that refuses to be read at once."""
+
+    def read(self, size=-1):
+        assert 0 < size < 2**21
+        return super().read(size)
+
+
 def test_standard_input_is_a_recording(model, tmp_path, capsys, monkeypatch):
     content = write(tmp_path / "a.wav").read_bytes()
-    monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=io.BytesIO(content)))
+    monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=Pipe(content)))
     assert run("annotate", "-", "--model", model, "--format", "webvtt", "--quiet") == 0
     captured = capsys.readouterr()
     assert captured.out.startswith("WEBVTT")
     assert captured.err == ""
+    monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=Pipe(b"no sound")))
+    assert run("annotate", "-", "--model", model, "--quiet") == 1
+    problem, last = capsys.readouterr().err.splitlines()
+    assert problem.startswith("error: standard input: cannot be read as audio (")
+    assert last == "error: 1 of 1 recordings failed: standard input: see above; the rest is done"
+
+
+@pytest.mark.parametrize("seconds", [1.2, 5.0], ids=["short", "long"])
+def test_what_was_noticed_is_said_once_and_in_the_json(model, tmp_path, capsys, seconds):
+    """A recording that fits a window, and one that is longer than the 2 s of the model."""
+    path = write(tmp_path / "stereo.wav", seconds)
+    wav, _ = soundfile.read(path)
+    soundfile.write(path, np.stack([wav, 0 * wav], 1), RATE)
+    assert run("annotate", path, "--model", model, "--quiet") == 0
+    captured = capsys.readouterr()
+    note = "channel 2 of 2 is silent: left out"
+    assert captured.err == f"note: {path}: {note}\n"
+    [line] = captured.out.splitlines()
+    assert json.loads(line)["notes"] == [note]
+
+
+def test_what_is_too_short_for_words_is_noted(model, tmp_path, capsys):
+    path = write(tmp_path / "a.wav", 0.05)
+    assert run("annotate", path, "--model", model, "--quiet") == 0
+    captured = capsys.readouterr()
+    assert captured.err == f"note: {path}: 0.050 s are too short for words and an emotion\n"
+    said = json.loads(captured.out)
+    assert (said["text"], said["emotion"], said["segments"]) == ("", None, [])
+
+
+def test_videos_of_a_folder_are_taken_and_other_media_are_counted(model, tmp_path, capsys):
+    for name in ("a.wav", "b.mp4", "c.M4A"):  # what they hold tells the format
+        write(tmp_path / "in" / "w.wav").rename(tmp_path / "in" / name)
+    for name in ("x.dss", "y.DSS", "z.pcm", "notes.txt", "._z.pcm"):
+        (tmp_path / "in" / name).write_bytes(b"?")
+    asked = ("annotate", tmp_path / "in", "--model", model, "--quiet")
+    assert run(*asked) == 0
+    captured = capsys.readouterr()
+    assert [json.loads(line)["name"] for line in captured.out.splitlines()] == ["a", "b", "c"]
+    assert captured.err == (
+        f"note: {tmp_path}/in: 3 files may be media but are left out: 2 .dss, 1 .pcm\n"
+    )
+
+
+def test_channels_are_annotated_alone(model, tmp_path, capsys):
+    path = write(tmp_path / "call.wav")
+    wavs = np.stack([soundfile.read(write(tmp_path / f"{s}.wav", seed=s))[0] for s in (1, 2)], 1)
+    soundfile.write(path, wavs, RATE)
+    asked = ("annotate", path, "--model", model, "--quiet", "--channel")
+    loaded = EmotionTransducer.from_hparams(source=model)
+    expected = [loaded.annotate_file(tmp_path / f"{seed}.wav") for seed in (1, 2)]
+    assert expected[0].frame_probabilities != expected[1].frame_probabilities
+    assert run(*asked, "2") == 0
+    said = Annotation.from_json(capsys.readouterr().out)
+    assert (said.name, said.words) == ("call", expected[1].words)
+    assert run(*asked, "each", "--out", tmp_path / "out") == 0
+    assert run(*asked, "3") == 1
+    problem = capsys.readouterr().err.splitlines()[0]
+    assert problem == f"error: {path}: has no channel 3: give one from 1 to 2"
+    assert run(*asked, "0") == 1
+    assert capsys.readouterr().err == "error: --channel: '0': give a number from 1 on, or each\n"
+    for number, alone in enumerate(expected, 1):
+        said = Annotation.from_json((tmp_path / "out" / f"call.channel{number}.json").read_text())
+        assert (said.name, said.words) == (f"call.channel{number}", alone.words)
+    assert len(list((tmp_path / "out").glob("*.json"))) == 2
+
+
+def test_results_that_are_out_of_date_are_made_again(model, tmp_path):
+    path, out, other = tmp_path / "a.wav", tmp_path / "out", tmp_path / "model"
+    shutil.copytree(model, other)
+    (other / "README.md").write_text("Another card is no other model.")
+
+    def is_made(*extra, model=other):
+        """Whether a call replaces the result, which is marked beforehand."""
+        result = out / "a.json"
+        result.write_text("old") if result.is_file() else None
+        assert run("annotate", path, "--model", model, "--out", out, "--quiet", *extra) == 0
+        return result.read_text() != "old"
+
+    write(path)
+    assert is_made()
+    assert not is_made()
+    assert not is_made(model=model)
+    write(path, seed=1)
+    assert not is_made("--keep")
+    assert is_made()
+    assert not is_made()
+    assert is_made("--overwrite")
+    assert is_made("--channel", "1")
+    assert not is_made("--channel", "1")
+    yaml = other / "hyperparams.yaml"
+    yaml.write_text(yaml.read_text().replace("beam_size: 2", "beam_size: 1"))
+    assert is_made()
+    assert is_made("--format", "json,rttm")  # there is no RTTM yet
+    write(path, seed=2)
+    assert is_made("--format", "json")
+    (out / "a.rttm").write_text("old")
+    assert is_made("--format", "json,rttm")  # of the recording before
+    assert (out / "a.rttm").read_text() != "old"
+    index = out / cli.INDEX
+    last = json.loads(index.read_text().splitlines()[-1])
+    index.write_text(json.dumps({key: last[key] for key in ("name", "source")}) + "\n")
+    assert not is_made("--keep")
+    assert is_made()
+    assert not is_made()
+
+
+def test_a_folder_with_all_results_may_be_read_only(model, tmp_path, capsys, monkeypatch):
+    path, out = write(tmp_path / "a.wav"), tmp_path / "out"
+    asked = ("annotate", path, "--model", model, "--out", out, "--quiet")
+    assert run(*asked) == 0
+
+    def refuse(**_):
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr(cli.tempfile, "TemporaryFile", refuse)
+    assert run(*asked) == 0
+    assert capsys.readouterr().err == ""
+    write(path, seed=1)
+    assert run(*asked) == 1
+    assert capsys.readouterr().err == (
+        f"error: {out}: cannot be written to (Read-only file system): name another --out\n"
+    )
+
+
+def test_the_first_of_many_bad_files_are_named_at_the_end(model, tmp_path, capsys):
+    for index in range(7):
+        (tmp_path / f"{index}.wav").write_bytes(b"no sound")
+    assert run("annotate", tmp_path, "--model", model, "--quiet") == 1
+    names = ", ".join(f"{tmp_path}/{index}.wav" for index in range(5))
+    assert capsys.readouterr().err.splitlines()[7:] == [
+        f"error: 7 of 7 recordings failed: {names} and 2 more: see above; the rest is done"
+    ]
+
+
+def test_missing_files_of_a_manifest_are_counted_once(model, tmp_path, capsys):
+    write(tmp_path / "corpus" / "there.wav")
+    entries = {f"u{i}": {"wav": f"{{data_root}}/{i}.wav"} for i in range(7)}
+    write_json(entries | {"v": {"wav": "{data_root}/there.wav"}}, tmp_path / "m.json")
+    asked = ("annotate", tmp_path / "m.json", "--model", model, "--quiet", "--data_root")
+    names = ", ".join(f"{tmp_path}/corpus/{index}.wav" for index in range(5))
+    assert run(*asked, tmp_path / "corpus") == 1
+    captured = capsys.readouterr()
+    assert json.loads(captured.out)["name"] == "v"
+    assert captured.err.splitlines() == [
+        f"error: 7 of 8 recordings are missing: {names} and 2 more: check --data_root",
+        f"error: 7 of 8 recordings failed: {names} and 2 more: see above; the rest is done",
+    ]
+    assert run(*asked, tmp_path / "wrong") == 1
+    [line] = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"error: 8 of 8 recordings are missing: {tmp_path}/wrong/0.wav, ")
+
+
+def test_ctrl_c_is_one_line_and_the_rest_is_done_later(model, tmp_path, capsys, monkeypatch):
+    for index in range(3):
+        write(tmp_path / "in" / f"{index}.wav", seed=index)
+    asked = ("annotate", tmp_path / "in", "--model", model, "--out", tmp_path / "out", "--quiet")
+    annotate_batch, calls = EmotionTransducer.annotate_batch, []
+
+    def interrupted(self, *args):
+        calls.append(args)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return annotate_batch(self, *args)
+
+    monkeypatch.setattr(cli, "BATCH_SECONDS", 1.0)  # each file is a batch
+    monkeypatch.setattr(EmotionTransducer, "annotate_batch", interrupted)
+    assert run(*asked) == 130
+    assert capsys.readouterr().err == (
+        "interrupted: 1 of 3 recordings were annotated, run the same command again for the rest\n"
+    )
+    [first] = (tmp_path / "out").glob("*.json")
+    first.write_text("kept")
+    assert run(*asked) == 0
+    assert len(calls) == 4
+    assert first.read_text() == "kept"
+
+
+def test_ctrl_c_in_any_program_is_one_line(capsys):
+    @exit_on_input_error
+    def main():
+        raise KeyboardInterrupt
+
+    with pytest.raises(SystemExit) as caught:
+        main()
+    assert caught.value.code == 130
+    assert capsys.readouterr().err == "interrupted: run the same command again to resume\n"
 
 
 @pytest.mark.parametrize("processes", [2, 3])

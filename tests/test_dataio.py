@@ -88,11 +88,10 @@ def test_channels_are_mixed_down(tmp_path, rate):
     np.testing.assert_allclose(audio[200:-200], expected[200:-200], atol=5e-3)
 
 
-@pytest.mark.parametrize("content", [None, b"", b"RIFF and no more"])
+@pytest.mark.parametrize("content", [b"", b"RIFF and no more"])
 def test_what_is_no_audio_is_refused(tmp_path, content):
     path = tmp_path / "a.wav"
-    if content is not None:
-        path.write_bytes(content)
+    path.write_bytes(content)
     with pytest.raises(InputError) as error:
         read_audio(path, 16000)
     assert str(error.value).startswith(f"{path}: cannot be read as audio (")

@@ -112,11 +112,97 @@ def test_files_of_any_kind_are_heard(loaded, tmp_path, name, rate, channels, set
     assert annotation.name == name.rpartition(".")[0]
 
 
-@pytest.mark.parametrize("seconds", [0.01, 0.05, 0.3])
+@pytest.mark.parametrize("seconds", [0.1, 0.3])
 def test_a_fraction_of_a_second_is_heard(loaded, tmp_path, seconds):
     annotation = loaded.annotate_file(write(tmp_path / "a.wav", noise(seconds)))
-    assert annotation.duration == seconds
+    assert (annotation.duration, annotation.notes) == (seconds, ())
     assert (annotation.segments[0].start, annotation.segments[-1].end) == (0, seconds)
+
+
+@pytest.mark.parametrize("samples", [1, 800, 1599])
+def test_less_than_a_tenth_of_a_second_has_no_words_and_no_emotion(loaded, tmp_path, samples):
+    wav = noise(1.0)[:samples]
+    path = write(tmp_path / "a.wav", wav, subtype="FLOAT")
+    [in_batch] = loaded.annotate_batch(wav, names=["a"])
+    for annotation in (loaded.annotate_file(path), in_batch):
+        assert (annotation.text, annotation.words) == ("", ())
+        assert (annotation.emotion, annotation.segments) == (None, ())
+        assert annotation.notes == (
+            f"{samples / RATE:.3f} s are too short for words and an emotion",
+        )
+        assert Annotation.from_json(annotation.to_json()) == annotation
+    assert loaded.transcribe_file(path) == ""
+    with pytest.raises(InputError) as caught:
+        loaded.classify_file(path)
+    assert str(caught.value) == (
+        f"{path}: {samples / RATE:.3f} s are too short for an emotion. Give 0.1 s or more."
+    )
+
+
+def test_one_waveform_is_a_batch_of_one_and_lengths_may_be_left_out(loaded):
+    wav = torch.from_numpy(noise(1.3))
+    expected = loaded.annotate_batch(wav[None], torch.ones(1))
+    assert loaded.annotate_batch(wav) == loaded.annotate_batch(wav[None]) == expected
+    assert loaded.transcribe_batch(wav) == [expected[0].text]
+    probabilities, emotions = loaded.classify_batch(wav.numpy())
+    assert probabilities.shape == (1, 4)
+    assert emotions == [expected[0].emotion]
+    assert loaded.diarize_batch(wav) == [list(expected[0].segments)]
+
+
+SHAPES = "Give floating-point samples from -1 to 1, [S] or [B, S], none of them 0."
+LENS = "Give each a share of the longest, above 0 and up to 1."
+
+
+@pytest.mark.parametrize(
+    ("wavs", "lens", "message"),
+    [
+        (torch.zeros(2, 9, 2), None, f"wavs: torch.float32 of shape [2, 9, 2]. {SHAPES}"),
+        (torch.zeros(0, 9), None, f"wavs: torch.float32 of shape [0, 9]. {SHAPES}"),
+        (torch.zeros(3, 0), None, f"wavs: torch.float32 of shape [3, 0]. {SHAPES}"),
+        (torch.tensor(0.5), None, f"wavs: torch.float32 of shape []. {SHAPES}"),
+        (
+            torch.zeros(1, 9, dtype=torch.int16),
+            None,
+            f"wavs: torch.int16 of shape [1, 9]. {SHAPES}",
+        ),
+        (torch.zeros(2, 9), torch.ones(3), f"wav_lens: [1.0, 1.0, 1.0] for 2 waveforms. {LENS}"),
+        (torch.zeros(1, 9), torch.tensor([9]), f"wav_lens: [9] for 1 waveforms. {LENS}"),
+        (torch.zeros(1, 9), torch.tensor([torch.nan]), f"wav_lens: [nan] for 1 waveforms. {LENS}"),
+        (
+            torch.tensor([[0.0, 0.1], [torch.nan, 0.1]]),
+            None,
+            "wavs: waveform 1 has samples that are no sound. Replace it.",
+        ),
+        (
+            torch.full((9,), 1e7),
+            None,
+            "wavs: waveform 0 has samples that are no sound. Replace it.",
+        ),
+    ],
+)
+def test_what_is_no_batch_is_refused_in_one_line(loaded, wavs, lens, message):
+    for method in ("transcribe", "classify", "diarize", "annotate"):
+        with pytest.raises(InputError) as caught:
+            getattr(loaded, f"{method}_batch")(wavs, lens)
+        assert str(caught.value) == message
+
+
+def test_as_many_names_as_waveforms(loaded):
+    with pytest.raises(InputError, match="names: 2 for 1 waveforms. Give one for each."):
+        loaded.annotate_batch(noise(0.5), names="ab")
+
+
+def test_a_device_may_be_an_object_and_weights_are_of_single_precision(tmp_path, trained):
+    export(trained(), tmp_path / "export", longest_window=2.0)
+    options = {"device": torch.device("cpu")}
+    model = EmotionTransducer.from_hparams(source=tmp_path / "export", run_opts=options)
+    path = write(tmp_path / "a.wav", noise(1.3))
+    single = model.annotate_file(path)
+    with pytest.raises(InputError) as caught:
+        model.to(torch.float64).annotate_file(path)
+    assert str(caught.value) == "model: weights are torch.float64. Call model.float() first."
+    assert model.float().annotate_file(path) == single
 
 
 @pytest.mark.parametrize("seconds", [0.5, 5.0])
@@ -158,8 +244,21 @@ def test_a_recording_that_is_cut_off_is_annotated_as_far_as_it_goes(loaded, tmp_
     path.write_bytes(path.read_bytes()[: 44 + 2 * int(1.8 * RATE)])
     annotation = loaded.annotate_file(path)
     assert annotation.duration == 1.8
+    assert annotation.notes == ("header says 3.00 s, 1.80 s could be decoded",)
+    assert Annotation.from_json(annotation.to_json()).notes == annotation.notes
     write(tmp_path / "b.wav", noise(3.0)[: int(1.8 * RATE)])
     assert annotation.words == loaded.annotate_file(tmp_path / "b.wav").words
+
+
+def test_a_channel_is_annotated_as_if_it_were_alone(loaded, tmp_path):
+    first, second = noise(1.3, seed=5), noise(1.3, seed=6)
+    path = write(tmp_path / "a.wav", np.stack([first, second], 1), subtype="FLOAT")
+    for channel, wav in ((1, first), (2, second)):
+        (tmp_path / str(channel)).mkdir()
+        alone = write(tmp_path / str(channel) / "a.wav", wav, subtype="FLOAT")
+        assert loaded.annotate_file(path, channel=channel) == loaded.annotate_file(alone)
+    with pytest.raises(InputError, match="has no channel 3: give one from 1 to 2"):
+        loaded.annotate_file(path, channel=3)
 
 
 def test_two_files_of_one_name_are_two(loaded, tmp_path):
@@ -185,7 +284,7 @@ def test_a_model_without_words_or_emotions_tells_what_it_can(tmp_path, trained):
 @pytest.mark.parametrize(
     ("content", "reason"),
     [
-        (None, "cannot be read as audio"),
+        (None, "no such file: check the path"),
         (b"not a sound", "cannot be read as audio"),
         (np.zeros(0), "holds no audio: replace or remove it"),
         (np.full(9, np.nan), "holds samples that are no sound: replace it"),

@@ -12,7 +12,13 @@ from ent_brain.emotions import PUBLISHED
 from ent_brain.errors import InputError
 from ent_brain.frontend import FbankFrontend, SSLFrontend
 from ent_brain.model import ENT, FENT
-from ent_brain.settings import KEYS_READ_BY_CODE, TRAINED_BY, load_recipe, parse_arguments
+from ent_brain.settings import (
+    KEYS_READ_BY_CODE,
+    TRAINED_BY,
+    check_device,
+    load_recipe,
+    parse_arguments,
+)
 
 ROOT = Path(__file__).resolve().parents[1]
 YAMLS = sorted(ROOT.glob("recipes/*/hparams/*.yaml"))
@@ -614,6 +620,16 @@ def test_a_device_that_is_not_there_is_refused(own_yaml, tmp_path):
         assert "\n" not in line
         assert line.startswith(f"device: '{device}': ")
         assert line.endswith(": name one that is there, cpu is")
+
+
+@pytest.mark.skipif(torch.backends.mps.is_available(), reason="the device is there")
+def test_a_device_of_another_system_is_refused_in_a_short_line():
+    with pytest.raises(InputError) as error:
+        check_device("mps")
+    assert str(error.value) == (
+        "device: 'mps': Could not run 'aten::empty.memory_format' with arguments from the 'MPS' "
+        "backend: name one that is there, cpu is"
+    )
 
 
 @pytest.mark.parametrize("place", ["file/out", "/proc/out"])

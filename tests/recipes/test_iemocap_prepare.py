@@ -478,9 +478,9 @@ def test_wav_is_preferred(prepare, own_release, corpus, tmp_path):
 
 def test_a_format_that_cannot_be_read_is_named(prepare, own_release):
     path = own_release / "Session5/sentences/wav/Ses05M_script01_1/Ses05M_script01_1_F000.wav"
-    path.rename(path.with_suffix(".m4a"))
+    path.rename(path.with_suffix(".zip"))
     assert refused(prepare, own_release, test_session=1) == (
-        f"Ses05M_script01_1_F000: no audio file {path}, only Ses05M_script01_1_F000.m4a: "
+        f"Ses05M_script01_1_F000: no audio file {path}, only Ses05M_script01_1_F000.zip: "
         f"correct {own_release}, nothing was written"
     )
 

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import soundfile
 
+from ent_brain.audio import ENDINGS
 from ent_brain.emotions import PUBLISHED, EmotionSet
 from ent_brain.errors import InputError
 from ent_brain.tokens import normalize_transcript
@@ -175,11 +176,11 @@ def test_copies_beside_the_actors_folders_are_passed_over(prepare_ravdess, tmp_p
 def test_recordings_in_no_known_format_are_refused(prepare_ravdess, tmp_path):
     data_folder = write_corpus(tmp_path / "RAVDESS")
     for path in data_folder.glob("Actor_*/*"):
-        path.rename(path.with_suffix(".m4a"))
+        path.rename(path.with_suffix(".zip"))
     assert refused(prepare_ravdess, data_folder) == (
         f"{data_folder}: no speech in it: set data_folder to the folder of "
-        "Audio_Speech_Actors_01-24.zip, unpacked, or of its recordings, with their names, in .wav, "
-        ".flac, .mp3, .ogg, .opus, .oga, .aif, .aiff, .au, .w64, .caf"
+        "Audio_Speech_Actors_01-24.zip, unpacked, or of its recordings, with their names, in "
+        + ", ".join(ENDINGS)
     )
 
 

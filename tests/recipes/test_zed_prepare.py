@@ -209,10 +209,10 @@ def test_recordings_with_another_case_or_format_are_found(prepare_zed, tmp_path,
 def test_missing_recordings_are_counted(prepare_zed, tmp_path):
     entries = {f"u{i:03}": entry(wav=f"datafolder/wav/{i}.wav") for i in range(180)}
     zed = write_zed(tmp_path / "ZED", entries | {"there": entry()})
-    (zed / "wav" / "7.m4a").touch()
+    (zed / "wav" / "7.zip").touch()
     paths = [f"{zed}/wav/{i}.wav" for i in range(5)]
     assert refused(prepare_zed, zed) == (
-        f"2 problems: u007: no audio file {zed}/wav/7.wav, only 7.m4a; "
+        f"2 problems: u007: no audio file {zed}/wav/7.wav, only 7.zip; "
         f"179 of 181 recordings missing: {', '.join(paths)} and 174 more: "
         f"correct {zed}, nothing was written"
     )
