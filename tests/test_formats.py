@@ -14,7 +14,7 @@ from ent_brain.formats import FORMATS, describe_formats
 from ent_brain.segments import Segment
 
 LABELS = ("very happy", "überrascht", "neutral")
-NAMES = ["talk", "a b.wav", "a_b.wav", "a  b.wav", "100%", "a%20b.wav", 'the "one"', "\u3000é"]
+NAMES = ["talk", "a b.wav", "a_b.wav", "a  b.wav", "100%", "a%20b.wav", '"one" two', "\u3000é"]
 SPECIAL = [
     '"',
     "<i>",
@@ -142,6 +142,14 @@ def test_captions_are_where_their_words_are():
         (0.3, 0.301, "[neutral] TWO"),
         (0.301, 1.999, "[sad] THREE FOUR"),
         (1.999, 2.0, "[neutral] FIVE"),
+    ]
+
+
+def test_of_two_captions_that_overlap_the_first_ends_early():
+    words = [("ONE", 0.1, 1.2, "sad", 0.9), ("TWO", 1.0, 1.1, "neutral", 0.9)]
+    assert read_srt(FORMATS["srt"].serialize(example(words))) == [
+        (0.1, 1.0, "[sad] ONE"),
+        (1.0, 1.1, "[neutral] TWO"),
     ]
 
 
