@@ -29,6 +29,7 @@ setup(
         "matplotlib>=3.8",
         "soundfile>=0.12",
         "av>=14",
+        "pympi-ling>=1.70",
         # SpeechBrain needs these too; our own code imports them.
         "huggingface_hub",
         "numpy",

@@ -1,9 +1,7 @@
-"""What a model says of one recording, and the file formats in which others read it."""
+"""What a model says of one recording: words, emotions and their times."""
 
 import json
 from dataclasses import dataclass
-from html import escape
-from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
@@ -12,10 +10,8 @@ from torch import Tensor
 from ent_brain.emotions import EmotionSet
 from ent_brain.errors import InputError
 from ent_brain.files import check_kinds, whole_or_nothing
+from ent_brain.formats import FORMATS, STEPS, check_formats, whole_steps
 from ent_brain.segments import Segment, end_at, segments_from_frames
-
-CAPTION_LETTERS, CAPTION_SECONDS, CAPTION_PAUSE = 74, 6.0, 0.6
-"""A caption holds two lines of 37 letters (EBU), stands 6 s at most, and ends at a pause."""
 
 
 class Word(NamedTuple):
@@ -55,14 +51,6 @@ class Annotation:
     {'happy': 0.8, 'sad': 0.0, 'neutral': 0.2}
     >>> Annotation.from_json(annotation.to_json()) == annotation
     True
-    >>> print(annotation.to_webvtt(), end="")
-    WEBVTT
-    <BLANKLINE>
-    00:00:00.100 --> 00:00:00.300
-    <c.neutral>[neutral]</c> GOOD
-    <BLANKLINE>
-    00:00:00.300 --> 00:00:00.900
-    <c.happy>[happy]</c> MORNING
     """
 
     name: str
@@ -163,86 +151,6 @@ class Annotation:
         if not all(0 <= p <= 1 for p in probabilities):
             raise ValueError("probabilities that are none")
 
-    def to_rttm(self):
-        """Segments in NIST's RTTM (str): a line each, the emotion in the speaker's place."""
-        name = _without_spaces(self.name)
-        return "".join(
-            f"SPEAKER {name} 1 {start:.4f} {end - start:.4f} <NA> <NA> {_without_spaces(emotion)} "
-            "<NA> <NA>\n"
-            for start, end, emotion in self.segments
-        )
-
-    def to_textgrid(self):
-        """Tiers of words, of their emotions and of segments, as a Praat TextGrid (str)."""
-        tiers = {
-            "words": [(word.start, word.end, word.text) for word in self.words],
-            "word emotions": [(w.start, w.end, w.emotion) for w in self.words if w.emotion],
-            "emotions": self.segments,
-        }
-        lines = [
-            'File type = "ooTextFile"',
-            'Object class = "TextGrid"',
-            "",
-            "xmin = 0",
-            f"xmax = {self.duration}",
-            "tiers? <exists>",
-            f"size = {len(tiers)}",
-            "item []:",
-        ]
-        for number, (name, intervals) in enumerate(tiers.items(), 1):
-            cover = _without_gaps(intervals, self.duration)
-            lines += [
-                f"    item [{number}]:",
-                '        class = "IntervalTier"',
-                f'        name = "{name}"',
-                "        xmin = 0",
-                f"        xmax = {self.duration}",
-                f"        intervals: size = {len(cover)}",
-            ]
-            for index, (start, end, text) in enumerate(cover, 1):
-                quoted = text.replace('"', '""')
-                lines += [
-                    f"        intervals [{index}]:",
-                    f"            xmin = {start}",
-                    f"            xmax = {end}",
-                    f'            text = "{quoted}"',
-                ]
-        return "\n".join(lines) + "\n"
-
-    def to_webvtt(self):
-        """Captions (str), W3C's WebVTT: a new one wherever the emotion changes, which it names."""
-        cues = [
-            f"{_clock(words[0].start)} --> {_clock(words[-1].end)}\n"
-            + _emotion_tag(words[0].emotion)
-            + escape(" ".join(word.text for word in words), quote=False)
-            for words in self._captions()
-        ]
-        return "\n\n".join(["WEBVTT", *cues]) + "\n"
-
-    def _captions(self):
-        """Words in runs that are shown together."""
-        captions = [[self.words[0]]] if self.words else []
-        for before, word in pairwise(self.words):
-            shown = captions[-1]
-            letters = sum(len(other.text) + 1 for other in shown) + len(word.text)
-            if (
-                word.emotion == before.emotion
-                and letters <= CAPTION_LETTERS
-                and word.end - shown[0].start <= CAPTION_SECONDS
-                and word.start - before.end <= CAPTION_PAUSE
-            ):
-                shown.append(word)
-            else:
-                captions.append([word])
-        return captions
-
-    def to_audacity(self):
-        """Segments and words as an Audacity label track (str)."""
-        labels = [(s.start, s.end, s.emotion) for s in self.segments]
-        labels += [(word.start, word.end, word.text) for word in self.words]
-        labels.sort(key=lambda label: (label[0], -label[1]))
-        return "".join(f"{start:.6f}\t{end:.6f}\t{text}\n" for start, end, text in labels)
-
     def write(self, folder, formats=("json",), name=None):
         """Write to ``<folder>/<name>.<ending>`` in each of the formats, each whole or not at all.
 
@@ -251,7 +159,7 @@ class Annotation:
         folder : str or Path
             Created where it is missing.
         formats : sequence of str
-            Of ``FORMATS``.
+            Names in ``formats.FORMATS``.
         name : str, optional
             The recording's own where it is not given.
 
@@ -268,10 +176,9 @@ class Annotation:
         Path(folder).mkdir(parents=True, exist_ok=True)
         paths = []
         for key in formats:
-            ending, serialize = FORMATS[key]
-            paths.append(Path(folder) / f"{name or self.name}.{ending}")
+            paths.append(Path(folder) / f"{name or self.name}.{FORMATS[key].ending}")
             with whole_or_nothing(paths[-1]) as partial:
-                partial.write_text(serialize(self), encoding="utf-8")
+                partial.write_text(FORMATS[key].serialize(self), encoding="utf-8", newline="")
         return paths
 
 
@@ -310,14 +217,20 @@ def annotate(name, heard, frame_duration, emotions, notes=()):
     Annotation
         A word's emotion is the one that is most probable over its frames, on average.
     """
-    seconds, words = heard.seconds, heard.words
+    words = heard.words
+    # Rounded down, because no time may lie after the end of the audio.
+    duration = whole_steps(heard.seconds, STEPS) / STEPS
     if heard.utterance_log_probs is None:
         segments, emotion, of_utterance, of_frames = [], None, [], None
         of_words = [(None, None)] * len(words)
     else:
         of_frames, of_utterance = heard.frame_log_probs.exp(), heard.utterance_log_probs.exp()
         emotion = emotions.names[int(of_utterance.argmax())]
-        segments = end_at(segments_from_frames(heard.labels, frame_duration, emotions), seconds)
+        segments = [
+            Segment(_rounded(start), _rounded(end), label)
+            for start, end, label in segments_from_frames(heard.labels, frame_duration, emotions)
+        ]
+        segments = end_at(segments, duration)
         of_utterance = of_utterance.tolist()
         of_words = []
         for _, start, end in words:
@@ -326,17 +239,17 @@ def annotate(name, heard, frame_duration, emotions, notes=()):
         of_frames = of_frames.tolist()
     return Annotation(
         name=name,
-        duration=_rounded(seconds),
+        duration=duration,
         text=" ".join(text for text, _, _ in words),
         emotions=emotions.names if of_utterance else (),
         neutral=emotions.neutral if of_utterance else None,
         emotion=emotion,
         probabilities=tuple(map(_rounded, of_utterance)),
         words=tuple(
-            Word(text, _rounded(start), _rounded(end), *felt)
+            Word(text, min(_rounded(start), duration), min(_rounded(end), duration), *felt)
             for (text, start, end), felt in zip(words, of_words, strict=True)
         ),
-        segments=tuple(Segment(_rounded(s.start), _rounded(s.end), s.emotion) for s in segments),
+        segments=tuple(segments),
         frame_duration=frame_duration,
         frame_probabilities=tuple(tuple(map(_rounded, row)) for row in of_frames or ()),
         notes=tuple(notes),
@@ -353,53 +266,3 @@ def _word_emotion(start, end, of_frames, frame_duration):
 def _rounded(value):
     """Seconds and probabilities as people and files want them: four decimals."""
     return round(value, 4)
-
-
-FORMATS = {
-    "json": ("json", Annotation.to_json),
-    "rttm": ("rttm", Annotation.to_rttm),
-    "textgrid": ("TextGrid", Annotation.to_textgrid),
-    "webvtt": ("vtt", Annotation.to_webvtt),
-    "audacity": ("labels.txt", Annotation.to_audacity),
-}
-"""Ending and writer of each format."""
-
-
-def check_formats(formats):
-    """Refuse what is no format.
-
-    Raises
-    ------
-    InputError
-    """
-    if unknown := [name for name in formats if name not in FORMATS]:
-        raise InputError(f"format {', '.join(unknown)}: choose among {', '.join(FORMATS)}")
-
-
-def _without_spaces(name):
-    """A name as a column of RTTM, which spaces part."""
-    return "_".join(name.split()) or "_"
-
-
-def _emotion_tag(emotion):
-    """An emotion at the start of a WebVTT caption, its class for style sheets without spaces."""
-    return f"<c.{_without_spaces(emotion)}>[{emotion}]</c> " if emotion else ""
-
-
-def _without_gaps(intervals, duration):
-    """Intervals (start, end, text), with empty ones wherever there is none."""
-    cover, covered = [], 0.0
-    for start, end, text in intervals:
-        if start > covered:
-            cover.append((covered, start, ""))
-        cover.append((start, end, text))
-        covered = end
-    if covered < duration:
-        cover.append((covered, duration, ""))
-    return cover
-
-
-def _clock(seconds):
-    milliseconds = round(1000 * seconds)
-    minutes, rest = divmod(milliseconds, 60_000)
-    return f"{minutes // 60:02d}:{minutes % 60:02d}:{rest // 1000:02d}.{rest % 1000:03d}"

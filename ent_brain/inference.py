@@ -337,7 +337,7 @@ class EmotionTransducer(Pretrained):
         ]
         hypotheses = align(model, encoded, frame_lens, hypotheses)
         hypotheses = judge_events(model, encoded, hypotheses, self.segment_decoder)
-        lengths = (samples / frontend.sample_rate).tolist()
+        lengths = [count / frontend.sample_rate for count in samples.tolist()]  # not in float32
         return [
             self._heard(*parts) for parts in zip(hypotheses, lengths, silent.tolist(), strict=True)
         ]

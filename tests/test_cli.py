@@ -443,7 +443,8 @@ def test_processes_share_the_files(model, tmp_path, monkeypatch, processes):
         ),
         (
             ["{tmp}/a.wav", "--format", "docx"],
-            "--format: unknown format 'docx': use some of json, rttm, textgrid, webvtt, audacity",
+            "--format: unknown format 'docx': use some of json, rttm, textgrid, webvtt, audacity, "
+            "srt, csv, frames.csv, eaf",
         ),
         (
             ["{tmp}/a.wav", "--format", "json,rttm"],

@@ -11,6 +11,7 @@ from ent_brain.annotation import Annotation, Heard, annotate
 from ent_brain.emotions import MOST_EMOTIONS, PUBLISHED, EmotionSet, check_label_map
 from ent_brain.errors import InputError
 from ent_brain.export import export
+from ent_brain.formats import FORMATS
 from ent_brain.inference import EmotionTransducer
 from ent_brain.lattice import Lattice
 from ent_brain.losses import aligned_pooling_loss, lattice_pooling_loss
@@ -243,10 +244,11 @@ def test_every_format_names_the_labels():
     )
     annotation = annotate("a", heard, 0.5, emotions)
     assert Annotation.from_json(annotation.to_json()) == annotation
-    assert "<c.very_happy>[very happy]</c> OH" in annotation.to_webvtt()
-    assert [line.split()[7] for line in annotation.to_rttm().splitlines()] == [
-        "very_happy",
+    written = {name: each.serialize(annotation) for name, each in FORMATS.items()}
+    assert "<c.very_happy>[very happy]</c> OH" in written["webvtt"]
+    assert [line.split()[7] for line in written["rttm"].splitlines()] == [
+        "very%20happy",
         "überrascht",
     ]
-    assert 'text = "very happy"' in annotation.to_textgrid()
-    assert "\tüberrascht\n" in annotation.to_audacity()
+    assert 'text = "very happy"' in written["textgrid"]
+    assert "\tüberrascht\n" in written["audacity"]

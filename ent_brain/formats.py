@@ -1,0 +1,343 @@
+"""File formats: how other programs read the annotation of a recording.
+
+A writer takes an ``Annotation`` and returns the text of a file. In every format but JSON, white
+space and control characters within a word become one space, and words without letters are left out.
+"""
+
+import csv
+import io
+import re
+from collections.abc import Callable
+from datetime import datetime, timezone
+from html import escape
+from itertools import pairwise
+from operator import methodcaller
+from typing import NamedTuple
+from urllib.parse import quote
+from xml.etree import ElementTree
+
+from pympi.Elan import Eaf, to_adocument
+
+from ent_brain.errors import InputError
+
+CAPTION_LETTERS, CAPTION_SECONDS, CAPTION_PAUSE = 74, 6.0, 0.6
+"""Limits of a caption: two lines of 37 letters (EBU), 6 s, and no pause longer than 0.6 s."""
+
+STEPS = 10_000
+"""Steps per second of the times in an annotation: four decimals."""
+
+UNPRINTABLE = re.compile(r"[\s\x00-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff]+")
+"""White space, and the characters that XML and text files do not allow."""
+
+
+def to_rttm(annotation):
+    r"""Write segments in NIST's RTTM (str): one line each, the emotion in the speaker's column.
+
+    White space separates the columns. Names and emotions therefore have white space, ``"`` and
+    ``%`` percent-encoded, and ``urllib.parse.unquote`` restores them.
+
+    Example
+    -------
+    >>> from types import SimpleNamespace
+    >>> talk = SimpleNamespace(name="my talk", duration=1.0, segments=[(0.0, 1.0, "very happy")])
+    >>> to_rttm(talk)
+    'SPEAKER my%20talk 1 0.0000 1.0000 <NA> <NA> very%20happy <NA> <NA>\n'
+    """
+    return "".join(
+        f"SPEAKER {_column(annotation.name)} 1 {start / STEPS:.4f} {(end - start) / STEPS:.4f} "
+        f"<NA> <NA> {_column(emotion)} <NA> <NA>\n"
+        for start, end, emotion in _in_steps(annotation.segments, annotation.duration, STEPS)
+    )
+
+
+def to_textgrid(annotation):
+    """Write words, their emotions and segments as tiers of a Praat TextGrid (str)."""
+    end_of_all = whole_steps(annotation.duration, STEPS)
+    tiers = _tiers(annotation, STEPS)
+    lines = [
+        'File type = "ooTextFile"',
+        'Object class = "TextGrid"',
+        "",
+        "xmin = 0",
+        f"xmax = {end_of_all / STEPS:.4f}",
+        "tiers? <exists>",
+        f"size = {len(tiers)}",
+        "item []:",
+    ]
+    for number, (name, intervals) in enumerate(tiers.items(), 1):
+        cover = _without_gaps(intervals, end_of_all)
+        lines += [
+            f"    item [{number}]:",
+            '        class = "IntervalTier"',
+            f'        name = "{name}"',
+            "        xmin = 0",
+            f"        xmax = {end_of_all / STEPS:.4f}",
+            f"        intervals: size = {len(cover)}",
+        ]
+        for index, (start, end, text) in enumerate(cover, 1):
+            quoted = text.replace('"', '""')
+            lines += [
+                f"        intervals [{index}]:",
+                f"            xmin = {start / STEPS:.4f}",
+                f"            xmax = {end / STEPS:.4f}",
+                f'            text = "{quoted}"',
+            ]
+    return "\n".join(lines) + "\n"
+
+
+def to_eaf(annotation):
+    """Write words, their emotions and segments as tiers of an ELAN document (str)."""
+    document = Eaf(author="ent_brain")
+    # pympi's own date is invalid in time zones that are not whole hours from UTC.
+    document.adocument["DATE"] = datetime.now(timezone.utc).isoformat(timespec="seconds")
+    for name, intervals in _tiers(annotation, 1000).items():
+        document.add_tier(name)
+        for interval in intervals:
+            document.add_annotation(name, *interval)
+    document.remove_tier("default")
+    return '<?xml version="1.0" encoding="UTF-8"?>\n' + ElementTree.tostring(
+        to_adocument(document), encoding="unicode"
+    )
+
+
+def to_webvtt(annotation):
+    """Write captions in W3C's WebVTT (str); each names its emotion, and ends where that changes.
+
+    Example
+    -------
+    >>> from ent_brain.annotation import Annotation, Word
+    >>> words = (Word("GOOD", 0.1, 0.3, "neutral", 0.9), Word("MORNING", 0.3, 0.9, "happy", 0.8))
+    >>> said = "GOOD MORNING"
+    >>> print(to_webvtt(Annotation("a", 1.0, said, (), None, None, (), words, (), 0.5, ())), end="")
+    WEBVTT
+    <BLANKLINE>
+    00:00:00.100 --> 00:00:00.300
+    <c.neutral>[neutral]</c> GOOD
+    <BLANKLINE>
+    00:00:00.300 --> 00:00:00.900
+    <c.happy>[happy]</c> MORNING
+    """
+    cues = []
+    for start, end, (emotion, text) in _captions(annotation):
+        style = re.sub(r"[^\w-]", "_", emotion or "")
+        tag = f"<c.{style}>[{escape(emotion, quote=False)}]</c> " if emotion else ""
+        times = f"{_clock(start, '.')} --> {_clock(end, '.')}"
+        cues.append(f"{times}\n{tag}{escape(text, quote=False)}")
+    return "\n\n".join(["WEBVTT", *cues]) + "\n"
+
+
+def to_srt(annotation):
+    """Write the captions of ``to_webvtt`` in SubRip (str), which has no styles and no escapes."""
+    return "".join(
+        f"{number}\n{_clock(start, ',')} --> {_clock(end, ',')}\n"
+        + (f"[{emotion}] " if emotion else "")
+        + f"{text}\n\n"
+        for number, (start, end, (emotion, text)) in enumerate(_captions(annotation), 1)
+    )
+
+
+def to_audacity(annotation):
+    """Write segments and words as an Audacity label track (str)."""
+    tiers = _tiers(annotation, STEPS)
+    labels = sorted(tiers["emotions"] + tiers["words"], key=lambda label: (label[0], -label[1]))
+    return "".join(
+        f"{start / STEPS:.6f}\t{end / STEPS:.6f}\t{text}\n" for start, end, text in labels
+    )
+
+
+def to_csv(annotation):
+    """Write a table (str) with a row for each word.
+
+    ``word,start,end,emotion,probability``: seconds, and the emotion of the word with its
+    probability. A model without emotions leaves the last two empty.
+    """
+    rows = (
+        (word.text, _decimal(word.start), _decimal(word.end), word.emotion, word.probability)
+        for word in _words(annotation)
+    )
+    return _table(["word", "start", "end", "emotion", "probability"], rows)
+
+
+def to_frames_csv(annotation):
+    """Write a table (str) with a row for each frame.
+
+    ``start,end`` and a column for each label: seconds, and the label's probability. All frames have
+    the same duration, so the last may end after the recording.
+    """
+    duration = annotation.frame_duration
+    rows = (
+        (_decimal(index * duration), _decimal((index + 1) * duration), *probabilities)
+        for index, probabilities in enumerate(annotation.frame_probabilities)
+    )
+    return _table(["start", "end", *annotation.emotions], rows)
+
+
+class Format(NamedTuple):
+    """A file format of annotations."""
+
+    ending: str
+    """Of the file's name, without the dot before it."""
+    serialize: Callable
+    """From an ``Annotation`` to the text of the file."""
+    purpose: str
+
+
+FORMATS = {
+    "json": Format("json", methodcaller("to_json"), "everything, for Annotation.from_json"),
+    "rttm": Format("rttm", to_rttm, "emotion segments, for pyannote and NIST's scorers"),
+    "textgrid": Format("TextGrid", to_textgrid, "tiers of words and emotions, for Praat"),
+    "webvtt": Format("vtt", to_webvtt, "captions, for video in web pages"),
+    "audacity": Format("labels.txt", to_audacity, "a label track, for Audacity"),
+    "srt": Format("srt", to_srt, "subtitles, for video players and editors"),
+    "csv": Format("csv", to_csv, "a row for each word, for spreadsheets and pandas"),
+    "frames.csv": Format("frames.csv", to_frames_csv, "a row for each frame, a column per label"),
+    "eaf": Format("eaf", to_eaf, "tiers of words and emotions, for ELAN"),
+}
+"""Formats by their names on the command line."""
+
+
+def describe_formats():
+    """Say what each format is for (str): one line each, with the ending of its files.
+
+    Example
+    -------
+    >>> print(describe_formats().splitlines()[2])
+      textgrid    .TextGrid    tiers of words and emotions, for Praat
+    """
+    return "\n".join(
+        f"  {name:<12}.{each.ending:<12}{each.purpose}" for name, each in FORMATS.items()
+    )
+
+
+def check_formats(names):
+    """Check names of formats.
+
+    Raises
+    ------
+    InputError
+        If ``FORMATS`` has no such name.
+    """
+    if unknown := [name for name in names if name not in FORMATS]:
+        raise InputError(f"format {', '.join(unknown)}: choose among {', '.join(FORMATS)}")
+
+
+def whole_steps(seconds, per_second):
+    """Count the whole steps in a duration (int), at least one.
+
+    Example
+    -------
+    >>> whole_steps(1.00006, 10_000), whole_steps(0.57, 10_000), whole_steps(0.00001, 10_000)
+    (10000, 5700, 1)
+    """
+    return max(1, int(seconds * per_second + 1e-6))  # 0.57 * 10,000 is below 5,700 in floats
+
+
+def _in_steps(intervals, duration, per_second):
+    """Round intervals (start, end, value) in seconds to whole steps.
+
+    None is empty, none overlaps the next, and none ends after the recording. Where two overlap, the
+    first ends where the second starts. A recording with fewer steps than intervals has room for
+    the first ones only.
+    """
+    steps = whole_steps(duration, per_second)
+    rounded = [
+        (round(start * per_second), round(end * per_second), value)
+        for start, end, value in sorted(intervals, key=lambda interval: interval[0])
+    ][:steps]
+    fitted, free = [], 0
+    for index, ((start, end, value), (next_start, *_)) in enumerate(pairwise([*rounded, (steps,)])):
+        last = steps - (len(rounded) - 1 - index)  # one step for each interval that follows
+        start = min(max(start, free), last - 1)
+        free = min(max(min(end, next_start), start + 1), last)
+        fitted.append((start, free, value))
+    return fitted
+
+
+def _words(annotation):
+    """Words with their texts on one line, without empty ones."""
+    words = [word._replace(text=_line(word.text)) for word in annotation.words]
+    return [word for word in words if word.text]
+
+
+def _tiers(annotation, per_second):
+    """Intervals (start, end, text) in steps of words, their emotions and segments, by tier."""
+    spans = [(word.start, word.end, word) for word in _words(annotation)]
+    words = _in_steps(spans, annotation.duration, per_second)
+    return {
+        "words": [(start, end, word.text) for start, end, word in words],
+        "word emotions": [(start, end, _line(w.emotion)) for start, end, w in words if w.emotion],
+        "emotions": [
+            (start, end, _line(emotion))
+            for start, end, emotion in _in_steps(
+                annotation.segments, annotation.duration, per_second
+            )
+        ],
+    }
+
+
+def _captions(annotation):
+    """Captions (start, end, (emotion, text)) in milliseconds; nothing in less than one."""
+    words = _words(annotation) if annotation.duration >= 0.001 else []
+    captions = [[words[0]]] if words else []
+    for before, word in pairwise(words):
+        shown = captions[-1]
+        letters = sum(len(other.text) + 1 for other in shown) + len(word.text)
+        if (
+            word.emotion == before.emotion
+            and letters <= CAPTION_LETTERS
+            and word.end - shown[0].start <= CAPTION_SECONDS
+            and word.start - before.end <= CAPTION_PAUSE
+        ):
+            shown.append(word)
+        else:
+            captions.append([word])
+    spans = [
+        (
+            shown[0].start,
+            shown[-1].end,
+            (shown[0].emotion and _line(shown[0].emotion), " ".join(word.text for word in shown)),
+        )
+        for shown in captions
+    ]
+    return _in_steps(spans, annotation.duration, 1000)
+
+
+def _without_gaps(intervals, end_of_all):
+    """Intervals (start, end, text), with empty texts between them."""
+    cover, covered = [], 0
+    for start, end, text in intervals:
+        if start > covered:
+            cover.append((covered, start, ""))
+        cover.append((start, end, text))
+        covered = end
+    if covered < end_of_all:
+        cover.append((covered, end_of_all, ""))
+    return cover
+
+
+def _line(text):
+    """A text on one line, of characters that every format allows."""
+    return UNPRINTABLE.sub(" ", text).strip()
+
+
+def _column(text):
+    """A text as a column of RTTM."""
+    return re.sub(r'[\s"%]', lambda letter: quote(letter[0]), text) or "<NA>"
+
+
+def _decimal(seconds):
+    return f"{seconds:.4f}"
+
+
+def _table(header, rows):
+    """Text of a CSV table."""
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows([header, *rows])
+    return text.getvalue()
+
+
+def _clock(milliseconds, point):
+    """Time of a caption as hours, minutes, seconds and milliseconds, which ``point`` separates."""
+    minutes, rest = divmod(milliseconds, 60_000)
+    seconds, rest = divmod(rest, 1000)
+    return f"{minutes // 60:02d}:{minutes % 60:02d}:{seconds:02d}{point}{rest:03d}"
