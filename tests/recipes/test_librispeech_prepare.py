@@ -94,7 +94,7 @@ def test_every_utterance_has_words_and_no_emotion(prepare, tmp_path, suffix):
     train, valid, test = read(paths).values()
     assert test["300-7-0001"] == {
         "wav": "{data_root}/test-clean/300/7/300-7-0001." + suffix,
-        "duration": 0.5,
+        "duration": pytest.approx(0.5, abs=0.02),  # FFmpeg may end Vorbis a block early
         "transcript": "CHAPTER 7 DON'T",
         "emotion": None,
         "speaker": "300",
