@@ -21,10 +21,10 @@ from typing import NamedTuple
 import torch
 from tqdm import tqdm
 
-from ent_brain.annotation import FORMATS
 from ent_brain.audio import ENDINGS, OTHER_ENDINGS, STDIN, scan_audio
 from ent_brain.errors import SHOWN_PROBLEMS, InputError, exit_on_input_error
 from ent_brain.export import find_model
+from ent_brain.formats import FORMATS, describe_formats
 from ent_brain.inference import EmotionTransducer
 from ent_brain.manifest import DATA_ROOT, check_id, path_inside, read_entries
 from ent_brain.page import write_report
@@ -113,7 +113,7 @@ def _parser():
         "annotate",
         help="words, emotions and their times of recordings",
         description=ANNOTATE,
-        epilog=EXAMPLES,
+        epilog=f"formats:\n{describe_formats()}\n\n{EXAMPLES}",
         **look,
     )
     command.add_argument("files", nargs="+", metavar="FILES", help="files, folders, manifests or -")
@@ -123,7 +123,7 @@ def _parser():
     command.add_argument("--revision", help="of a model on the hub: branch, tag or commit")
     command.add_argument("--out", type=Path, metavar="DIR", help="where the files are written")
     command.add_argument(
-        "--format", default="json", metavar="LIST", help=f"some of {', '.join(FORMATS)} (json)"
+        "--format", default="json", metavar="LIST", help="some of the formats below (json)"
     )
     command.add_argument(
         "--channel", metavar="N", help="a channel, from 1 on, or `each`; all are mixed by default"

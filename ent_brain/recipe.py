@@ -331,22 +331,23 @@ def _count_known(dataset, label):
 
 
 def _tell_unknown(datasets, tokens, most):
-    """Say in one line which characters the tokens lack; above a share of utterances refuse."""
-    total, utterances, characters = 0, 0, Counter()
+    """Say in one line which characters the tokens lack.
+
+    Above a share of the training utterances, the first of the datasets, refuse them.
+    """
+    total, utterances, characters, shares = 0, 0, Counter(), []
     for dataset in datasets:
         texts = [item["entry"]["transcript"] for item in dataset.data.values()]
         texts = [text for text in texts if text is not None]
         found, of_these = unknown_characters(texts, tokens)
-        total, utterances, characters = (
-            total + len(texts),
-            utterances + found,
-            characters + of_these,
-        )
-    told = describe_unknown(utterances, total, characters, tokens)
-    if utterances > most * total:
-        raise InputError(f"{told}; or raise max_unknown_share, which is {most}")
-    if told:
-        logger.warning(told)
+        total, utterances = total + len(texts), utterances + found
+        characters += of_these
+        shares.append(found / max(len(texts), 1))
+    line = describe_unknown(utterances, total, characters, tokens)
+    if shares[0] > most:
+        raise InputError(f"{line}; or raise max_unknown_share, which is {most}")
+    if line:
+        logger.warning(line)
 
 
 def _corpus_weights(hparams, train):
