@@ -287,6 +287,8 @@ def test_every_yaml_trains_goes_on_and_scores(run, tiny_ssl, tmp_path, path, req
     if "\nlibrispeech_folder:" in text:
         options["librispeech_folder"] = request.getfixturevalue("librispeech")
         options["corpus_weights"] = "{RAVDESS: 0.1, LibriSpeech: 1.0}"
+    if "\ntrain_parts:" in text:
+        options |= {"train_parts": "[train-clean-100]", "valid_parts": "[dev-clean]"}
     options |= {key: value for key, value in SMALL.items() if f"\n{key}:" in text}
     options |= {"max_symbols": 1, "beam_size": 1, "batch_size": 8}
     if "\nssl_hub:" in text:
