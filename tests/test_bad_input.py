@@ -751,7 +751,7 @@ REFUSED = {
         all_of(*(remove(f"Actor_0{k}") for k in (1, 2, 3))),
         "{folder}: no folders Actor_01 to Actor_24 in it: set data_folder to the folder of "
         "Audio_Speech_Actors_01-24.zip, unpacked, or of its recordings, with their names, in "
-        ".wav, .flac, .mp3, .ogg, .opus, .oga, .aif, .aiff, .au, .w64, .caf",
+        "any format of sound",
     ),
     "a missing actor and an empty recording": (
         ravdess,

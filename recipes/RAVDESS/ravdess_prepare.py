@@ -151,7 +151,7 @@ def _find_recordings(data_folder, problems):
             f"{data_folder}: "
             + ("no speech" if folders else "no folders Actor_01 to Actor_24")
             + " in it: set data_folder to the folder of Audio_Speech_Actors_01-24.zip, unpacked, "
-            f"or of its recordings, with their names, in {', '.join(ENDINGS)}"
+            "or of its recordings, with their names, in any format of sound"
         )
     return found
 

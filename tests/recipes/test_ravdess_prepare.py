@@ -263,7 +263,7 @@ def test_a_folder_without_actors_is_refused(prepare_ravdess, tmp_path):
     assert refused(prepare_ravdess, tmp_path / "RAVDESS") == (
         f"{tmp_path}/RAVDESS: no folders Actor_01 to Actor_24 in it: set data_folder to the folder "
         "of Audio_Speech_Actors_01-24.zip, unpacked, or of its recordings, with their names, in "
-        ".wav, .flac, .mp3, .ogg, .opus, .oga, .aif, .aiff, .au, .w64, .caf"
+        "any format of sound"
     )
 
 
