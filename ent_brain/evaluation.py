@@ -80,8 +80,8 @@ def report(brain, train_set, valid_set, test_sets, hparams):
         utterances=len(trained_on),
         hours=sum(trained_on) / 3600,
     )
-    sets = {"training": train_set, "validation": valid_set}
-    sets |= {f"test, {name}": dataset for name, dataset in test_sets.items()}
+    sets = {"Training": train_set, "Validation": valid_set}
+    sets |= {f"Test set {name}": dataset for name, dataset in test_sets.items()}
     facts = describe_training(sets, hparams, brain.device)
     _publish(rows, facts, scored, folder, progressbar=not brain.noprogressbar)
 
@@ -180,7 +180,7 @@ def describe_training(sets, hparams, device):
         speakers = sorted({item["entry"]["speaker"] for item in items})
         more = f" and {len(speakers) - SHOWN_SPEAKERS} more" * (len(speakers) > SHOWN_SPEAKERS)
         named = ", ".join(speakers[:SHOWN_SPEAKERS]) + more
-        lines.append(f"{name.capitalize()}: {len(items)} utterances, {hours:.2f} h, of {named}.")
+        lines.append(f"{name}: {len(items)} utterances, {hours:.2f} h, of {named}.")
     versions = ", ".join(
         f"{name} {version(name)}" for name in ("ent_brain", "speechbrain", "torch")
     )
