@@ -3,7 +3,6 @@
 import math
 import os
 from collections import defaultdict
-from itertools import chain, islice
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -95,8 +94,8 @@ class EmotionTransducerBrain(sb.Brain):
         the rate of the last step (lr). Each process has its own sums."""
         self.ids_of_step = []
         """Utterances of the gradients that wait for the optimiser's step."""
-        self.counts_of_step = None
-        """Which accumulated step, and the ``_counts`` over its batches, once they were needed."""
+        self.counts_of_steps = None
+        """The ``_counts`` of each accumulated step of this epoch, once they are needed."""
         self.left_out = 0
         """Steps in a row whose gradient was no number; SpeechBrain's own count is of one epoch."""
         if self.checkpointer is not None:
@@ -362,15 +361,12 @@ class EmotionTransducerBrain(sb.Brain):
 
     def _step_counts(self):
         """Counts, in the order of ``_counts``, over the accumulated batches of this step."""
-        first = (self.step - 1) // self.grad_accumulation_factor * self.grad_accumulation_factor
-        step = (self.train_epoch, first)
-        if self.counts_of_step is None or self.counts_of_step[0] != step:
-            batches = islice(self.train_batches, first, first + self.grad_accumulation_factor)
-            total = [0, 0, 0]
-            for index in chain.from_iterable(batches):
-                total = [a + b for a, b in zip(total, self.label_counts[index], strict=True)]
-            self.counts_of_step = step, torch.tensor(total)
-        return self.counts_of_step[1]
+        if self.counts_of_steps is None:
+            labels = torch.tensor(self.label_counts)
+            counts = torch.stack([labels[batch].sum(0) for batch in self.train_batches])
+            steps = counts.split(self.grad_accumulation_factor)
+            self.counts_of_steps = [of_batches.sum(0) for of_batches in steps]
+        return self.counts_of_steps[(self.step - 1) // self.grad_accumulation_factor]
 
     def _loss_terms(self, predictions, batch):
         """Unweighted loss terms by name: those whose weight is not 0."""
@@ -473,7 +469,7 @@ class EmotionTransducerBrain(sb.Brain):
     def on_stage_start(self, stage, epoch=None):
         """Start the sums and statistics of a stage."""
         if stage == sb.Stage.TRAIN:
-            self.train_epoch, self.counts_of_step = epoch, None
+            self.counts_of_steps = None  # the sampler makes the batches of an epoch after this
         if stage != sb.Stage.TRAIN or not self.step:  # an epoch that is resumed goes on
             self.running.clear()
             self.ids_of_step.clear()  # of batches that accumulation has left over
