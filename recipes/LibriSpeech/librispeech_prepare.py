@@ -126,6 +126,35 @@ def prepare_librispeech(
     return dict(zip(splits, paths.values(), strict=True))
 
 
+def prepare_corpora(recipe, data_folder):
+    """Prepare LibriSpeech by a recipe's own keys, as the corpora that it trains and tests on.
+
+    Arguments
+    ---------
+    recipe : Recipe
+    data_folder : str or Path
+
+    Returns
+    -------
+    dict[str, dict[str, tuple]]
+        For each split, by the corpus's name: the manifest and ``data_folder``, as
+        ``recipe.train_and_test`` takes them. The test set's name is that of its parts.
+    """
+    keys = ("train_parts", "valid_parts", "test_parts", "valid_speakers", "seed")
+    manifests = prepare_librispeech(
+        data_folder,
+        recipe["save_folder"],
+        recipe.emotions,
+        recipe.normalize,
+        **{key: recipe[key] for key in keys},
+    )
+    names = {"test": " ".join(recipe["test_parts"])}
+    return {
+        split: {names.get(split, "LibriSpeech"): (path, data_folder)}
+        for split, path in manifests.items()
+    }
+
+
 def _check_parts(train_parts, valid_parts, test_parts):
     """Return the split of each part (dict[str, str])."""
     named = {"train": train_parts, "valid": valid_parts, "test": test_parts}

@@ -6,7 +6,7 @@
 
 import sys
 
-from librispeech_prepare import prepare_librispeech
+from librispeech_prepare import prepare_corpora
 from ravdess_prepare import prepare_ravdess
 from speechbrain.utils.distributed import run_on_main
 
@@ -31,7 +31,9 @@ def main():
         },
     )
     train = {"RAVDESS": (f"{manifests}/train.json", corpus)}
-    words = read_librispeech(recipe) if recipe.get("librispeech_folder") else {}
+    words = {}
+    if recipe.get("librispeech_folder"):
+        words = run_on_main(prepare_corpora, args=[recipe, recipe["librispeech_folder"]])
     hparams = build(recipe, train | words.get("train", {}))
     train, valid, tests = mixed_sets(
         hparams,
@@ -43,28 +45,6 @@ def main():
     valid |= words.get("valid", {})
     tests |= words.get("test", {})
     train_and_test(hparams, run_opts, train, valid, tests)
-
-
-def read_librispeech(recipe):
-    """Prepare LibriSpeech, whose words are learnt too; its corpora by split."""
-    corpus = recipe["librispeech_folder"]
-    manifests = run_on_main(
-        prepare_librispeech,
-        kwargs={
-            "data_folder": corpus,
-            "save_folder": recipe["save_folder"],
-            "emotions": recipe.emotions,
-            "normalize": recipe.normalize,
-            **{key: recipe[key] for key in ("train_parts", "valid_parts", "test_parts")},
-            "valid_speakers": recipe["valid_speakers"],
-            "seed": recipe["seed"],
-        },
-    )
-    names = {"test": " ".join(recipe["test_parts"])}
-    return {
-        split: {names.get(split, "LibriSpeech"): (path, corpus)}
-        for split, path in manifests.items()
-    }
 
 
 if __name__ == "__main__":
