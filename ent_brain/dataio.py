@@ -11,6 +11,7 @@ from torch.utils.data import BatchSampler, Sampler
 
 from ent_brain.audio import load_audio, load_part, resample
 from ent_brain.errors import InputError, raise_problems
+from ent_brain.level import bring_to_level
 from ent_brain.manifest import (
     DATA_ROOT,
     SAMPLE_RATE,
@@ -152,7 +153,7 @@ def make_dataset(corpora, tokens, emotions, frontend, max_tokens_per_frame):
     }
     dataset = DynamicItemDataset(items, output_keys=list(OUTPUT_KEYS))
     # Nothing local, which workers that are not forked could not be given.
-    reader = partial(_read_part, frontend.sample_rate)
+    reader = partial(_read_part, frontend.sample_rate, frontend.level)
     dataset.add_dynamic_item(reader, takes=("wav", "start", "duration"), provides="sig")
     labels = ("tokens", "token_count", "emotion_index")
     dataset.add_dynamic_item(
@@ -164,8 +165,8 @@ def make_dataset(corpora, tokens, emotions, frontend, max_tokens_per_frame):
     return dataset
 
 
-def _read_part(sample_rate, wav, start, duration):
-    return read_audio(wav, sample_rate, start, duration)
+def _read_part(sample_rate, level, wav, start, duration):
+    return bring_to_level(read_audio(wav, sample_rate, start, duration), sample_rate, level)
 
 
 def _read_labels(tokens, emotions, entry):

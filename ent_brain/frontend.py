@@ -72,6 +72,9 @@ class Frontend(nn.Module):
     frame_samples: int
     feature_dim: int
     feature_layers: int
+    level: float | None = None
+    """dB of full scale to which the active speech of an utterance or a recording is brought before
+    ``forward`` takes it (``level.bring_to_level``); None leaves it as it was recorded."""
     max_samples: int | None = None
     """Samples of the longest utterance that it can encode; None for no limit."""
     cache: FeatureCache | None = None
@@ -114,6 +117,8 @@ class FbankFrontend(Frontend):
     normalize_utterances : bool
         Whether the level and its changes are taken out, too: each mel band of an utterance then has
         mean 0 and deviation 1, and emotions are told by what changes within it.
+    level : float, optional
+        dB of full scale of active speech, as ``Frontend.level``.
     augment : list of nn.Module, optional
         SpeechBrain augmenters of spectrograms [B, time, 80] (``SpectrogramDrop``, ``Warping``),
         applied in training.
@@ -134,12 +139,14 @@ class FbankFrontend(Frontend):
     mel_bands = 80
     hop_samples = 160
 
-    def __init__(self, frame_duration=0.02, normalize_utterances=False, augment=()):
+    def __init__(self, frame_duration=0.02, normalize_utterances=False, level=None, augment=()):
         super().__init__()
         self.settings = {
             "frame_duration": frame_duration,
             "normalize_utterances": normalize_utterances,
+            **({} if level is None else {"level": level}),
         }
+        self.level = level
         self.normalize_utterances = normalize_utterances
         self.stacked = round(frame_duration * self.sample_rate / self.hop_samples)
         self.frame_samples = self.stacked * self.hop_samples
@@ -239,6 +246,8 @@ class SSLFrontend(Frontend):
         Which hidden states a frozen model gives, 0 for the input of the first layer; all if None.
     stacked : int
         Neighbouring frames that are concatenated into one. Zeros fill up the last one.
+    level : float, optional
+        dB of full scale of active speech, as ``Frontend.level``.
     cache_folder : str or Path, optional
         Where the features of a frozen model are cached, so that each utterance is encoded once.
         They are cached before stacking.
@@ -262,6 +271,7 @@ class SSLFrontend(Frontend):
         spec_augment=None,
         layers=None,
         stacked=1,
+        level=None,
         cache_folder=None,
         cache_precision="float16",
     ):
@@ -281,7 +291,9 @@ class SSLFrontend(Frontend):
             "frozen": frozen,
             "layers": layers,
             "stacked": stacked,
+            **({} if level is None else {"level": level}),
         }
+        self.level = level
         augment = {**(spec_augment or {}), "apply_spec_augment": not frozen}
         ssl, self.feature_extractor = _load(model, source, save_path, augment)
         config = ssl.config
@@ -319,7 +331,8 @@ class SSLFrontend(Frontend):
     def describe(self):
         """What the features are computed by (dict); where the model was read from is no part."""
         stacked = {} if self.stacked == 1 else {"stacked": self.stacked}
-        return {**self._made_from(), **stacked}
+        level = {} if self.level is None else {"level": self.level}
+        return {**self._made_from(), **stacked, **level}
 
     def _made_from(self):
         """What cached features are computed by (dict)."""
@@ -548,7 +561,7 @@ def _check_layers(layers, last):
     return list(layers)
 
 
-def make_frontend(model, stacked=1, **settings):
+def make_frontend(model, stacked=1, level=None, **settings):
     """Make the front end of a name, for recipes in which a word on the command line chooses it.
 
     Arguments
@@ -557,6 +570,8 @@ def make_frontend(model, stacked=1, **settings):
         A key of ``SSL_MODELS``, or ``fbank`` for log-mel energies.
     stacked : int
         Frames of 20 ms that are concatenated into one.
+    level : float, optional
+        dB of full scale of active speech, as ``Frontend.level``.
     **settings
         Of ``SSLFrontend``; log-mel energies have no use for them.
 
@@ -571,5 +586,5 @@ def make_frontend(model, stacked=1, **settings):
     0.04
     """
     if model == "fbank":
-        return FbankFrontend(frame_duration=0.02 * stacked)
-    return SSLFrontend(model, stacked=stacked, **settings)
+        return FbankFrontend(frame_duration=0.02 * stacked, level=level)
+    return SSLFrontend(model, stacked=stacked, level=level, **settings)
