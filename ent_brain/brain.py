@@ -29,6 +29,7 @@ from ent_brain.losses import (
     aligned_event_loss,
     aligned_events,
     aligned_pooling_loss,
+    ctc_loss,
     lattice_pooling_loss,
     next_token_loss,
     supervised_aligned_loss,
@@ -56,11 +57,11 @@ class EmotionTransducerBrain(sb.Brain):
     """Trains and scores an emotion transducer with SpeechBrain's loop.
 
     ``modules`` are ``frontend`` and ``model``. Of the ``hparams`` it reads the loss weights
-    ``rnnt_weight``, ``head_weight``, ``lattice_weight`` and ``lm_weight`` (a term of weight 0 is
-    not computed), ``fastemit``, ``lattice_mode`` (a supervised one learns from the intervals that
-    the manifest tells), ``aligned_top``, ``aligned_seconds``, ``head_intervals`` (whether the
-    pooled head learns from those, or from the events found, too), ``segment_decoding``,
-    ``segment_seconds``, ``max_symbols``, ``beam_size`` (in tests; validation searches greedily),
+    ``rnnt_weight``, ``head_weight``, ``lattice_weight``, ``lm_weight`` and ``ctc_weight`` (a term
+    of weight 0 is not computed), ``fastemit``, ``lattice_mode`` (a supervised one learns from the
+    intervals that the manifest tells), ``aligned_top``, ``aligned_seconds``, ``head_intervals``
+    (whether the pooled head learns from those, or from the events found, too),
+    ``segment_decoding``, ``segment_seconds``, ``max_symbols``, ``beam_size`` (in tests; validation searches greedily),
     ``lr_schedule``, ``warmup_epochs``, ``number_of_epochs``, ``train_logger``, ``output_folder``,
     and SpeechBrain's own run options.
 
@@ -388,6 +389,11 @@ class EmotionTransducerBrain(sb.Brain):
         if hparams.lm_weight and worded.any():
             rows = _rows(worded, output.lm_logits, tokens, predictions.token_lens)
             terms["lm"] = next_token_loss(*rows)
+        if hparams.ctc_weight and worded.any():
+            # Of the predictions' own token_lens there may be none: not the head needs them.
+            token_lens = batch.token_count.clamp(min=0)
+            nll = ctc_loss(output.ctc_logits, tokens, predictions.frame_lens, token_lens)
+            terms["ctc"] = nll[worded].mean()
         return terms
 
     def _emotion_terms(self, predictions, batch, mode, posteriors, felt):
@@ -476,7 +482,7 @@ class EmotionTransducerBrain(sb.Brain):
         self.heard = []
         """Of the stage so far: id, hypothesis and entry of each utterance of this process."""
         self.stats = TransducerStats(
-            self.tokens if self.hparams.rnnt_weight else None,
+            self.tokens if self.hparams.rnnt_weight or self.hparams.ctc_weight else None,
             self.segment_decoder,
         )
 
@@ -530,7 +536,10 @@ class EmotionTransducerBrain(sb.Brain):
             super().on_evaluate_start(max_key, min_key)
 
 
-_COUNTED = {"rnnt": "transcripts", "lm": "positions", "head": "emotions", "lattice": "emotions"}
+_COUNTED = {
+    **{"rnnt": "transcripts", "ctc": "transcripts", "lm": "positions"},
+    **{"head": "emotions", "lattice": "emotions"},
+}
 """What each loss term is a mean over."""
 
 

@@ -118,7 +118,7 @@ def make_tokens(recipe, train):
     if not transcripts:
         raise InputError(
             "training set: no utterance has a transcript to learn tokens from: set tokens to char, "
-            "and rnnt_weight and lm_weight to 0, to learn the emotions alone"
+            "and rnnt_weight, lm_weight and ctc_weight to 0, to learn the emotions alone"
         )
     # Tokens of other transcripts have another name, so a file is never of another fold.
     digest = hashlib.sha256("\n".join(transcripts).encode()).hexdigest()[:12]
@@ -310,7 +310,7 @@ def train_and_test(hparams, run_opts, train, valid, tests):
 def _check_labels(train_set, valid_set, hparams):
     """Refuse sets without any label that a loss, or the choice of the checkpoint, needs."""
     needs = {
-        "transcript": ("rnnt_weight", "lm_weight"),
+        "transcript": ("rnnt_weight", "lm_weight", "ctc_weight"),
         "emotion": ("head_weight", "lattice_weight"),
     }
     learnt = {label: [key for key in keys if hparams[key]] for label, keys in needs.items()}

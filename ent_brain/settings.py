@@ -26,7 +26,7 @@ from ent_brain.manifest import read_text
 from ent_brain.segments import EVENT_DECODINGS, SEGMENT_DECODINGS
 from ent_brain.tokens import NORMALIZATIONS
 
-LOSS_WEIGHTS = ("rnnt_weight", "head_weight", "lattice_weight", "lm_weight")
+LOSS_WEIGHTS = ("rnnt_weight", "head_weight", "lattice_weight", "lm_weight", "ctc_weight")
 LATTICE_MODES = (*POOLING_MODES, "aligned", "aligned_event", *SUPERVISED_MODES)
 
 NEUTRAL_MODES = ("aligned_event",)

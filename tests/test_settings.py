@@ -366,7 +366,14 @@ def test_the_command_line_reaches_every_tunable(path):
 PLAIN_NAMES = {
     *("seed", "number_of_epochs", "warmup_epochs", "batch_size", "lr", "weight_decay"),
     *("max_grad_norm", "num_workers", "dropout", "encoder_dim", "predictor_dim", "joint_dim"),
-    *("rnnt_weight", "head_weight", "lattice_weight", "lm_weight", "mask_feature_length"),
+    *(
+        "rnnt_weight",
+        "head_weight",
+        "lattice_weight",
+        "lm_weight",
+        "ctc_weight",
+        "mask_feature_length",
+    ),
 }
 """Keys that SpeechBrain, or the paper, calls so, beneath the heading of a section."""
 
