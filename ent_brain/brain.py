@@ -61,12 +61,14 @@ class EmotionTransducerBrain(sb.Brain):
     of weight 0 is not computed), ``fastemit``, ``lattice_mode`` (a supervised one learns from the
     intervals that the manifest tells), ``aligned_top``, ``aligned_seconds``, ``head_intervals``
     (whether the pooled head learns from those, or from the events found, too),
-    ``segment_decoding``, ``segment_seconds``, ``max_symbols``, ``beam_size`` (in tests; validation searches greedily),
-    ``lr_schedule``, ``warmup_epochs``, ``number_of_epochs``, ``train_logger``, ``output_folder``,
-    and SpeechBrain's own run options.
+    ``segment_decoding``, ``segment_seconds``, ``max_symbols``, ``beam_size`` (in tests; validation
+    searches greedily), ``lr_schedule``, ``warmup_epochs``, ``number_of_epochs``,
+    ``average_checkpoints`` (1 where it is not there), ``train_logger``, ``output_folder``, and
+    SpeechBrain's own run options.
 
     The validation set chooses the checkpoint: ``evaluate(..., min_key="error")`` loads the one of
-    the lowest ``error``, the mean of those of WER, 100 - UA and EDER that can be told.
+    the lowest ``error``, the mean of those of WER, 100 - UA and EDER that can be told; or the mean
+    of the weights of so many of the best.
 
     Of several processes each trains on its share of the batches and searches its share of the
     other sets. Gradients, losses and statistics are those of all utterances together, each counted
@@ -515,8 +517,15 @@ class EmotionTransducerBrain(sb.Brain):
         self._keep_history()
         if self.checkpointer is not None:
             self.checkpointer.save_and_keep_only(
-                meta={"epoch": epoch, "error": valid["error"]}, min_keys=["error"]
+                meta={"epoch": epoch, "error": valid["error"]},
+                num_to_keep=self._averaged,
+                min_keys=["error"],
             )
+
+    @property
+    def _averaged(self):
+        """How many checkpoints the weights for tests are the mean of."""
+        return getattr(self.hparams, "average_checkpoints", 1)
 
     def _score_paper_sets(self):
         measured = {}
@@ -534,6 +543,8 @@ class EmotionTransducerBrain(sb.Brain):
         """Load the checkpoint that a key chooses; without a key keep the weights as they are."""
         if max_key or min_key:
             super().on_evaluate_start(max_key, min_key)
+            if self._averaged > 1 and self.checkpointer is not None:
+                self.checkpointer.load_average(self._averaged, max_key, min_key)
 
 
 _COUNTED = {
