@@ -219,7 +219,8 @@ def train(rank, form, folder, sizes, threads):
         opt_class=partial(torch.optim.AdamW, lr=5e-4, weight_decay=0.05),
         hparams={
             **dict.fromkeys(("rnnt_weight", "head_weight", "lattice_weight"), 0.5),
-            **{"lm_weight": 0.0, "fastemit": 0.0, "lattice_mode": "one", "warmup_epochs": 0},
+            **dict.fromkeys(("lm_weight", "ctc_weight", "fastemit"), 0.0),
+            **{"lattice_mode": "one", "warmup_epochs": 0},
             **{"head_intervals": False, "segment_decoding": "argmax", "segment_seconds": 0.3},
             "number_of_epochs": form.epochs,
             "lr_schedule": lambda optimizer, **_: transformers.get_constant_schedule(optimizer),

@@ -88,7 +88,8 @@ def best_path(lattices, tokens, frame_lens, token_lens, blank=BLANK):
 def align(model, encoded, frame_lens, hypotheses):
     """Move each token of what was searched to its frame on the best path.
 
-    A search emits a token once it is sure of it, which may be late, or before its sound.
+    A search emits a token once it is sure of it, which may be late, or before its sound. Where
+    there is no token joint but a CTC head, they stay where its best path has them.
 
     Arguments
     ---------
@@ -105,7 +106,7 @@ def align(model, encoded, frame_lens, hypotheses):
     list[Hypothesis]
         The same but for their ``frames``.
     """
-    if not any(hypothesis.tokens for hypothesis in hypotheses):
+    if not model.token_joints or not any(hypothesis.tokens for hypothesis in hypotheses):
         return hypotheses
     tokens, token_lens = pad_tokens(hypotheses, frame_lens.device)
     lattices = model.token_lattices(encoded, model.predict(tokens, token_lens))

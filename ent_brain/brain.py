@@ -29,6 +29,7 @@ from ent_brain.losses import (
     aligned_event_loss,
     aligned_events,
     aligned_pooling_loss,
+    ctc_loss,
     lattice_pooling_loss,
     next_token_loss,
     supervised_aligned_loss,
@@ -56,16 +57,18 @@ class EmotionTransducerBrain(sb.Brain):
     """Trains and scores an emotion transducer with SpeechBrain's loop.
 
     ``modules`` are ``frontend`` and ``model``. Of the ``hparams`` it reads the loss weights
-    ``rnnt_weight``, ``head_weight``, ``lattice_weight`` and ``lm_weight`` (a term of weight 0 is
-    not computed), ``fastemit``, ``lattice_mode`` (a supervised one learns from the intervals that
-    the manifest tells), ``aligned_top``, ``aligned_seconds``, ``head_intervals`` (whether the
-    pooled head learns from those, or from the events found, too), ``segment_decoding``,
-    ``segment_seconds``, ``max_symbols``, ``beam_size`` (in tests; validation searches greedily),
-    ``lr_schedule``, ``warmup_epochs``, ``number_of_epochs``, ``train_logger``, ``output_folder``,
-    and SpeechBrain's own run options.
+    ``rnnt_weight``, ``head_weight``, ``lattice_weight``, ``lm_weight`` and ``ctc_weight`` (a term
+    of weight 0 is not computed), ``fastemit``, ``lattice_mode`` (a supervised one learns from the
+    intervals that the manifest tells), ``aligned_top``, ``aligned_seconds``, ``head_intervals``
+    (whether the pooled head learns from those, or from the events found, too),
+    ``segment_decoding``, ``segment_seconds``, ``max_symbols``, ``beam_size`` (in tests; validation
+    searches greedily), ``lr_schedule``, ``warmup_epochs``, ``number_of_epochs``,
+    ``average_checkpoints`` (1 where it is not there), ``train_logger``, ``output_folder``, and
+    SpeechBrain's own run options.
 
     The validation set chooses the checkpoint: ``evaluate(..., min_key="error")`` loads the one of
-    the lowest ``error``, the mean of those of WER, 100 - UA and EDER that can be told.
+    the lowest ``error``, the mean of those of WER, 100 - UA and EDER that can be told; or the mean
+    of the weights of so many of the best.
 
     Of several processes each trains on its share of the batches and searches its share of the
     other sets. Gradients, losses and statistics are those of all utterances together, each counted
@@ -388,6 +391,11 @@ class EmotionTransducerBrain(sb.Brain):
         if hparams.lm_weight and worded.any():
             rows = _rows(worded, output.lm_logits, tokens, predictions.token_lens)
             terms["lm"] = next_token_loss(*rows)
+        if hparams.ctc_weight and worded.any():
+            # Of the predictions' own token_lens there may be none: not the head needs them.
+            token_lens = batch.token_count.clamp(min=0)
+            nll = ctc_loss(output.ctc_logits, tokens, predictions.frame_lens, token_lens)
+            terms["ctc"] = nll[worded].mean()
         return terms
 
     def _emotion_terms(self, predictions, batch, mode, posteriors, felt):
@@ -476,7 +484,7 @@ class EmotionTransducerBrain(sb.Brain):
         self.heard = []
         """Of the stage so far: id, hypothesis and entry of each utterance of this process."""
         self.stats = TransducerStats(
-            self.tokens if self.hparams.rnnt_weight else None,
+            self.tokens if self.hparams.rnnt_weight or self.hparams.ctc_weight else None,
             self.segment_decoder,
         )
 
@@ -509,8 +517,15 @@ class EmotionTransducerBrain(sb.Brain):
         self._keep_history()
         if self.checkpointer is not None:
             self.checkpointer.save_and_keep_only(
-                meta={"epoch": epoch, "error": valid["error"]}, min_keys=["error"]
+                meta={"epoch": epoch, "error": valid["error"]},
+                num_to_keep=self._averaged,
+                min_keys=["error"],
             )
+
+    @property
+    def _averaged(self):
+        """How many checkpoints the weights for tests are the mean of."""
+        return getattr(self.hparams, "average_checkpoints", 1)
 
     def _score_paper_sets(self):
         measured = {}
@@ -528,9 +543,14 @@ class EmotionTransducerBrain(sb.Brain):
         """Load the checkpoint that a key chooses; without a key keep the weights as they are."""
         if max_key or min_key:
             super().on_evaluate_start(max_key, min_key)
+            if self._averaged > 1 and self.checkpointer is not None:
+                self.checkpointer.load_average(self._averaged, max_key, min_key)
 
 
-_COUNTED = {"rnnt": "transcripts", "lm": "positions", "head": "emotions", "lattice": "emotions"}
+_COUNTED = {
+    **{"rnnt": "transcripts", "ctc": "transcripts", "lm": "positions"},
+    **{"head": "emotions", "lattice": "emotions"},
+}
 """What each loss term is a mean over."""
 
 

@@ -8,7 +8,12 @@ import shutil
 import numpy as np
 import torch
 import yaml
-from speechbrain.utils.checkpoints import CKPT_PREFIX, METAFNAME, Checkpointer
+from speechbrain.utils.checkpoints import (
+    CKPT_PREFIX,
+    METAFNAME,
+    Checkpointer,
+    average_checkpoints,
+)
 from speechbrain.utils.distributed import ddp_barrier, get_rank, main_process_only
 from speechbrain.utils.logger import get_logger
 
@@ -110,6 +115,23 @@ class WholeCheckpointer(Checkpointer):
         self._remove_leftovers()
         return super().recover_if_possible(*args, **kwargs)
 
+    def load_average(self, count, max_key=None, min_key=None):
+        """Load into each module the mean of its weights in the best checkpoints.
+
+        Arguments
+        ---------
+        count : int
+            Checkpoints, at most; those that there are where there are fewer.
+        max_key, min_key : str, optional
+            What tells which are the best, as for SpeechBrain's ``find_checkpoints``.
+        """
+        best = self.find_checkpoints(max_key=max_key, min_key=min_key, max_num_checkpoints=count)
+        for name, module in self.recoverables.items():
+            if isinstance(module, torch.nn.Module):
+                module.load_state_dict(average_checkpoints(best, name, _read_weights))
+        epochs = ", ".join(str(checkpoint.meta["epoch"]) for checkpoint in best)
+        logger.info(f"the weights are the mean of those after epochs {epochs}")
+
     @staticmethod
     def _construct_checkpoint_objects(checkpoint_dirs):
         checkpoints = []
@@ -147,6 +169,13 @@ class _Followed(dict):
     def __getitem__(self, name):
         self.last = super().__getitem__(name)
         return self.last
+
+
+def _read_weights(path):
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # there is no one kind for what a broken file can do
+        raise _damaged(path, error) from error
 
 
 def _damaged(path, error):

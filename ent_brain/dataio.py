@@ -5,6 +5,7 @@ from functools import partial
 
 import numpy as np
 import torch
+from speechbrain.augment.time_domain import SpeedPerturb
 from speechbrain.dataio.dataset import DynamicItemDataset
 from speechbrain.dataio.sampler import DynamicBatchSampler
 from torch.utils.data import BatchSampler, Sampler
@@ -62,7 +63,7 @@ def read_audio(path, sample_rate, start=None, duration=None):
     return torch.from_numpy(resample(samples, audio.samplerate, sample_rate))
 
 
-def make_dataset(corpora, tokens, emotions, frontend, max_tokens_per_frame):
+def make_dataset(corpora, tokens, emotions, frontend, max_tokens_per_frame, speeds=(100,)):
     """Make a SpeechBrain dataset of the manifests of one or more corpora.
 
     Arguments
@@ -76,6 +77,9 @@ def make_dataset(corpora, tokens, emotions, frontend, max_tokens_per_frame):
         Tells the sample rate and how many frames an utterance has, and where features are kept.
     max_tokens_per_frame : float
         An utterance with more tokens a frame is refused: its transcript is of another recording.
+    speeds : sequence of int
+        In percent: each time that an utterance is read one of them is drawn, by which its speed and
+        pitch change. What is told of its duration stays that of the recording.
 
     Returns
     -------
@@ -94,8 +98,10 @@ def make_dataset(corpora, tokens, emotions, frontend, max_tokens_per_frame):
     InputError
         Naming every utterance that is too short for a frame or too long for the front end, has too
         many tokens, or an interval without a frame; or if two corpora have an utterance of the same
-        id.
+        id; or there is no speed, or another speed than 100 where intervals are known.
     """
+    if not speeds:
+        raise InputError("speeds: []: give one at least, 100 for the speed that there is")
     entries, corpus_of, roots = {}, {}, {}
     for corpus, (manifest, data_root) in corpora.items():
         added = read_manifest(manifest, emotions, tokens.normalize)
@@ -109,15 +115,16 @@ def make_dataset(corpora, tokens, emotions, frontend, max_tokens_per_frame):
     problems, nodes, positions, spans = [], {}, {}, {}
     for name, entry in entries.items():
         frames = frontend.count_frames(round(entry["duration"] * frontend.sample_rate))
+        shortest, longest = (entry["duration"] * 100 / end(speeds) for end in (max, min))
         count = len(tokens.encode(entry["transcript"] or ""))
         positions[name] = count + 1
         nodes[name] = frames * positions[name]
-        longest = frontend.max_samples
-        if frames < 1:
-            problems.append(f"{name}: {entry['duration']:.3f} s is too short for one frame")
-        elif longest and entry["duration"] * frontend.sample_rate > longest:
-            seconds = longest / frontend.sample_rate
-            problems.append(f"{name}: {entry['duration']:.2f} s, the front end takes {seconds:.0f}")
+        most = frontend.max_samples
+        if frontend.count_frames(round(shortest * frontend.sample_rate)) < 1:
+            problems.append(f"{name}: {shortest:.3f} s is too short for one frame")
+        elif most and longest * frontend.sample_rate > most:
+            seconds = most / frontend.sample_rate
+            problems.append(f"{name}: {longest:.2f} s, the front end takes {seconds:.0f}")
         elif count > max_tokens_per_frame * frames:
             problems.append(f"{name}: {count} tokens in {frames} frames")
         elif "intervals" in entry:
@@ -135,6 +142,11 @@ def make_dataset(corpora, tokens, emotions, frontend, max_tokens_per_frame):
         "max_tokens_per_frame",
     )
 
+    if spans and set(speeds) != {100}:
+        raise InputError(
+            f"speeds: {list(speeds)}: {len(spans)} utterances have known intervals, whose times "
+            "they would move: set speeds to [100]"
+        )
     items = {
         name: {
             "wav": str(path_inside(entry["wav"], DATA_ROOT, roots[corpus_of[name]])),
@@ -153,7 +165,8 @@ def make_dataset(corpora, tokens, emotions, frontend, max_tokens_per_frame):
     }
     dataset = DynamicItemDataset(items, output_keys=list(OUTPUT_KEYS))
     # Nothing local, which workers that are not forked could not be given.
-    reader = partial(_read_part, frontend.sample_rate, frontend.level)
+    perturb = SpeedPerturb(frontend.sample_rate, list(speeds)) if set(speeds) != {100} else None
+    reader = partial(_read_part, frontend.sample_rate, frontend.level, perturb)
     dataset.add_dynamic_item(reader, takes=("wav", "start", "duration"), provides="sig")
     labels = ("tokens", "token_count", "emotion_index")
     dataset.add_dynamic_item(
@@ -165,8 +178,9 @@ def make_dataset(corpora, tokens, emotions, frontend, max_tokens_per_frame):
     return dataset
 
 
-def _read_part(sample_rate, level, wav, start, duration):
-    return bring_to_level(read_audio(wav, sample_rate, start, duration), sample_rate, level)
+def _read_part(sample_rate, level, perturb, wav, start, duration):
+    samples = bring_to_level(read_audio(wav, sample_rate, start, duration), sample_rate, level)
+    return samples if perturb is None else perturb(samples[None])[0]
 
 
 def _read_labels(tokens, emotions, entry):

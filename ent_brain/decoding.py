@@ -112,12 +112,15 @@ def beam_search(model, features, frame_lens, beam_size=4, n_best=1, max_symbols=
 def search(model, encoded, frame_lens, beam_size=1, n_best=1, max_symbols=32):
     """``beam_search`` over the encoder streams of ``model.encode``, where they are there already.
 
-    A beam of 1 is searched greedily, several frames at once.
+    A beam of 1 is searched greedily, several frames at once. A model without token joint has no
+    lattice: what its CTC head tells is read off its best path, whatever the beam.
     """
     if not 1 <= n_best <= beam_size:
         raise ValueError(f"n_best {n_best}: not from 1 to beam_size {beam_size}")
-    if not model.token_joints:
+    if not model.token_joints and model.ctc_head is None:
         paths = [[_Path([], [], 0.0)] for _ in frame_lens]
+    elif not model.token_joints:
+        paths = _ctc_paths(model, encoded, frame_lens)
     elif beam_size == 1:
         paths = _greedy_paths(model, encoded, frame_lens, max_symbols)
     else:
@@ -292,6 +295,22 @@ def _greedy_paths(model, encoded, frame_lens, max_symbols):
     return [
         [_Path(ids[ids != BLANK].tolist(), times[ids != BLANK].tolist(), total)]
         for ids, times, total in zip(tokens.T, frames.T, score.tolist(), strict=True)
+    ]
+
+
+def _ctc_paths(model, encoded, frame_lens):
+    """The best path of the CTC head through each utterance, [[_Path]].
+
+    A run of frames with the same token is one token, at the first of them.
+    """
+    best, outputs = model.ctc_head(encoded.vocabulary).float().log_softmax(-1).max(-1)
+    valid = torch.arange(outputs.size(1), device=outputs.device) < frame_lens[:, None]
+    before = torch.nn.functional.pad(outputs[:, :-1], (1, 0), value=BLANK)
+    begins = (outputs != before) & (outputs != BLANK) & valid
+    scores = (best * valid).sum(1).tolist()
+    return [
+        [_Path(ids[starts].tolist(), starts.nonzero()[:, 0].tolist(), score)]
+        for ids, starts, score in zip(outputs.cpu(), begins.cpu(), scores, strict=True)
     ]
 
 

@@ -253,13 +253,17 @@ class SSLFrontend(Frontend):
         They are cached before stacking.
     cache_precision : str
         ``float16`` or ``bfloat16``: the precision of cached features.
+    augment : list of nn.Module, optional
+        SpeechBrain's ``SpectrogramDrop``s, which mask in training, with zeros, stretches of frames
+        (dim 1) or groups of channels (dim 2) of the features of a frozen model: after the cache and
+        stacking, the same in all layers.
 
     Raises
     ------
     ValueError
         If the model is not in ``SSL_MODELS``, its source does not exist or holds one of another
         kind or lacks weights, a layer is not one of its own or given twice, ``stacked`` is below 1,
-        or layers or a cache are asked of a model that is not frozen.
+        or layers, a cache or such masks are asked of a model that is not frozen.
     """
 
     def __init__(
@@ -274,12 +278,17 @@ class SSLFrontend(Frontend):
         level=None,
         cache_folder=None,
         cache_precision="float16",
+        augment=(),
     ):
         super().__init__()
         if model not in SSL_MODELS:
             raise ValueError(f"unknown SSL model {model!r}: use one of {', '.join(SSL_MODELS)}")
         if not frozen and (layers is not None or cache_folder is not None):
             raise ValueError("layers are chosen, and features are kept, of a frozen SSL model only")
+        # One that never masks must not draw a number of masks either: trainings would be others.
+        self.augment = nn.ModuleList(drop for drop in augment if drop.drop_count_high)
+        if self.augment and not frozen:
+            raise ValueError("augment masks the features of a frozen SSL model: use spec_augment")
         if not isinstance(stacked, int) or stacked < 1:
             raise ValueError(f"stacked {stacked}: give a whole number of frames, at least 1")
         self.kind = SSL_MODELS[model]
@@ -420,8 +429,13 @@ class SSLFrontend(Frontend):
         else:
             kept = kept or [self.cache.look_up(wav) for wav in alone]
             alone = [self._complete(*p).to(wavs.device) for p in zip(kept, alone, strict=True)]
-        features = nn.utils.rnn.pad_sequence(alone, batch_first=True)
-        return self._stack(features), self.count_frames(samples)
+        features = self._stack(nn.utils.rnn.pad_sequence(alone, batch_first=True))
+        if self.training and self.augment:
+            kept_parts = torch.ones_like(features[:, :, 0])
+            for drop in self.augment:
+                kept_parts = drop(kept_parts)
+            features = features * kept_parts[:, :, None]
+        return features, self.count_frames(samples)
 
     def encode(self, wavs, wav_lens=None):
         """Encode utterances together.

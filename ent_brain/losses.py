@@ -46,6 +46,42 @@ class Alignment(NamedTuple):
     Sums to 1 over u at every valid frame, 0 elsewhere; no graph."""
 
 
+def ctc_loss(logits, tokens, frame_lens, token_lens, blank=0):
+    """Connectionist temporal classification (Graves et al. 2006), of each utterance.
+
+    Arguments
+    ---------
+    logits : Tensor
+        [B, T, V] of each frame.
+    tokens : Tensor
+        [B, U] ids.
+    frame_lens, token_lens : Tensor
+        [B] int
+    blank : int
+
+    Returns
+    -------
+    Tensor
+        [B] -log P(tokens), nats; 0, with no gradient, where the tokens have no room: each needs a
+        frame, and one more where it repeats the one before.
+
+    Example
+    -------
+    >>> logits = torch.zeros(1, 2, 3)  # one token in two frames: 3 of 9 equally likely paths
+    >>> ctc_loss(logits, torch.tensor([[1]]), torch.tensor([2]), torch.tensor([1])).exp()
+    tensor([3.])
+    """
+    return torch.nn.functional.ctc_loss(
+        logits.float().log_softmax(-1).transpose(0, 1),
+        tokens,
+        frame_lens,
+        token_lens,
+        blank,
+        reduction="none",
+        zero_infinity=True,
+    )
+
+
 def transducer_alignment(lattices, tokens, frame_lens, token_lens, blank=0, fastemit=0.0):
     """Sum over all alignments: the transducer's likelihood and its arc posteriors in one pass.
 

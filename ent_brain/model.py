@@ -35,10 +35,12 @@ class TransducerOutput(NamedTuple):
     """[B, E]"""
     lm_logits: Tensor | None
     """[B, U+1, V]"""
+    ctc_logits: Tensor | None
+    """[B, T, V]"""
     encoded: Streams
     """[B, T, D] each."""
     predicted: Streams
-    """[B, U+1, D] each."""
+    """[B, U+1, D] each; None where the model has no predictor."""
 
 
 class ScalarMix(nn.Module):
@@ -205,7 +207,14 @@ class TransducerModel(nn.Module):
         Whether the vocabulary predictor also predicts the next token by itself.
     token_joint, emotion_joint, pooled_head : bool
         False (or a loss weight of 0) leaves the part out: no parameters, no computation. Without a
-        token joint nothing is transcribed, so the predictor never sees a token.
+        token joint the predictor never sees a token; without any of the three there is none.
+    ctc_head : bool
+        Whether the vocabulary stream also predicts the tokens frame by frame, for a CTC loss. In a
+        model without token joint this head alone transcribes.
+    encoder_layers : int
+        Bidirectional LSTMs, one upon the other.
+    encoder_dropout : float
+        Of the encoder's input and of the output of each of its layers, in training.
 
     Raises
     ------
@@ -239,14 +248,20 @@ class TransducerModel(nn.Module):
         token_joint=True,
         emotion_joint=True,
         pooled_head=True,
+        ctc_head=False,
+        encoder_layers=1,
+        encoder_dropout=0.0,
     ):
         super().__init__()
         if lm_head and not token_joint:
             raise ValueError("lm_head without token_joint: it would have no tokens to learn from")
         if encoder_dim % 2:
             raise ValueError(f"encoder_dim: {encoder_dim}: give an even number, of two directions")
-        if not 0 <= dropout <= 1:
-            raise ValueError(f"dropout: {dropout}: give a share, 0 to 1")
+        for name, share in (("dropout", dropout), ("encoder_dropout", encoder_dropout)):
+            if not 0 <= share <= 1:
+                raise ValueError(f"{name}: {share}: give a share, 0 to 1")
+        if encoder_layers < 1:
+            raise ValueError(f"encoder_layers: {encoder_layers}: give a whole number above 0")
         self.settings = {
             "vocab_size": vocab_size,
             "feature_dim": feature_dim,
@@ -261,6 +276,9 @@ class TransducerModel(nn.Module):
             "token_joint": bool(token_joint),
             "emotion_joint": bool(emotion_joint),
             "pooled_head": bool(pooled_head),
+            "ctc_head": bool(ctc_head),
+            "encoder_layers": encoder_layers,
+            "encoder_dropout": encoder_dropout,
         }
         """Arguments that make this model again."""
         # Without words there is no vocabulary stream: its parts would never be trained.
@@ -269,9 +287,15 @@ class TransducerModel(nn.Module):
             ScalarMix(feature_layers) for _ in range(streams) if feature_layers > 1
         )
         self.encoder = Encoder(feature_dim, encoder_dim)
+        self.upper_encoders = nn.ModuleList(
+            Encoder(encoder_dim, encoder_dim) for _ in range(encoder_layers - 1)
+        )
+        self.encoder_dropout = nn.Dropout(encoder_dropout)
+        has_reader = token_joint or emotion_joint or pooled_head
         self.predictors = nn.ModuleList(
             Predictor(vocab_size, embedding_dim, predictor_dim, encoder_dim, dropout)
             for _ in range(streams)
+            if has_reader
         )
         outputs = [vocab_size] if streams == 1 else [1, vocab_size - 1]
         self.token_joints = nn.ModuleList(
@@ -280,6 +304,7 @@ class TransducerModel(nn.Module):
         self.emotion_joint = Joint(encoder_dim, joint_dim, num_emotions) if emotion_joint else None
         self.pooled_head = PooledHead(encoder_dim, num_emotions) if pooled_head else None
         self.lm_head = nn.Linear(encoder_dim, vocab_size) if lm_head else None
+        self.ctc_head = nn.Linear(encoder_dim, vocab_size) if ctc_head else None
         self.apply(_initialize)
 
     def forward(self, features, frame_lens, tokens, token_lens):
@@ -310,6 +335,7 @@ class TransducerModel(nn.Module):
             self.emotion_lattice(encoded, predicted),
             self.classify(encoded, frame_lens, predicted, token_lens),
             self.lm_head(predicted.vocabulary) if self.lm_head else None,
+            self.ctc_head(encoded.vocabulary) if self.ctc_head else None,
             encoded,
             predicted,
         )
@@ -318,15 +344,24 @@ class TransducerModel(nn.Module):
         """Encoder streams [B, T, D] of features [B, T, L, D] with [B] lengths."""
         if not self.mixes:
             features = features.squeeze(2).to(next(self.parameters()).dtype)
-            encoded = self.encoder(features, frame_lens)
+            encoded = self._encode(features, frame_lens)
             return Streams(encoded, encoded)
         # Both mixes pass through the one encoder, as one batch.
         mixed = torch.cat([mix(features) for mix in self.mixes])
-        encoded = self.encoder(mixed, frame_lens.repeat(len(self.mixes))).chunk(len(self.mixes))
+        encoded = self._encode(mixed, frame_lens.repeat(len(self.mixes))).chunk(len(self.mixes))
         return Streams(encoded[0], encoded[-1])
+
+    def _encode(self, features, frame_lens):
+        """Encode mixed features [B, T, D], layer upon layer."""
+        encoded = self.encoder_dropout(features)
+        for layer in (self.encoder, *self.upper_encoders):
+            encoded = self.encoder_dropout(layer(encoded, frame_lens))
+        return encoded
 
     def predict(self, tokens, token_lens):
         """Predictor streams [B, U+1, D] of token ids [B, U] with [B] lengths."""
+        if not self.predictors:
+            return Streams(None, None)
         valid = torch.arange(tokens.size(1), device=tokens.device) < token_lens[:, None]
         history = nn.functional.pad(tokens.masked_fill(~valid, BLANK), (1, 0), value=BLANK)
         predicted = [predictor(history)[0] for predictor in self.predictors]

@@ -3,6 +3,7 @@
 import hashlib
 import logging
 from collections import Counter
+from functools import partial
 from pathlib import Path
 
 import speechbrain as sb
@@ -118,7 +119,7 @@ def make_tokens(recipe, train):
     if not transcripts:
         raise InputError(
             "training set: no utterance has a transcript to learn tokens from: set tokens to char, "
-            "and rnnt_weight and lm_weight to 0, to learn the emotions alone"
+            "and rnnt_weight, lm_weight and ctc_weight to 0, to learn the emotions alone"
         )
     # Tokens of other transcripts have another name, so a file is never of another fold.
     digest = hashlib.sha256("\n".join(transcripts).encode()).hexdigest()[:12]
@@ -244,10 +245,16 @@ def train_and_test(hparams, run_opts, train, valid, tests):
     shared = [] if frontend.cache is None else [frontend.cache.folder]
     for folder in (hparams["output_folder"], *shared):
         run_on_main(sweep, args=[folder, shared])
-    train_set, valid_set, *test_sets = (
-        make_dataset(corpora, tokens, emotions, frontend, hparams["max_tokens_per_frame"])
-        for corpora in (train, valid, *({name: test} for name, test in tests.items()))
+    speeds = hparams.get("speeds", [100])
+    read = partial(
+        make_dataset,
+        tokens=tokens,
+        emotions=emotions,
+        frontend=frontend,
+        max_tokens_per_frame=hparams["max_tokens_per_frame"],
     )
+    train_set = read(train, speeds=speeds)
+    valid_set, *test_sets = map(read, (valid, *({name: test} for name, test in tests.items())))
     _check_labels(train_set, valid_set, hparams)
     _tell_unknown([train_set, valid_set, *test_sets], tokens, hparams["max_unknown_share"])
     if hparams["lattice_mode"] in SUPERVISED_MODES:
@@ -281,7 +288,8 @@ def train_and_test(hparams, run_opts, train, valid, tests):
         )
     except ValueError as error:  # of run options that do not suit each other or the device
         raise InputError(f"run options: {one_line(error)}") from error
-    datasets = [train_set, valid_set, *test_sets.values()]
+    at_each_speed = [read(train, speeds=[speed]) for speed in speeds] if speeds[1:] else [train_set]
+    datasets = [*at_each_speed, valid_set, *test_sets.values()]
     if frontend.cache is not None:
         logger.info(disk_use(frontend, datasets))
     if hparams.get("only_fill_cache"):
@@ -310,7 +318,7 @@ def train_and_test(hparams, run_opts, train, valid, tests):
 def _check_labels(train_set, valid_set, hparams):
     """Refuse sets without any label that a loss, or the choice of the checkpoint, needs."""
     needs = {
-        "transcript": ("rnnt_weight", "lm_weight"),
+        "transcript": ("rnnt_weight", "lm_weight", "ctc_weight"),
         "emotion": ("head_weight", "lattice_weight"),
     }
     learnt = {label: [key for key in keys if hparams[key]] for label, keys in needs.items()}

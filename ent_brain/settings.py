@@ -26,7 +26,7 @@ from ent_brain.manifest import read_text
 from ent_brain.segments import EVENT_DECODINGS, SEGMENT_DECODINGS
 from ent_brain.tokens import NORMALIZATIONS
 
-LOSS_WEIGHTS = ("rnnt_weight", "head_weight", "lattice_weight", "lm_weight")
+LOSS_WEIGHTS = ("rnnt_weight", "head_weight", "lattice_weight", "lm_weight", "ctc_weight")
 LATTICE_MODES = (*POOLING_MODES, "aligned", "aligned_event", *SUPERVISED_MODES)
 
 NEUTRAL_MODES = ("aligned_event",)
@@ -44,6 +44,7 @@ TRAINED_BY = {
         *("grad_accumulation_factor", "corpus_weights"),
         *("weight_decay", "remove_vector_weight_decay"),
         *("band_warp", "band_masks", "time_masks", "mask_time_prob", "mask_time_length"),
+        *("feature_masks", "feature_mask", "time_mask", "speeds"),
         *("mask_feature_prob", "mask_feature_length", "feature_precision"),
     ),
     "protocol": ("paper_protocol",),
@@ -68,7 +69,7 @@ KEYS_READ_BY_CODE = {
     *("train_parts", "valid_parts", "test_parts", "valid_speakers", "librispeech_folder"),
     *("table", "test_share", "corpus_weights"),
     *("mixed", "keep_neutral", "mixed_folder", "mixed_speeds"),
-    *("curriculum_epochs", "only_fill_cache"),
+    *("curriculum_epochs", "only_fill_cache", "average_checkpoints", "speeds"),
 }
 """Top-level keys that the recipes' code reads, beside SpeechBrain's run options."""
 
@@ -78,10 +79,11 @@ ABOVE_0 = {
     *("max_tokens_per_frame", "max_train_seconds", "max_batch_nodes", "aligned_top"),
     *("frame_duration", "encoder_dim", "predictor_dim", "joint_dim", "max_symbols", "beam_size"),
     *("segment_seconds", "aligned_seconds", "longest_window"),
-    *("mask_time_length", "mask_feature_length", "stacked"),
+    *("mask_time_length", "mask_feature_length", "stacked", "time_mask", "feature_mask"),
+    *("encoder_layers", "average_checkpoints", "speeds"),
 }
 UP_TO = {
-    **dict.fromkeys(("valid_share", "test_share", "aligned_top", "dropout"), 1),
+    **dict.fromkeys(("valid_share", "test_share", "aligned_top", "dropout", "encoder_dropout"), 1),
     **dict.fromkeys(("max_unknown_share",), 1),
     **dict.fromkeys(("mask_time_prob", "mask_feature_prob"), 1),
     **dict.fromkeys(("segment_seconds", "aligned_seconds"), 3600),

@@ -466,7 +466,8 @@ INTERVALS = [
 ]
 UNSET = "lattice_mode: two: choose one, full_t, full_u, mil, aligned, aligned_event, supervised, "
 UNSET += "supervised_aligned"
-NO_WEIGHTS = "{'rnnt_weight': 0, 'head_weight': 0, 'lattice_weight': 0, 'lm_weight': 0.0}"
+NO_WEIGHTS = "{'rnnt_weight': 0, 'head_weight': 0, 'lattice_weight': 0, 'lm_weight': 0.0, "
+NO_WEIGHTS += "'ctc_weight': 0.0}"
 BY_WORDS = "raise it, or set lattice_mode mil and lm_weight 0"
 
 REFUSED = {

@@ -40,6 +40,7 @@ ADAMW = Path(__file__).resolve().parents[1] / "hparams" / "adamw.yaml"
 LETTERS = "AEST"
 LOUDNESS = {"happy": 0.3, "angry": 0.6, "sad": 0.05, "neutral": 0.15}
 WEIGHTS = {"rnnt_weight": 0.5, "head_weight": 0.5, "lattice_weight": 0.5, "lm_weight": 0.0}
+WEIGHTS |= {"ctc_weight": 0.0}
 
 
 def sing(text, emotion, rng):
@@ -128,6 +129,7 @@ def make_brain(
         emotion_joint=weights["lattice_weight"],
         pooled_head=weights["head_weight"],
         lm_head=weights["lm_weight"],
+        ctc_head=weights["ctc_weight"],
     )
     hparams = {
         **weights,
@@ -395,6 +397,11 @@ def expected_terms(brain, batch):
         )
     if weights.lm_weight:
         terms["lm"] = next_token_loss(output.lm_logits, tokens, token_lens)
+    if weights.ctc_weight:
+        log_probs = output.ctc_logits.log_softmax(-1).transpose(0, 1)
+        terms["ctc"] = torch.nn.functional.ctc_loss(
+            log_probs, batch.tokens.data, frame_lens, batch.token_count, reduction="sum"
+        ) / len(frame_lens)
     return terms
 
 
@@ -409,6 +416,15 @@ def expected_terms(brain, batch):
         ({"rnnt_weight": 0.0}, {"lm_head", "token_joints"}),
         ({"rnnt_weight": 0, "lattice_weight": 0}, {"lm_head", "token_joints", "emotion_joint"}),
         ({"rnnt_weight": 2, "head_weight": 0.1, "lattice_weight": 3, "lm_weight": 1}, set()),
+        ({"ctc_weight": 0.3}, {"lm_head"}),
+        ({"rnnt_weight": 0.0, "ctc_weight": 0.3}, {"lm_head", "token_joints"}),
+        (
+            {
+                "ctc_weight": 1.0,
+                **dict.fromkeys(("rnnt_weight", "head_weight", "lattice_weight"), 0),
+            },
+            {"lm_head", "token_joints", "emotion_joint", "pooled_head"},
+        ),
     ],
 )
 def test_the_loss_is_the_weighted_sum_and_weight_0_leaves_no_trace(
@@ -419,6 +435,7 @@ def test_the_loss_is_the_weighted_sum_and_weight_0_leaves_no_trace(
     parts = {name.split(".")[0] for name, _ in brain.modules.model.named_parameters()}
     optional = {"token_joints", "emotion_joint", "pooled_head", "lm_head"}
     assert optional - parts == absent
+    assert ("ctc_head" in parts) == bool(weights["ctc_weight"])
 
     batch = a_batch(dataset)
     brain.modules.eval()
@@ -431,7 +448,7 @@ def test_the_loss_is_the_weighted_sum_and_weight_0_leaves_no_trace(
     }
     running, positions = dict(brain.running), int((outputs.token_lens + 1).sum())
     counts = {"positions": positions} if "lm" in terms else {}
-    counts |= {"transcripts": 4} if "rnnt" in terms else {}
+    counts |= {"transcripts": 4} if terms.keys() & {"rnnt", "ctc"} else {}
     counts |= {"emotions": 4} if terms.keys() & {"head", "lattice"} else {}
     assert {name: running.pop(name) for name in counts} == counts
     assert set(running) == set(terms)
@@ -450,6 +467,17 @@ def test_without_transcription_no_word_error_is_told(tmp_path, dataset):
     brain = make_brain(tmp_path, rnnt_weight=0.0)
     brain.evaluate(dataset, test_loader_kwargs={"batch_size": 8})
     assert set(brain.stats.summarize()) == {"WA", "UA", "EDER", "error"}
+
+
+@pytest.mark.parametrize("model", [ENT, FENT])
+def test_a_ctc_head_alone_learns_to_spell(tmp_path, dataset, model):
+    ctc = {"ctc_weight": 1.0, **dict.fromkeys(("rnnt_weight", "head_weight", "lattice_weight"), 0)}
+    opt_class = partial(torch.optim.AdamW, lr=0.01)
+    brain = make_brain(tmp_path, model, size=32, epochs=25, opt_class=opt_class, **ctc)
+    fit(brain, dataset)
+    brain.evaluate(dataset, test_loader_kwargs={"batch_size": 8})
+    assert set(brain.stats.summarize()) == {"WER", "CER", "error"}
+    assert brain.stats.summarize()["CER"] < 20
 
 
 def test_without_emotions_only_word_errors_are_told(tmp_path, dataset):

@@ -107,6 +107,38 @@ def test_what_else_a_system_says_is_no_fault_of_the_input():
         main()
 
 
+def test_the_average_is_the_mean_of_the_best(tmp_path):
+    model, other = torch.nn.Linear(3, 2), torch.nn.BatchNorm1d(2)
+    checkpointer = WholeCheckpointer(tmp_path, {"model": model, "norm": other, "lr": Rate()})
+    saved = []
+    for epoch, error in enumerate((9.0, 2.0, 5.0, 3.0), 1):
+        with torch.no_grad():
+            model.weight.normal_()
+            other.num_batches_tracked.fill_(epoch)
+        saved.append(model.weight.clone())
+        meta = {"epoch": epoch, "error": error}
+        checkpointer.save_and_keep_only(meta, num_to_keep=3, min_keys=["error"])
+    # The three best, and the three latest.
+    assert {c.meta["epoch"] for c in checkpointer.list_checkpoints()} == {2, 3, 4}
+    checkpointer.load_average(2, min_key="error")
+    torch.testing.assert_close(model.weight.detach(), (saved[1] + saved[3]) / 2)
+    assert other.num_batches_tracked == 3
+    checkpointer.load_average(8, min_key="error")
+    torch.testing.assert_close(model.weight.detach(), sum(saved[1:]) / 3)
+
+    path = checkpointer.find_checkpoint(min_key="error").paramfiles["model"]
+    path.write_bytes(path.read_bytes()[:50])
+    with pytest.raises(InputError, match=f"{path}: damaged"):
+        checkpointer.load_average(2, min_key="error")
+
+
+class Rate(dict):
+    """What is no module: nothing of it is averaged."""
+
+    state_dict = dict.copy
+    load_state_dict = dict.update
+
+
 def test_the_random_generators_go_on_where_they_were(tmp_path):
     def draw():
         return random.random(), np.random.normal(), float(torch.randn(()))

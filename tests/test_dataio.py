@@ -46,7 +46,7 @@ def write_manifest(folder, **utterances):
     return folder / "train.json"
 
 
-def dataset_of(manifest, max_tokens_per_frame=1.0, frame_duration=0.02):
+def dataset_of(manifest, max_tokens_per_frame=1.0, frame_duration=0.02, speeds=(100,)):
     frontend = FbankFrontend(frame_duration)
     return make_dataset(
         {"corpus": (manifest, manifest.parent)},
@@ -54,6 +54,7 @@ def dataset_of(manifest, max_tokens_per_frame=1.0, frame_duration=0.02):
         PUBLISHED,
         frontend,
         max_tokens_per_frame,
+        speeds,
     )
 
 
@@ -352,3 +353,57 @@ def test_intervals_reach_the_batch_and_tell_the_segments(tmp_path):
     batch = PaddedBatch([dataset_of(manifest)[0]])
     assert batch.entry[0]["segments"] == [Segment(0.4, 1.0, "sad")]
     assert batch.entry[0]["intervals"] == [[3, 0, 20, 0, 3], [2, 20, 51, 3, 6]]
+
+
+# --- speeds
+
+
+def test_an_utterance_is_read_at_one_of_the_speeds(tmp_path):
+    manifest = write_manifest(tmp_path, a=(1.0, "A", "sad", None))
+    torch.manual_seed(0)
+    at_its_own = dataset_of(manifest)[0]["sig"]
+    before = torch.get_rng_state()
+    assert torch.equal(dataset_of(manifest)[0]["sig"], at_its_own)
+    assert torch.equal(torch.get_rng_state(), before)
+    dataset = dataset_of(manifest, speeds=(80, 100, 125))
+    seen = {}
+    for _ in range(30):
+        sig = dataset[0]["sig"]
+        assert torch.equal(seen.setdefault(len(sig), sig), sig)  # so that a cache knows it again
+    assert set(seen) == {20000, 16000, 12800}
+    assert torch.equal(seen[16000], at_its_own)
+    for samples, sig in seen.items():  # a tone of 440 Hz, higher where it is faster
+        hertz = np.abs(np.fft.rfft(sig.numpy())).argmax() * 16000 / samples
+        assert hertz == pytest.approx(440 * 16000 / samples, abs=2)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "speeds", "said"),
+    [
+        (1.0, (), "speeds: []: give one at least, 100 for the speed that there is"),
+        (9.5, (80, 100), "a: 11.88 s, the front end takes 10"),
+    ],
+)
+def test_speeds_that_cannot_be_are_refused(tmp_path, monkeypatch, seconds, speeds, said):
+    monkeypatch.setattr(FbankFrontend, "max_samples", 160000)
+    manifest = write_manifest(tmp_path, a=(seconds, "A", "sad", None))
+    with pytest.raises(InputError) as error:
+        dataset_of(manifest, speeds=speeds)
+    assert str(error.value).startswith(said)
+
+
+def test_known_intervals_keep_their_speed(tmp_path):
+    manifest = write_manifest(tmp_path, a=(1.0, "OH NO", "sad", None))
+    content = json.loads(manifest.read_text())
+    content["a"]["intervals"] = [
+        {"start": 0, "end": 8000, "emotion": "neutral", "transcript": "OH"},
+        {"start": 8000, "end": 16000, "emotion": "sad", "transcript": "NO"},
+    ]
+    manifest.write_text(json.dumps(content))
+    assert dataset_of(manifest)[0]["entry"]["intervals"]
+    with pytest.raises(InputError) as error:
+        dataset_of(manifest, speeds=(90, 100))
+    assert str(error.value) == (
+        "speeds: [90, 100]: 1 utterances have known intervals, whose times they would move: set "
+        "speeds to [100]"
+    )

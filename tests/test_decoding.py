@@ -1,4 +1,5 @@
 import functools
+import itertools
 from collections import Counter
 
 import oracles
@@ -7,6 +8,7 @@ import torch
 from oracles import NodeReader, PlainModel
 
 from ent_brain import decoding
+from ent_brain.alignment import align
 from ent_brain.decoding import LOOK_AHEAD, beam_search, greedy_search, judge_events
 from ent_brain.emotions import PUBLISHED
 from ent_brain.model import ENT, FENT
@@ -169,6 +171,34 @@ def test_without_a_token_joint_there_are_no_words_but_emotions(model_class):
         torch.testing.assert_close(
             hypothesis.utterance_log_probs, expected.float(), rtol=0, atol=1e-5
         )
+
+
+@MODELS
+def test_without_a_token_joint_a_ctc_head_spells_its_best_path(model_class):
+    model = random_model(model_class, token_joint=False, ctc_head=True)
+    with torch.no_grad():
+        model.ctc_head.bias[0] += 2
+    features = random_features()
+    plain, head = PlainModel(model), model.ctc_head
+    found = beam_search(model, features, FRAME_LENS, beam_size=4)
+    ids = []
+    for [hypothesis], each in zip(found, utterances(features), strict=True):
+        log_probs = [
+            torch.nn.functional.linear(x, head.weight.double(), head.bias.double()).log_softmax(0)
+            for x in plain.encode(each, 0).double()
+        ]
+        best = [int(frame.argmax()) for frame in log_probs]
+        runs = [(token, len(list(run))) for token, run in itertools.groupby(best)]
+        starts = itertools.accumulate((length for _, length in runs), initial=0)
+        spelt = [(token, at) for (token, _), at in zip(runs, starts, strict=False) if token]
+        assert list(zip(hypothesis.tokens, hypothesis.frames, strict=True)) == spelt
+        assert hypothesis.score == pytest.approx(sum(float(f.max()) for f in log_probs), rel=1e-5)
+        assert hypothesis.emotion_log_probs.shape == (len(each), 4)
+        ids += hypothesis.tokens
+    assert len(set(ids)) > 1
+    encoded = model.encode(features, FRAME_LENS)
+    best = [hypothesis for [hypothesis] in found]
+    assert align(model, encoded, FRAME_LENS, best) == best
 
 
 @MODELS

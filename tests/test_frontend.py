@@ -14,6 +14,7 @@ import transformers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
+from speechbrain.augment.freq_domain import SpectrogramDrop
 from torch import nn
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
@@ -679,6 +680,49 @@ def test_stacked_log_mel_energies_have_longer_frames():
 def test_at_least_one_frame_is_stacked(load_ssl, stacked):
     with pytest.raises(ValueError, match=f"stacked {stacked}: give a whole number of frames"):
         load_ssl("wav2vec2", stacked=stacked)
+
+
+def drop(dim, longest, most):
+    return SpectrogramDrop(1, longest, 0, most, dim=dim)
+
+
+@pytest.mark.parametrize("cached", [True, False])
+def test_features_are_masked_in_training_alone_the_same_in_all_layers(load_ssl, tmp_path, cached):
+    folder = tmp_path if cached else None
+    drops = [drop(2, 8, 3), drop(1, 5, 3)]
+    frontend = load_ssl("whisper", stacked=2, cache_folder=folder, augment=drops)
+    batch = padded(16000, 9000)
+    whole, _ = frontend.eval()(*batch)
+    torch.manual_seed(1)
+    masked, _ = frontend.train()(*batch)
+    assert masked.dtype == whole.dtype
+    kept = (masked == whole).all(2)  # of 4 layers
+    gone = (masked == 0).all(2)
+    assert (kept | gone).all()
+    for row, frames in enumerate((25, 15)):
+        lost = ~kept[row, :frames]
+        stretches, groups = lost.all(1), lost.all(0)
+        assert stretches.any()
+        assert not stretches.all()
+        assert groups.any()
+        assert groups.sum() <= 24
+        assert torch.equal(lost, stretches[:, None] | groups)
+    assert not torch.equal(frontend(*batch)[0], masked)
+    assert torch.equal(frontend.eval()(*batch)[0], whole)
+    assert frontend.state_dict() == {}
+    assert "augment" not in frontend.settings
+
+
+def test_what_masks_nothing_draws_nothing(load_ssl):
+    frontend = load_ssl("whisper", augment=[drop(2, 8, 0), drop(1, 5, 0)]).train()
+    before = torch.get_rng_state()
+    frontend(*padded(1600))
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_masks_of_features_are_refused_where_a_model_is_fine_tuned(load_ssl):
+    with pytest.raises(ValueError, match="augment masks the features of a frozen SSL model"):
+        load_ssl("whisper", frozen=False, augment=[drop(1, 5, 1)])
 
 
 @pytest.mark.parametrize("kind", ["hubert", "whisper"])

@@ -1,3 +1,4 @@
+import itertools
 import math
 from pathlib import Path
 
@@ -28,6 +29,7 @@ from ent_brain.losses import (
     aligned_event_loss,
     aligned_events,
     aligned_pooling_loss,
+    ctc_loss,
     lattice_pooling_loss,
     next_token_loss,
     supervised_aligned_loss,
@@ -964,3 +966,39 @@ def test_fastemit_scales_the_gradient_of_token_arcs_alone_and_not_the_value():
     # Linear in the weight, and what it adds pulls mass from blank to the tokens.
     torch.testing.assert_close(more - none, 2 * (some - none))
     assert (some - none)[0] > 0 > (some - none)[1:].sum()
+
+
+# --- CTC
+
+
+def test_ctc_sums_over_all_paths_that_spell_the_tokens():
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(4, 5, 3, generator=generator, dtype=torch.double)
+    spelt = [[1, 1], [2, 1, 2], [], [1, 1, 1]]
+    frame_lens, token_lens = torch.tensor([5, 4, 3, 4]), torch.tensor([2, 3, 0, 3])
+    tokens = torch.zeros(4, 3, dtype=torch.long)
+    for row, ids in enumerate(spelt):
+        tokens[row, : len(ids)] = torch.tensor(ids, dtype=torch.long)
+    found = ctc_loss(logits.requires_grad_(), tokens, frame_lens, token_lens)
+    for row, (ids, frames) in enumerate(zip(spelt, frame_lens.tolist(), strict=True)):
+        log_probs = logits[row].log_softmax(-1)
+        total = torch.zeros((), dtype=torch.double)
+        for path in itertools.product(range(3), repeat=frames):
+            if [token for token, _ in itertools.groupby(path) if token] == ids:
+                total = total + log_probs[range(frames), path].sum().exp()
+        # Three equal tokens have no room in four frames, as a blank parts each two.
+        expected = -total.log() if total else torch.zeros(())
+        torch.testing.assert_close(found[row].double(), expected.double(), rtol=1e-5, atol=1e-6)
+    (gradient,) = torch.autograd.grad(found.sum(), logits)
+    assert gradient[:3].isfinite().all()
+    assert gradient[0].any()
+    assert not gradient[3].any()
+    assert not gradient[1, 4].any()
+
+
+def test_ctc_of_no_tokens_at_all():
+    logits = torch.randn(2, 3, 4, generator=torch.Generator().manual_seed(0))
+    tokens, none = torch.zeros(2, 0, dtype=torch.long), torch.zeros(2, dtype=torch.long)
+    found = ctc_loss(logits, tokens, torch.tensor([3, 2]), none)
+    blanks = logits.log_softmax(-1)[..., 0]
+    torch.testing.assert_close(found, -torch.stack((blanks[0].sum(), blanks[1, :2].sum())))

@@ -6,7 +6,7 @@ from oracles import PlainModel
 from torch import nn
 
 from ent_brain import model as model_module
-from ent_brain.losses import lattice_pooling_loss, next_token_loss, transducer_loss
+from ent_brain.losses import ctc_loss, lattice_pooling_loss, next_token_loss, transducer_loss
 from ent_brain.model import ENT, FENT, Encoder, PooledHead, Predictor, ScalarMix
 
 FRAME_LENS = torch.tensor([7, 1, 4])
@@ -14,13 +14,13 @@ TOKENS = torch.tensor([[3, 5, 1, 2], [0, 0, 0, 0], [6, 6, 0, 0]])
 TOKEN_LENS = torch.tensor([4, 0, 2])
 SMALL = {"vocab_size": 8, "feature_dim": 5, "feature_layers": 3, "encoder_dim": 6}
 SMALL |= {"embedding_dim": 4, "predictor_dim": 7, "joint_dim": 9, "num_emotions": 4}
-PARTS = ("token_joint", "emotion_joint", "pooled_head", "lm_head")
+PARTS = ("token_joint", "emotion_joint", "pooled_head", "lm_head", "ctc_head")
 BOTH = pytest.mark.parametrize("model_class", [ENT, FENT])
 
 
 def small_model(model_class, seed=0, **options):
     """A small model in eval mode whose parameters are all random, norms and mixes included."""
-    model = model_class(**SMALL | {"lm_head": True} | options).eval()
+    model = model_class(**SMALL | {"lm_head": True, "ctc_head": True} | options).eval()
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in model.parameters():
@@ -302,6 +302,7 @@ def test_a_part_that_is_left_out_has_no_parameters_and_no_output(model_class, pa
         "emotion_joint": output.emotion_lattice,
         "pooled_head": output.head_logits,
         "lm_head": output.lm_logits,
+        "ctc_head": output.ctc_logits,
     }
     empty = [name for name, v in of_part.items() if v is None or (isinstance(v, tuple) and not v)]
     assert empty == parts
@@ -320,6 +321,8 @@ def training_loss(output):
         loss = loss + nn.functional.cross_entropy(output.head_logits, emotions)
     if output.lm_logits is not None:
         loss = loss + next_token_loss(output.lm_logits, TOKENS, TOKEN_LENS)
+    if output.ctc_logits is not None:
+        loss = loss + ctc_loss(output.ctc_logits, TOKENS, FRAME_LENS, TOKEN_LENS).sum()
     return loss
 
 

@@ -346,6 +346,7 @@ MISSING = ("transcript", "emotion", None, None, "emotion", "transcript")
 """What the songs lack, in turn."""
 
 PARTLY = {"rnnt_weight": 0.7, "head_weight": 0.5, "lattice_weight": 0.4, "lm_weight": 0.3}
+PARTLY |= {"ctc_weight": 0.2}
 STEP = {"batch_size": 3, "grad_accumulation_factor": 2}
 
 
@@ -403,7 +404,7 @@ def gradients_term_by_term(brain, corpora, seen, mode):
     for path, _ in corpora.values():
         entries |= json.loads(path.read_text())
     model, tokens_of = brain.raw_modules.model, CharTokens().encode
-    sums, counts = dict.fromkeys(("rnnt", "head", "lattice", "lm"), 0.0), Counter()
+    sums, counts = dict.fromkeys(("rnnt", "ctc", "head", "lattice", "lm"), 0.0), Counter()
     for name, features in seen:
         transcript, emotion = (entries[name][key] for key in ("transcript", "emotion"))
         tokens = torch.tensor([tokens_of(transcript or "")], dtype=torch.long)
@@ -413,7 +414,10 @@ def gradients_term_by_term(brain, corpora, seen, mode):
             sums["rnnt"] += transducer_loss(output.token_lattices, tokens, *lens)
             positions = tokens.size(1) + 1
             sums["lm"] += positions * next_token_loss(output.lm_logits, tokens, lens[1])
+            log_probs = output.ctc_logits.log_softmax(-1).transpose(0, 1)
+            sums["ctc"] += torch.nn.functional.ctc_loss(log_probs, tokens, *lens, reduction="sum")
             counts["rnnt"] += 1
+            counts["ctc"] += 1
             counts["lm"] += positions
         if emotion is not None:
             target = torch.tensor([PUBLISHED.index(emotion)])

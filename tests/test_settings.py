@@ -284,6 +284,12 @@ VARIANTS = {
     ),
     "LibriSpeech/ent_asr": ("RAVDESS/ent", {*LIBRISPEECH, *WORDS_ALONE}),
     "LibriSpeech/ent_asr_fbank": ("RAVDESS/ent_fbank", {*LIBRISPEECH, *WORDS_ALONE}),
+    "LibriSpeech/ent_asr_whisper": (
+        "RAVDESS/ent_whisper",
+        {*LIBRISPEECH, *WORDS_ALONE, "ctc_weight", "ssl_layers", "number_of_epochs"}
+        | {"average_checkpoints", "warmup_epochs", "time_masks", "encoder_dim", "joint_dim"}
+        | {"encoder_dropout", "dropout"},
+    ),
     "Table/ent": ("RAVDESS/ent", TABLE),
     "Table/fent": ("Table/ent", {"model"}),
     "Table/ent_fbank": ("RAVDESS/ent_fbank", TABLE),
@@ -310,7 +316,8 @@ def test_a_variant_differs_from_its_model_where_it_says_so_alone(name):
 def test_every_yaml_is_a_variant_or_a_model():
     names = {f"{path.parts[-3]}/{path.stem}" for path in YAMLS}
     assert names - set(VARIANTS) == {
-        *("IEMOCAP/ent", "IEMOCAP/ent_demo", "RAVDESS/ent_fbank", "RAVDESS/ent_mix")
+        *("IEMOCAP/ent", "IEMOCAP/ent_demo", "RAVDESS/ent_fbank", "RAVDESS/ent_mix"),
+        "RAVDESS/ent_whisper",
     }
 
 
@@ -366,7 +373,14 @@ def test_the_command_line_reaches_every_tunable(path):
 PLAIN_NAMES = {
     *("seed", "number_of_epochs", "warmup_epochs", "batch_size", "lr", "weight_decay"),
     *("max_grad_norm", "num_workers", "dropout", "encoder_dim", "predictor_dim", "joint_dim"),
-    *("rnnt_weight", "head_weight", "lattice_weight", "lm_weight", "mask_feature_length"),
+    *(
+        "rnnt_weight",
+        "head_weight",
+        "lattice_weight",
+        "lm_weight",
+        "ctc_weight",
+        "mask_feature_length",
+    ),
 }
 """Keys that SpeechBrain, or the paper, calls so, beneath the heading of a section."""
 
