@@ -171,9 +171,9 @@ class _Followed(dict):
         return self.last
 
 
-def _read_weights(path):
+def _read_weights(path, map_location="cpu"):
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        return torch.load(path, map_location=map_location, weights_only=True)
     except Exception as error:  # there is no one kind for what a broken file can do
         raise _damaged(path, error) from error
 

@@ -2,11 +2,13 @@ import errno
 import os
 import pickle
 import random
+import re
 import shutil
 
 import numpy as np
 import pytest
 import torch
+from speechbrain.utils.epoch_loop import EpochCounter
 
 from ent_brain.checkpoints import WholeCheckpointer, load_random_state, save_random_state
 from ent_brain.errors import InputError, exit_on_input_error
@@ -109,7 +111,9 @@ def test_what_else_a_system_says_is_no_fault_of_the_input():
 
 def test_the_average_is_the_mean_of_the_best(tmp_path):
     model, other = torch.nn.Linear(3, 2), torch.nn.BatchNorm1d(2)
-    checkpointer = WholeCheckpointer(tmp_path, {"model": model, "norm": other, "lr": Rate()})
+    checkpointer = WholeCheckpointer(
+        tmp_path, {"model": model, "norm": other, "counter": EpochCounter(4)}
+    )
     saved = []
     for epoch, error in enumerate((9.0, 2.0, 5.0, 3.0), 1):
         with torch.no_grad():
@@ -128,15 +132,8 @@ def test_the_average_is_the_mean_of_the_best(tmp_path):
 
     path = checkpointer.find_checkpoint(min_key="error").paramfiles["model"]
     path.write_bytes(path.read_bytes()[:50])
-    with pytest.raises(InputError, match=f"{path}: damaged"):
+    with pytest.raises(InputError, match=re.escape(f"{path}: damaged")):
         checkpointer.load_average(2, min_key="error")
-
-
-class Rate(dict):
-    """What is no module: nothing of it is averaged."""
-
-    state_dict = dict.copy
-    load_state_dict = dict.update
 
 
 def test_the_random_generators_go_on_where_they_were(tmp_path):
