@@ -683,7 +683,7 @@ def test_at_least_one_frame_is_stacked(load_ssl, stacked):
 
 
 def drop(dim, longest, most):
-    return SpectrogramDrop(1, longest, 0, most, dim=dim)
+    return SpectrogramDrop(1, longest, most, most, dim=dim)
 
 
 @pytest.mark.parametrize("cached", [True, False])
