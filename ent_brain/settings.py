@@ -92,6 +92,9 @@ UP_TO = {
 """What the numbers of a recipe are held to, none of which may lie below 0: shares to 1, seconds to
 an hour, and what a search follows at once to what it can hold."""
 
+DECIBELS = {"level"}
+"""Numbers of a recipe that may lie below 0, or be null."""
+
 SWITCHES = {f"--{name}" for name, value in RunOptions().as_dict().items() if value is False}
 """Run options of SpeechBrain that take no value."""
 
@@ -420,7 +423,8 @@ def _wrong_parts(name, key, model, value, own):
     elif isinstance(model, int | float) or (model is None and key in ABOVE_0):
         if not _is_right_number(key, model, value):
             remedy = "give a whole number" if isinstance(model, int) else "give a number"
-            remedy += " above 0" if key in ABOVE_0 else " from 0"
+            if key not in DECIBELS:
+                remedy += " above 0" if key in ABOVE_0 else " from 0"
             remedy += f" to {UP_TO[key]}" if key in UP_TO else ""
     elif isinstance(model, str):
         right = isinstance(value, str) or (value is None and key in OR_NULL)
@@ -431,13 +435,14 @@ def _wrong_parts(name, key, model, value, own):
 
 def _is_right_number(key, own, value):
     if value is None:
-        return own is None
+        return own is None or key in DECIBELS
     kind = int if isinstance(own, int) else int | float
     if not isinstance(value, kind) or isinstance(value, bool):
         return False
     highest = UP_TO.get(key, math.inf)
     finite = math.isfinite(value) or key == "max_grad_norm"  # where inf is no limit
-    return finite and (0 < value <= highest or (value == 0 and key not in ABOVE_0))
+    in_range = 0 < value <= highest or (value == 0 and key not in ABOVE_0)
+    return finite and (in_range or key in DECIBELS)
 
 
 def _as_yaml(value):
