@@ -13,7 +13,7 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     packages=find_packages(include=["ent_brain", "ent_brain.*"]),
-    package_data={"ent_brain": ["assets/*.*", "assets/wavesurfer/*"]},
+    package_data={"ent_brain": ["assets/*.*", "assets/wavesurfer/*", "models/*/*"]},
     entry_points={"console_scripts": ["ent-brain = ent_brain.cli:main"]},
     python_requires=">=3.10",
     install_requires=[

@@ -54,6 +54,18 @@ def model_digest(model):
     return digest.hexdigest()
 
 
+def weights_digest(model):
+    """Digest (str) of the weights of a transformers model, rounded to float16.
+
+    Files that hold the same model in float16 and in float32 have the same digest.
+    """
+    digest = hashlib.sha256()
+    for name, weights in sorted(model.state_dict().items()):
+        digest.update(f"{name} {tuple(weights.shape)}".encode())
+        digest.update(_bytes(weights.half()))
+    return digest.hexdigest()
+
+
 def _bytes(tensor):
     return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
 

@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 from ent_brain.audio import ENDINGS, OTHER_ENDINGS, STDIN, scan_audio
 from ent_brain.errors import SHOWN_PROBLEMS, InputError, exit_on_input_error
-from ent_brain.export import find_model
+from ent_brain.export import OPEN_ENGLISH, find_model
 from ent_brain.formats import FORMATS, describe_formats
 from ent_brain.inference import EmotionTransducer
 from ent_brain.manifest import DATA_ROOT, check_id, path_inside, read_entries
@@ -117,10 +117,7 @@ def _parser():
         **look,
     )
     command.add_argument("files", nargs="+", metavar="FILES", help="files, folders, manifests or -")
-    command.add_argument(
-        "--model", required=True, help="folder that training left as `pretrained`, or hub name"
-    )
-    command.add_argument("--revision", help="of a model on the hub: branch, tag or commit")
+    _add_model_options(command)
     command.add_argument("--out", type=Path, metavar="DIR", help="where the files are written")
     command.add_argument(
         "--format", default="json", metavar="LIST", help="some of the formats below (json)"
@@ -156,6 +153,22 @@ def _parser():
     return parser
 
 
+def _add_model_options(command):
+    """Add the options of which model annotates."""
+    command.add_argument(
+        "--model",
+        default=OPEN_ENGLISH,
+        help="folder that training left as `pretrained`, or hub name (the model of English in the "
+        "package)",
+    )
+    command.add_argument("--revision", help="of a model on the hub: branch, tag or commit")
+    command.add_argument(
+        "--ssl",
+        metavar="FOLDER",
+        help="openai/whisper-base, the encoder of the model in the package (fetched at first use)",
+    )
+
+
 def annotate(options):
     """Annotate recordings; status 1 where one of them could not be."""
     formats, channel = _formats(options.format), _channel(options.channel)
@@ -176,7 +189,9 @@ def annotate(options):
             recordings = _not_done(options, recordings, formats, model_digest)
             if recordings:  # a folder with all results may be read-only
                 _make_folder(options.out)
-        model = EmotionTransducer.from_hparams(options.model, revision=options.revision, **device)
+        model = EmotionTransducer.from_hparams(
+            options.model, revision=options.revision, ssl=options.ssl, **device
+        )
         done = 0
         try:
             with tqdm(total=len(recordings), unit="file", disable=options.quiet) as bar:

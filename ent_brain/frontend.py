@@ -17,7 +17,7 @@ from speechbrain.processing.features import mean_std_update
 from speechbrain.utils.checkpoints import mark_as_saver, register_checkpoint_hooks
 from torch import nn
 
-from ent_brain.cache import FeatureCache, model_digest
+from ent_brain.cache import FeatureCache, model_digest, weights_digest
 from ent_brain.errors import InputError, one_line
 from ent_brain.files import written
 from ent_brain.manifest import SAMPLE_RATE
@@ -257,9 +257,13 @@ class SSLFrontend(Frontend):
         SpeechBrain's ``SpectrogramDrop``s, which mask in training, with zeros, stretches of frames
         (dim 1) or groups of channels (dim 2) of the features of a frozen model: after the cache and
         stacking, the same in all layers.
+    digest : str, optional
+        ``weights_digest`` of the only weights that are accepted.
 
     Raises
     ------
+    InputError
+        If the weights have another digest.
     ValueError
         If the model is not in ``SSL_MODELS``, its source does not exist or holds one of another
         kind or lacks weights, a layer is not one of its own or given twice, ``stacked`` is below 1,
@@ -279,6 +283,7 @@ class SSLFrontend(Frontend):
         cache_folder=None,
         cache_precision="float16",
         augment=(),
+        digest=None,
     ):
         super().__init__()
         if model not in SSL_MODELS:
@@ -305,6 +310,9 @@ class SSLFrontend(Frontend):
         self.level = level
         augment = {**(spec_augment or {}), "apply_spec_augment": not frozen}
         ssl, self.feature_extractor = _load(model, source, save_path, augment)
+        if digest is not None:
+            _check_digest(ssl, source, digest)
+            self.settings["digest"] = digest
         config = ssl.config
         self.frozen, self.stacked = frozen, stacked
         window, hop = self.kind.window, self.kind.hop
@@ -555,6 +563,14 @@ def _load(kind, source, save_path, spec_augment):
         name, trust_remote_code=False, **place
     )
     return model, extractor
+
+
+def _check_digest(ssl, source, digest):
+    if (found := weights_digest(ssl)) != digest:
+        raise InputError(
+            f"{source}: not the encoder that this model was trained with (digest {found[:12]}, not "
+            f"{digest[:12]}). Name the folder of the right one."
+        )
 
 
 def _receptive_field(kernels, strides):

@@ -13,10 +13,11 @@ from ent_brain.decoding import judge_events, search
 from ent_brain.emotions import EmotionSet
 from ent_brain.errors import InputError, one_line
 from ent_brain.export import (
-    SSL_FOLDER,
+    OPEN_ENGLISH,
     SSL_WEIGHTS,
     check_model,
     check_ssl_weights,
+    find_encoder,
     find_model,
 )
 from ent_brain.segments import SegmentDecoder
@@ -103,7 +104,30 @@ class EmotionTransducer(Pretrained):
             raise ValueError("; ".join(problems))
 
     @classmethod
-    def from_hparams(cls, source, savedir=None, revision=None, trust=False, **kwargs):
+    def open_english(cls, ssl=None, **kwargs):
+        """Load the model of English that the package holds; its card says what it was trained on.
+
+        Arguments
+        ---------
+        ssl : str or Path, optional
+            Folder of openai/whisper-base, its encoder. Without it ``ENT_BRAIN_SSL`` names the
+            folder, or it comes from the Hugging Face hub.
+        **kwargs
+            As for ``from_hparams``.
+
+        Returns
+        -------
+        EmotionTransducer
+
+        Raises
+        ------
+        InputError
+            If the encoder is nowhere to be found, or the folder holds another one.
+        """
+        return cls.from_hparams(source=OPEN_ENGLISH, ssl=ssl, **kwargs)
+
+    @classmethod
+    def from_hparams(cls, source, savedir=None, revision=None, trust=False, ssl=None, **kwargs):
         """Load a model that training exported.
 
         Arguments
@@ -117,6 +141,8 @@ class EmotionTransducer(Pretrained):
         trust : bool
             Whether the folder's YAML may construct, call, read and fetch whatever it names.
             Without, a YAML that asks for more than a model of this package is refused.
+        ssl : str or Path, optional
+            Folder of the SSL model of a packed model, as ``open_english`` takes it.
         **kwargs
             Of SpeechBrain's ``from_hparams``: ``run_opts={"device": "cuda"}``, for one.
 
@@ -135,16 +161,16 @@ class EmotionTransducer(Pretrained):
             if isinstance(device, torch.device):  # SpeechBrain takes its name alone
                 kwargs["run_opts"] = run_opts | {"device": str(device)}
         folder = find_model(source, savedir, revision)
-        ssl = folder / SSL_FOLDER
-        overrides = {"ssl_source": str(ssl)} if ssl.is_dir() else {}
-        overrides |= kwargs.pop("overrides", {})
         try:
             if not trust:
                 check_model(folder)
+            encoder = find_encoder(folder, ssl)
+            overrides = {} if encoder is None else {"ssl_source": str(encoder)}
+            overrides |= kwargs.pop("overrides", {})
             model = super().from_hparams(source=str(folder), overrides=overrides, **kwargs)
-            frontend, weights = model.mods.frontend, ssl / SSL_WEIGHTS
-            if frontend.settings.get("source") == str(ssl) and weights.is_file():
-                check_ssl_weights(frontend.ssl_model, weights)
+            frontend = model.mods.frontend
+            if encoder is not None and frontend.settings.get("source") == str(encoder):
+                check_ssl_weights(frontend.ssl_model, encoder / SSL_WEIGHTS)
             return model
         except (InputError, torch.OutOfMemoryError):  # a GPU that is full is no fault of the folder
             raise
