@@ -17,6 +17,9 @@ from torchaudio.functional import (
     resample,
 )
 
+FORMAT = 1
+"""Number to be raised whenever copies change, because features of older ones may be cached."""
+
 REVERBERATED, NOISY, NARROW = 0.4, 0.6, 0.4
 """Shares of the copies that get a room, noise and a telephone band. The three are independent."""
 

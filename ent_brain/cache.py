@@ -110,20 +110,24 @@ class FeatureCache:
         self.key = hashlib.sha256(json.dumps(self.made_from, sort_keys=True).encode()).hexdigest()
         self.folder = Path(folder) / self.key[:16]
 
-    def look_up(self, wav):
+    def look_up(self, wav, copy=""):
         """Find the features of an utterance.
 
         Arguments
         ---------
         wav : Tensor
-            [S] samples as the model hears them.
+            [S] samples as the model hears them, or those that it hears a copy of.
+        copy : str
+            Name of the copy.
 
         Returns
         -------
         Kept
             Without features where there are none yet, and where they are damaged, which is logged.
         """
-        name = hashlib.sha256(_bytes(wav)).hexdigest()
+        digest = hashlib.sha256(_bytes(wav))
+        digest.update(copy.encode())
+        name = digest.hexdigest()
         path = self._path(name)
         if not path.exists():
             return Kept(name, None)
