@@ -487,6 +487,37 @@ class SSLFrontend(Frontend):
                 return torch.stack([output.hidden_states[layer] for layer in self.layers], 2)
             return output.last_hidden_state[:, :, None]
 
+    def encode_last(self, wavs):
+        """Last hidden states [B, T, D] of utterances [B, S] of one length, before stacking."""
+        layer = self.layers.index(self.ssl_model.config.num_hidden_layers)
+        return self.encode(wavs)[:, :, layer]
+
+    def last_states(self, features, samples):
+        """Last hidden states of utterances from their features.
+
+        Arguments
+        ---------
+        features : Tensor
+            [B, T, L, D] of ``forward``.
+        samples : sequence of int
+            Of each utterance.
+
+        Returns
+        -------
+        list of Tensor
+            [T, D] before stacking.
+
+        Raises
+        ------
+        ValueError
+            If the last hidden state is none of ``layers``.
+        """
+        layer = self.layers.index(self.ssl_model.config.num_hidden_layers)
+        states = features[:, :, layer].unflatten(-1, (self.stacked, -1)).flatten(1, 2)
+        return [
+            row[: self._count_states(count)] for row, count in zip(states, samples, strict=True)
+        ]
+
     def _complete(self, kept, wav):
         """Features of one utterance as the cache has them, or will have them."""
         if kept.features is not None:

@@ -1,9 +1,25 @@
-"""Whisper's encoder for utterances of any length up to 30 s."""
+"""Whisper's encoder for utterances of any length up to 30 s, and its decoder behind it."""
 
 import copy
+from functools import cached_property
+from pathlib import Path
 
-from transformers import WhisperModel
+import torch
+import transformers
+from transformers import WhisperForConditionalGeneration, WhisperModel, WhisperTokenizerFast
+from transformers.modeling_outputs import BaseModelOutput
 from transformers.models.whisper.modeling_whisper import WhisperEncoder, WhisperPreTrainedModel
+
+from ent_brain.errors import InputError
+
+DECODER_FILES = ("generation_config.json", "tokenizer.json", "tokenizer_config.json")
+"""Files that the decoder needs beside those of the encoder."""
+
+MOST_TOKENS = 12
+"""Tokens a second, at most: a decoder that repeats itself would not end."""
+
+FEWEST_TOKENS = 16
+"""Tokens that even the shortest recording may have."""
 
 
 class WhisperSpeechEncoder(WhisperPreTrainedModel):
@@ -56,3 +72,90 @@ class WhisperSpeechEncoder(WhisperPreTrainedModel):
         frames = features.size(-1) // 2
         encoder.config.max_source_positions = encoder.embed_positions.num_embeddings = frames
         return encoder(features, **kwargs)
+
+
+class WhisperDecoder:
+    """Whisper's decoder, which reads the states that a front end's encoder has computed already.
+
+    The decoder was trained on 30 s, of which the end was mostly silence. After states of an
+    utterance's own length it repeats itself. So states of silence follow, up to 30 s: the encoder's
+    states of 30 s of zeros, at the same positions. They are computed once.
+
+    Arguments
+    ---------
+    folder : str or Path
+        A whole Whisper model as transformers saves it.
+    frontend : SSLFrontend
+        With the same Whisper's encoder.
+
+    Raises
+    ------
+    InputError
+        If the folder lacks the decoder or its tokenizer.
+    """
+
+    def __init__(self, folder, frontend):
+        folder = Path(folder)
+        missing = [name for name in DECODER_FILES if not (folder / name).is_file()]
+        verbosity = transformers.logging.get_verbosity()
+        transformers.logging.set_verbosity_error()  # what is missing is reported below
+        try:
+            if not missing:
+                model, report = WhisperForConditionalGeneration.from_pretrained(
+                    folder, dtype=torch.float32, output_loading_info=True
+                )
+                missing = sorted(set(report["missing_keys"]) - {"proj_out.weight"})  # tied
+        finally:
+            transformers.logging.set_verbosity(verbosity)
+        if missing:
+            raise InputError(
+                f"{folder}: holds Whisper's encoder, but no decoder ({missing[0]} is missing). "
+                "Name a folder with the whole model by ssl, or let the model write the words."
+            )
+        self.frontend = frontend
+        self.model = model.to(frontend.ssl_model.device).eval()
+        self.tokenizer = WhisperTokenizerFast.from_pretrained(folder)
+
+    @cached_property
+    def silence(self):
+        """States [1500, D] of 30 s of silence."""
+        zeros = torch.zeros(1, self.frontend.max_samples, device=self.model.device)
+        return self.frontend.encode_last(zeros)[0]
+
+    @torch.no_grad()
+    def transcribe(self, states, language="en"):
+        """Write down what is said, with case, punctuation and numbers as Whisper writes them.
+
+        Arguments
+        ---------
+        states : list of Tensor
+            [T, D] last hidden states of each utterance, of 20 ms.
+        language : str
+            Its code.
+
+        Returns
+        -------
+        list[str]
+
+        Raises
+        ------
+        InputError
+            If the model does not know the language.
+        """
+        known = getattr(self.model.generation_config, "lang_to_id", {})
+        if f"<|{language}|>" not in known:
+            raise InputError(f"language: {language!r}: not one of Whisper's, such as en or de")
+        padded = [torch.cat((each, self.silence[len(each) :])) for each in states]
+        longest = max(map(len, states)) / len(self.silence) * 30.0
+        verbosity = transformers.logging.get_verbosity()
+        transformers.logging.set_verbosity_error()  # of its own generation settings
+        try:
+            ids = self.model.generate(
+                encoder_outputs=BaseModelOutput(torch.stack(padded)),
+                language=language,
+                task="transcribe",
+                max_new_tokens=FEWEST_TOKENS + int(MOST_TOKENS * longest),
+            )
+        finally:
+            transformers.logging.set_verbosity(verbosity)
+        return [" ".join(text.split()) for text in self.tokenizer.batch_decode(ids, True)]
