@@ -1,6 +1,7 @@
 """Whisper's encoder for utterances of any length up to 30 s, and its decoder behind it."""
 
 import copy
+import zlib
 from functools import cached_property
 from pathlib import Path
 
@@ -15,11 +16,14 @@ from ent_brain.errors import InputError
 DECODER_FILES = ("generation_config.json", "tokenizer.json", "tokenizer_config.json")
 """Files that the decoder needs beside those of the encoder."""
 
-MOST_TOKENS = 12
+MOST_TOKENS = 8
 """Tokens a second, at most: a decoder that repeats itself would not end."""
 
 FEWEST_TOKENS = 16
 """Tokens that even the shortest recording may have."""
+
+MOST_COMPRESSED = 2.4
+"""Compression ratio above which a text repeats itself. It is Whisper's own threshold."""
 
 
 class WhisperSpeechEncoder(WhisperPreTrainedModel):
@@ -79,7 +83,8 @@ class WhisperDecoder:
 
     The decoder was trained on 30 s, of which the end was mostly silence. After states of an
     utterance's own length it repeats itself. So states of silence follow, up to 30 s: the encoder's
-    states of 30 s of zeros, at the same positions. They are computed once.
+    states of 30 s of zeros, at the same positions. They are computed once. Where the text still
+    repeats itself, the utterance is encoded again with its silence, as Whisper does.
 
     Arguments
     ---------
@@ -123,13 +128,15 @@ class WhisperDecoder:
         return self.frontend.encode_last(zeros)[0]
 
     @torch.no_grad()
-    def transcribe(self, states, language="en"):
+    def transcribe(self, wavs, states, language="en"):
         """Write down what is said, with case, punctuation and numbers as Whisper writes them.
 
         Arguments
         ---------
+        wavs : list of Tensor
+            [S] samples of each utterance.
         states : list of Tensor
-            [T, D] last hidden states of each utterance, of 20 ms.
+            [T, D] their last hidden states, of 20 ms.
         language : str
             Its code.
 
@@ -145,17 +152,33 @@ class WhisperDecoder:
         known = getattr(self.model.generation_config, "lang_to_id", {})
         if f"<|{language}|>" not in known:
             raise InputError(f"language: {language!r}: not one of Whisper's, such as en or de")
-        padded = [torch.cat((each, self.silence[len(each) :])) for each in states]
-        longest = max(map(len, states)) / len(self.silence) * 30.0
+        padded = torch.stack([torch.cat((each, self.silence[len(each) :])) for each in states])
+        most = FEWEST_TOKENS + int(MOST_TOKENS * max(map(len, wavs)) / self.frontend.sample_rate)
+        texts = self._decode(padded, language, most)
+        for row, text in enumerate(texts):
+            if text and _compression(text) > MOST_COMPRESSED:
+                rest = self.frontend.max_samples - len(wavs[row])
+                wav = torch.nn.functional.pad(wavs[row], (0, rest))[None]
+                [texts[row]] = self._decode(self.frontend.encode_last(wav), language, most)
+        return texts
+
+    def _decode(self, states, language, most):
+        """Texts (list[str]) of states [B, 1500, D], of so many tokens at most."""
         verbosity = transformers.logging.get_verbosity()
         transformers.logging.set_verbosity_error()  # of its own generation settings
         try:
             ids = self.model.generate(
-                encoder_outputs=BaseModelOutput(torch.stack(padded)),
+                encoder_outputs=BaseModelOutput(states),
                 language=language,
                 task="transcribe",
-                max_new_tokens=FEWEST_TOKENS + int(MOST_TOKENS * longest),
+                max_new_tokens=most,
             )
         finally:
             transformers.logging.set_verbosity(verbosity)
         return [" ".join(text.split()) for text in self.tokenizer.batch_decode(ids, True)]
+
+
+def _compression(text):
+    """Bytes of a text by its bytes when compressed."""
+    content = text.encode()
+    return len(content) / len(zlib.compress(content))
