@@ -25,7 +25,7 @@ from ent_brain.audio import ENDINGS, OTHER_ENDINGS, STDIN, scan_audio
 from ent_brain.errors import SHOWN_PROBLEMS, InputError, exit_on_input_error
 from ent_brain.export import OPEN_ENGLISH, find_model
 from ent_brain.formats import FORMATS, describe_formats
-from ent_brain.inference import EmotionTransducer
+from ent_brain.inference import WRITERS, EmotionTransducer
 from ent_brain.manifest import DATA_ROOT, check_id, path_inside, read_entries
 from ent_brain.page import write_report
 from ent_brain.processes import gather, take_turns
@@ -158,14 +158,23 @@ def _add_model_options(command):
     command.add_argument(
         "--model",
         default=OPEN_ENGLISH,
-        help="folder that training left as `pretrained`, or hub name (the model of English in the "
-        "package)",
+        help="folder that training left as `pretrained`, or hub name (the English one in the "
+        "package, CC BY-NC-SA 4.0)",
     )
     command.add_argument("--revision", help="of a model on the hub: branch, tag or commit")
     command.add_argument(
         "--ssl",
         metavar="FOLDER",
         help="openai/whisper-base, the encoder of the model in the package (fetched at first use)",
+    )
+    command.add_argument(
+        "--words",
+        choices=WRITERS,
+        default="own",
+        help="the model's, or those of Whisper's decoder, which needs the whole Whisper (own)",
+    )
+    command.add_argument(
+        "--language", default="en", metavar="CODE", help="that Whisper's decoder writes (en)"
     )
 
 
@@ -190,7 +199,12 @@ def annotate(options):
             if recordings:  # a folder with all results may be read-only
                 _make_folder(options.out)
         model = EmotionTransducer.from_hparams(
-            options.model, revision=options.revision, ssl=options.ssl, **device
+            options.model,
+            revision=options.revision,
+            ssl=options.ssl,
+            words=options.words,
+            language=options.language,
+            **device,
         )
         done = 0
         try:
@@ -480,7 +494,10 @@ def _not_done(options, recordings, formats, model):
                 f"{recording.path}: {folder} holds {recording.name!r}, made of {known}: name "
                 "another --out"
             )
-        values = _digest(recording.path), model, {"channel": recording.channel}
+        settings = {"channel": recording.channel}
+        if options.words != "own":
+            settings |= {"words": options.words, "language": options.language}
+        values = _digest(recording.path), model, settings
         stamp = dict(zip(STAMP, values, strict=True))
         paths = [folder / f"{recording.name}.{FORMATS[name][0]}" for name in formats]
         # Path.exists raises where a name is too long.

@@ -38,6 +38,9 @@ OPEN_ENGLISH = Path(__file__).parent / "models" / "open_english"
 ENCODER_VARIABLE = "ENT_BRAIN_SSL"
 """Environment variable with the folder of a packed model's SSL model."""
 
+DECODER_FILES = ("generation_config.json", "tokenizer.json", "tokenizer_config.json")
+"""What Whisper's decoder needs beside ``SSL_FILES``."""
+
 CONSTRUCTORS = {
     *("ent_brain.frontend.FbankFrontend", "ent_brain.frontend.SSLFrontend"),
     *("ent_brain.model.ENT", "ent_brain.model.FENT"),
@@ -247,7 +250,7 @@ def _frontend_settings(folder):
     return {key.value: value.value for key, value in frontend.value}
 
 
-def find_encoder(folder, given=None):
+def find_encoder(folder, given=None, with_decoder=False):
     """Find the SSL model that a model of ``find_model`` needs.
 
     A complete export has it in its ``ssl`` folder. That of a packed model is the given folder, or
@@ -259,6 +262,8 @@ def find_encoder(folder, given=None):
         Of the model.
     given : str or Path, optional
         Folder with a configuration and ``model.safetensors``.
+    with_decoder : bool
+        Whether Whisper's decoder is needed, too.
 
     Returns
     -------
@@ -271,6 +276,7 @@ def find_encoder(folder, given=None):
         If it is nowhere to be found, or a folder is given for a model that is not packed.
     """
     folder = Path(folder)
+    files = (*SSL_FILES, *(DECODER_FILES if with_decoder else ()))
     if "digest" not in _frontend_settings(folder):
         if given is not None:
             raise InputError(f"{given}: {folder} needs no other encoder. Leave ssl out.")
@@ -278,16 +284,16 @@ def find_encoder(folder, given=None):
     given = given or os.environ.get(ENCODER_VARIABLE)
     if given:
         given = Path(given)
-        missing = [name for name in SSL_FILES if not (given / name).is_file()]
-        if missing:
-            raise InputError(f"{given}: no {', '.join(missing)} there. Name an encoder's folder.")
+        if missing := [name for name in files if not (given / name).is_file()]:
+            kind = "a whole Whisper model's" if with_decoder else "an encoder's"
+            raise InputError(f"{given}: no {', '.join(missing)} there. Name {kind} folder.")
         _check_ssl_config(given / SSL_CONFIG)
         return given
     root = yaml.compose((folder / HPARAMS_FILE).read_text(encoding="utf-8"))
     name = {key.value: value.value for key, value in root.value}.get("ssl_source", "")
     repository, revision = _split_encoder(name, f"{folder / HPARAMS_FILE}: ssl_source")
     try:  # in the cache the file of a commit is found without a network
-        paths = [hf_hub_download(repository, file, revision=revision) for file in SSL_FILES]
+        paths = [hf_hub_download(repository, file, revision=revision) for file in files]
     except (HfHubHTTPError, HFValidationError, OSError) as error:
         raise InputError(
             f"{name}: this encoder is neither in the hub's cache nor can it be fetched "

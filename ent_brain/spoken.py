@@ -68,3 +68,46 @@ def _say(sign, digits, ending, language):
         return f"{said[:-1]}ies" if said.endswith("y") else f"{said}s"
     unit = UNITS.get(sign or ending, "") if is_english else sign or ending
     return f"{said} {unit}".strip()
+
+
+def spell(text, tokens, language="en"):
+    """Write a text in the tokens of a model, by its spoken form.
+
+    Arguments
+    ---------
+    text : str
+        With any case and punctuation. Characters that the tokens lack are left out.
+    tokens : CharTokens, CharacterTokens or SentencePieceTokens
+    language : str
+        Its code.
+
+    Returns
+    -------
+    (list[int], list[tuple])
+        Token ids; and (word as written, first token, end) of each word. What has no spoken form,
+        such as a dash, is joined to the word before it.
+
+    Example
+    -------
+    >>> from ent_brain.tokens import CharTokens
+    >>> spell("Tea \u2013 at 5!", CharTokens())[1]
+    [('Tea \u2013', 0, 3), ('at', 4, 6), ('5!', 7, 11)]
+    """
+    ids, words, before = [], [], ""
+    for word in text.split():
+        spoken = tokens.normalize(spoken_form(word, language))
+        lacking = dict.fromkeys(map(ord, tokens.unknown(spoken)))
+        spoken = " ".join(spoken.translate(lacking).split())
+        if any(map(str.isalnum, spoken)):
+            if ids:
+                ids += tokens.encode(" ")  # pieces have their boundary in them
+            own = tokens.encode(spoken)
+            parts = tokens.words(own)
+            words.append((before + word, len(ids) + parts[0][1], len(ids) + parts[-1][2]))
+            ids += own
+            before = ""
+        elif words:
+            words[-1] = (f"{words[-1][0]} {word}", *words[-1][1:])
+        else:
+            before += f"{word} "
+    return ids, words

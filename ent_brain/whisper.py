@@ -3,7 +3,6 @@
 import copy
 import zlib
 from functools import cached_property
-from pathlib import Path
 
 import torch
 import transformers
@@ -12,9 +11,6 @@ from transformers.modeling_outputs import BaseModelOutput
 from transformers.models.whisper.modeling_whisper import WhisperEncoder, WhisperPreTrainedModel
 
 from ent_brain.errors import InputError
-
-DECODER_FILES = ("generation_config.json", "tokenizer.json", "tokenizer_config.json")
-"""Files that the decoder needs beside those of the encoder."""
 
 MOST_TOKENS = 8
 """Tokens a second, at most: a decoder that repeats itself would not end."""
@@ -89,33 +85,29 @@ class WhisperDecoder:
     Arguments
     ---------
     folder : str or Path
-        A whole Whisper model as transformers saves it.
+        A whole Whisper model as transformers saves it, with ``export.DECODER_FILES``.
     frontend : SSLFrontend
         With the same Whisper's encoder.
 
     Raises
     ------
     InputError
-        If the folder lacks the decoder or its tokenizer.
+        If the folder lacks the decoder.
     """
 
     def __init__(self, folder, frontend):
-        folder = Path(folder)
-        missing = [name for name in DECODER_FILES if not (folder / name).is_file()]
         verbosity = transformers.logging.get_verbosity()
         transformers.logging.set_verbosity_error()  # what is missing is reported below
         try:
-            if not missing:
-                model, report = WhisperForConditionalGeneration.from_pretrained(
-                    folder, dtype=torch.float32, output_loading_info=True
-                )
-                missing = sorted(set(report["missing_keys"]) - {"proj_out.weight"})  # tied
+            model, report = WhisperForConditionalGeneration.from_pretrained(
+                folder, dtype=torch.float32, output_loading_info=True
+            )
         finally:
             transformers.logging.set_verbosity(verbosity)
-        if missing:
+        if missing := sorted(set(report["missing_keys"]) - {"proj_out.weight"}):  # it is tied
             raise InputError(
                 f"{folder}: holds Whisper's encoder, but no decoder ({missing[0]} is missing). "
-                "Name a folder with the whole model by ssl, or let the model write the words."
+                "Name a folder with the whole model."
             )
         self.frontend = frontend
         self.model = model.to(frontend.ssl_model.device).eval()
