@@ -7,6 +7,7 @@ from them, and every time in seconds follows from it.
 
 import copy
 import re
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -572,14 +573,10 @@ def _load(kind, source, save_path, spec_augment):
         from ent_brain.whisper import WhisperSpeechEncoder
 
         model_class = WhisperSpeechEncoder
-    verbosity = transformers.logging.get_verbosity()
-    transformers.logging.set_verbosity_error()  # what is missing is checked below
-    try:
+    with quiet_transformers(Path(source).is_dir()):  # what is missing is checked below
         model, report = model_class.from_pretrained(
             name, config=config, dtype=torch.float32, output_loading_info=True, **place
         )
-    finally:
-        transformers.logging.set_verbosity(verbosity)
     missing = set(report["missing_keys"])
     if "masked_spec_embed" in missing:
         # Many published models lack it. transformers would draw it at random.
@@ -594,6 +591,23 @@ def _load(kind, source, save_path, spec_augment):
         name, trust_remote_code=False, **place
     )
     return model, extractor
+
+
+@contextmanager
+def quiet_transformers(hide_bars=True):
+    """Let transformers show no warnings and, if the files are here already, no progress bars."""
+    from transformers import logging
+
+    verbosity, shows_bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    if hide_bars:
+        logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if shows_bars:
+            logging.enable_progress_bar()
 
 
 def _check_digest(ssl, source, digest):

@@ -5,12 +5,12 @@ import zlib
 from functools import cached_property
 
 import torch
-import transformers
 from transformers import WhisperForConditionalGeneration, WhisperModel, WhisperTokenizerFast
 from transformers.modeling_outputs import BaseModelOutput
 from transformers.models.whisper.modeling_whisper import WhisperEncoder, WhisperPreTrainedModel
 
 from ent_brain.errors import InputError
+from ent_brain.frontend import quiet_transformers
 
 MOST_TOKENS = 8
 """Tokens a second, at most: a decoder that repeats itself would not end."""
@@ -96,14 +96,10 @@ class WhisperDecoder:
     """
 
     def __init__(self, folder, frontend):
-        verbosity = transformers.logging.get_verbosity()
-        transformers.logging.set_verbosity_error()  # what is missing is reported below
-        try:
+        with quiet_transformers():  # what is missing is reported below
             model, report = WhisperForConditionalGeneration.from_pretrained(
                 folder, dtype=torch.float32, output_loading_info=True
             )
-        finally:
-            transformers.logging.set_verbosity(verbosity)
         if missing := sorted(set(report["missing_keys"]) - {"proj_out.weight"}):  # it is tied
             raise InputError(
                 f"{folder}: holds Whisper's encoder, but no decoder ({missing[0]} is missing). "
@@ -156,17 +152,13 @@ class WhisperDecoder:
 
     def _decode(self, states, language, most):
         """Texts (list[str]) of states [B, 1500, D], of so many tokens at most."""
-        verbosity = transformers.logging.get_verbosity()
-        transformers.logging.set_verbosity_error()  # of its own generation settings
-        try:
+        with quiet_transformers():  # it warns of its own generation settings
             ids = self.model.generate(
                 encoder_outputs=BaseModelOutput(states),
                 language=language,
                 task="transcribe",
                 max_new_tokens=most,
             )
-        finally:
-            transformers.logging.set_verbosity(verbosity)
         return [" ".join(text.split()) for text in self.tokenizer.batch_decode(ids, True)]
 
 
