@@ -16,6 +16,7 @@ import torch
 import yaml
 from huggingface_hub import hf_hub_download, snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+from huggingface_hub.utils import logging
 from speechbrain.utils.distributed import main_process_only
 
 from ent_brain.cache import weights_digest
@@ -292,6 +293,8 @@ def find_encoder(folder, given=None, with_decoder=False):
     root = yaml.compose((folder / HPARAMS_FILE).read_text(encoding="utf-8"))
     name = {key.value: value.value for key, value in root.value}.get("ssl_source", "")
     repository, revision = _split_encoder(name, f"{folder / HPARAMS_FILE}: ssl_source")
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()  # it warns of each of its attempts
     try:  # in the cache the file of a commit is found without a network
         paths = [hf_hub_download(repository, file, revision=revision) for file in files]
     except (HfHubHTTPError, HFValidationError, OSError) as error:
@@ -300,6 +303,8 @@ def find_encoder(folder, given=None, with_decoder=False):
             f"({type(error).__name__}). Connect to the network once, or name a folder with it by "
             f"--ssl (in Python ssl=), or by the environment variable {ENCODER_VARIABLE}."
         ) from error
+    finally:
+        logging.set_verbosity(verbosity)
     return Path(paths[0]).parent
 
 
