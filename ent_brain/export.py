@@ -64,6 +64,7 @@ ARGUMENTS = {
         "frozen": None,
         "layers": None,
         "stacked": None,
+        "level": None,
         "digest": None,
     },
     "!new:sentencepiece.SentencePieceProcessor": {},

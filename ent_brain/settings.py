@@ -92,6 +92,9 @@ UP_TO = {
 """What the numbers of a recipe are held to, none of which may lie below 0: shares to 1, seconds to
 an hour, and what a search follows at once to what it can hold."""
 
+DECIBELS = {"level"}
+"""Numbers that may lie below 0."""
+
 SWITCHES = {f"--{name}" for name, value in RunOptions().as_dict().items() if value is False}
 """Run options of SpeechBrain that take no value."""
 
@@ -420,7 +423,8 @@ def _wrong_parts(name, key, model, value, own):
     elif isinstance(model, int | float) or (model is None and key in ABOVE_0):
         if not _is_right_number(key, model, value):
             remedy = "give a whole number" if isinstance(model, int) else "give a number"
-            remedy += " above 0" if key in ABOVE_0 else " from 0"
+            lowest = "" if key in DECIBELS else " from 0"
+            remedy += " above 0" if key in ABOVE_0 else lowest
             remedy += f" to {UP_TO[key]}" if key in UP_TO else ""
     elif isinstance(model, str):
         right = isinstance(value, str) or (value is None and key in OR_NULL)
@@ -437,7 +441,8 @@ def _is_right_number(key, own, value):
         return False
     highest = UP_TO.get(key, math.inf)
     finite = math.isfinite(value) or key == "max_grad_norm"  # where inf is no limit
-    return finite and (0 < value <= highest or (value == 0 and key not in ABOVE_0))
+    from_0 = 0 < value <= highest or (value == 0 and key not in ABOVE_0)
+    return finite and (from_0 or key in DECIBELS)
 
 
 def _as_yaml(value):
