@@ -1,4 +1,4 @@
-"""Installation: ``pip install .``, with the extras ``demo`` and ``dev``."""
+"""Installation: ``pip install .``, with the extras ``demo``, ``dev`` and ``peers``."""
 
 from pathlib import Path
 
@@ -13,7 +13,7 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     packages=find_packages(include=["ent_brain", "ent_brain.*"]),
-    package_data={"ent_brain": ["assets/*.*", "assets/wavesurfer/*"]},
+    package_data={"ent_brain": ["assets/*.*", "assets/wavesurfer/*", "models/*/*"]},
     entry_points={"console_scripts": ["ent-brain = ent_brain.cli:main"]},
     python_requires=">=3.10",
     install_requires=[
@@ -32,6 +32,7 @@ setup(
         "pympi-ling>=1.70",
         # SpeechBrain needs these too; our own code imports them.
         "huggingface_hub",
+        "num2words>=0.5.13",
         "numpy",
         "pyyaml",
         "rapidfuzz",
@@ -42,6 +43,7 @@ setup(
     ],
     extras_require={
         "demo": ["espeakng-loader>=0.2.4"],
+        "peers": ["faster-whisper>=1.1"],
         "dev": [
             "espeakng-loader>=0.2.4",
             "hypothesis>=6",

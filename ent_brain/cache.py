@@ -54,6 +54,18 @@ def model_digest(model):
     return digest.hexdigest()
 
 
+def weights_digest(model):
+    """Digest (str) of the weights of a transformers model, rounded to float16.
+
+    Files that hold the same model in float16 and in float32 have the same digest.
+    """
+    digest = hashlib.sha256()
+    for name, weights in sorted(model.state_dict().items()):
+        digest.update(f"{name} {tuple(weights.shape)}".encode())
+        digest.update(_bytes(weights.half()))
+    return digest.hexdigest()
+
+
 def _bytes(tensor):
     return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
 
@@ -98,20 +110,24 @@ class FeatureCache:
         self.key = hashlib.sha256(json.dumps(self.made_from, sort_keys=True).encode()).hexdigest()
         self.folder = Path(folder) / self.key[:16]
 
-    def look_up(self, wav):
+    def look_up(self, wav, copy=""):
         """Find the features of an utterance.
 
         Arguments
         ---------
         wav : Tensor
-            [S] samples as the model hears them.
+            [S] samples as the model hears them, or those that it hears a copy of.
+        copy : str
+            Name of the copy.
 
         Returns
         -------
         Kept
             Without features where there are none yet, and where they are damaged, which is logged.
         """
-        name = hashlib.sha256(_bytes(wav)).hexdigest()
+        digest = hashlib.sha256(_bytes(wav))
+        digest.update(copy.encode())
+        name = digest.hexdigest()
         path = self._path(name)
         if not path.exists():
             return Kept(name, None)

@@ -23,9 +23,9 @@ from tqdm import tqdm
 
 from ent_brain.audio import ENDINGS, OTHER_ENDINGS, STDIN, scan_audio
 from ent_brain.errors import SHOWN_PROBLEMS, InputError, exit_on_input_error
-from ent_brain.export import find_model
+from ent_brain.export import OPEN_ENGLISH, find_model
 from ent_brain.formats import FORMATS, describe_formats
-from ent_brain.inference import EmotionTransducer
+from ent_brain.inference import WRITERS, EmotionTransducer
 from ent_brain.manifest import DATA_ROOT, check_id, path_inside, read_entries
 from ent_brain.page import write_report
 from ent_brain.processes import gather, take_turns
@@ -117,10 +117,7 @@ def _parser():
         **look,
     )
     command.add_argument("files", nargs="+", metavar="FILES", help="files, folders, manifests or -")
-    command.add_argument(
-        "--model", required=True, help="folder that training left as `pretrained`, or hub name"
-    )
-    command.add_argument("--revision", help="of a model on the hub: branch, tag or commit")
+    _add_model_options(command)
     command.add_argument("--out", type=Path, metavar="DIR", help="where the files are written")
     command.add_argument(
         "--format", default="json", metavar="LIST", help="some of the formats below (json)"
@@ -156,6 +153,31 @@ def _parser():
     return parser
 
 
+def _add_model_options(command):
+    """Add the options of which model annotates."""
+    command.add_argument(
+        "--model",
+        default=OPEN_ENGLISH,
+        help="folder that training left as `pretrained`, or hub name (the English one in the "
+        "package, CC BY-NC-SA 4.0)",
+    )
+    command.add_argument("--revision", help="of a model on the hub: branch, tag or commit")
+    command.add_argument(
+        "--ssl",
+        metavar="FOLDER",
+        help="openai/whisper-base, the encoder of the model in the package (fetched at first use)",
+    )
+    command.add_argument(
+        "--words",
+        choices=WRITERS,
+        default="own",
+        help="the model's, or those of Whisper's decoder, which needs the whole Whisper (own)",
+    )
+    command.add_argument(
+        "--language", default="en", metavar="CODE", help="that Whisper's decoder writes (en)"
+    )
+
+
 def annotate(options):
     """Annotate recordings; status 1 where one of them could not be."""
     formats, channel = _formats(options.format), _channel(options.channel)
@@ -176,7 +198,14 @@ def annotate(options):
             recordings = _not_done(options, recordings, formats, model_digest)
             if recordings:  # a folder with all results may be read-only
                 _make_folder(options.out)
-        model = EmotionTransducer.from_hparams(options.model, revision=options.revision, **device)
+        model = EmotionTransducer.from_hparams(
+            options.model,
+            revision=options.revision,
+            ssl=options.ssl,
+            words=options.words,
+            language=options.language,
+            **device,
+        )
         done = 0
         try:
             with tqdm(total=len(recordings), unit="file", disable=options.quiet) as bar:
@@ -465,7 +494,10 @@ def _not_done(options, recordings, formats, model):
                 f"{recording.path}: {folder} holds {recording.name!r}, made of {known}: name "
                 "another --out"
             )
-        values = _digest(recording.path), model, {"channel": recording.channel}
+        settings = {"channel": recording.channel}
+        if options.words != "own":
+            settings |= {"words": options.words, "language": options.language}
+        values = _digest(recording.path), model, settings
         stamp = dict(zip(STAMP, values, strict=True))
         paths = [folder / f"{recording.name}.{FORMATS[name][0]}" for name in formats]
         # Path.exists raises where a name is too long.

@@ -1,5 +1,6 @@
 """From a manifest to the batches that the Brain sees."""
 
+import copy
 import os
 from functools import partial
 
@@ -10,6 +11,7 @@ from speechbrain.dataio.dataset import DynamicItemDataset
 from speechbrain.dataio.sampler import DynamicBatchSampler
 from torch.utils.data import BatchSampler, Sampler
 
+from ent_brain import augment
 from ent_brain.audio import load_audio, load_part, resample
 from ent_brain.errors import InputError, raise_problems
 from ent_brain.level import bring_to_level
@@ -153,6 +155,7 @@ def make_dataset(corpora, tokens, emotions, frontend, max_tokens_per_frame, spee
             "corpus": corpus_of[name],
             "duration": entry["duration"],
             "start": entry.get("start"),
+            "variant": 0,
             "nodes": nodes[name],
             "positions": positions[name],
             "entry": {
@@ -166,21 +169,59 @@ def make_dataset(corpora, tokens, emotions, frontend, max_tokens_per_frame, spee
     dataset = DynamicItemDataset(items, output_keys=list(OUTPUT_KEYS))
     # Nothing local, which workers that are not forked could not be given.
     perturb = SpeedPerturb(frontend.sample_rate, list(speeds)) if set(speeds) != {100} else None
-    reader = partial(_read_part, frontend.sample_rate, frontend.level, perturb)
-    dataset.add_dynamic_item(reader, takes=("wav", "start", "duration"), provides="sig")
+    takes, provides = ("id", "variant", "wav", "start", "duration"), ("sig", "kept")
+    reader = partial(_read_part, frontend.sample_rate, frontend.level, perturb, frontend.cache)
+    dataset.add_dynamic_item(reader, takes, provides)
     labels = ("tokens", "token_count", "emotion_index")
     dataset.add_dynamic_item(
         partial(_read_labels, tokens, emotions), takes="entry", provides=labels
     )
     if frontend.cache is not None:
-        dataset.add_dynamic_item(frontend.cache.look_up, takes="sig", provides="kept")
         dataset.set_output_keys([*OUTPUT_KEYS, "kept"])
     return dataset
 
 
-def _read_part(sample_rate, level, perturb, wav, start, duration):
+def _read_part(sample_rate, level, perturb, cache, name, variant, wav, start, duration):
+    """Yield an utterance's samples and what the cache has of it (None without a cache)."""
     samples = bring_to_level(read_audio(wav, sample_rate, start, duration), sample_rate, level)
-    return samples if perturb is None else perturb(samples[None])[0]
+    if perturb is not None:
+        samples = perturb(samples[None])[0]
+    if not variant:
+        yield samples
+        yield None if cache is None else cache.look_up(samples)
+        return
+    kept = cache and cache.look_up(samples, f"{augment.FORMAT} {level} {name}")
+    # Features that are cached need no samples, and altering takes longer than reading.
+    is_needed = kept is None or kept.features is None
+    if is_needed:
+        samples = bring_to_level(augment.alter(samples, sample_rate, name), sample_rate, level)
+    yield samples
+    yield kept
+
+
+def add_variants(dataset, variants):
+    """Make a dataset with altered copies of each utterance behind it.
+
+    Arguments
+    ---------
+    dataset : DynamicItemDataset
+        As ``make_dataset`` makes it, not sorted.
+    variants : int
+        Copies of each utterance, made by ``augment.alter`` of its id and their number.
+
+    Returns
+    -------
+    DynamicItemDataset
+        ``VariantSampler`` draws from it. Ids of copies end with ``#1``, ``#2`` and so on.
+    """
+    copies = copy.copy(dataset)
+    copies.data = {
+        f"{name}#{variant}" if variant else name: {**dataset.data[name], "variant": variant}
+        for name in dataset.data_ids
+        for variant in range(variants + 1)
+    }
+    copies.data_ids = list(copies.data)
+    return copies
 
 
 def _read_labels(tokens, emotions, entry):
@@ -394,6 +435,50 @@ class CorpusSampler(Sampler):
             draws += [indices.repeat(whole), indices[chosen]]
         draws = torch.cat(draws)
         return iter(draws[torch.randperm(len(draws), generator=generator)].tolist())
+
+
+class VariantSampler(Sampler):
+    """Draw one of the copies of each utterance that another sampler draws.
+
+    Arguments
+    ---------
+    sampler : Sampler
+        Of the utterances of a dataset, or of batches of them.
+    variants : int
+        As ``add_variants`` was given.
+
+    Example
+    -------
+    >>> sampler = VariantSampler([[0, 1], [2]], variants=2)
+    >>> [[index // 3 for index in batch] for batch in sampler]
+    [[0, 1], [2]]
+    """
+
+    def __init__(self, sampler, variants):
+        self.sampler, self.copies = sampler, variants + 1
+        self.seed = int(os.environ.get("SB_GLOBAL_SEED", 0))  # as SpeechBrain's random sampler
+        self.epoch = 0
+
+    def set_epoch(self, epoch):
+        """Set the epoch: each has its own draws, the same whenever they are made."""
+        self.epoch = epoch
+        self.sampler.set_epoch(epoch)
+
+    def __len__(self):
+        """Count the draws of an epoch."""
+        return len(self.sampler)
+
+    def __iter__(self):
+        """Yield the index of each draw among all copies, or a list of them for each batch."""
+        generator = torch.Generator().manual_seed(self.seed + self.epoch)
+        for drawn in self.sampler:
+            if isinstance(drawn, list):
+                yield [self._draw(index, generator) for index in drawn]
+            else:
+                yield self._draw(drawn, generator)
+
+    def _draw(self, index, generator):
+        return index * self.copies + int(torch.randint(self.copies, (), generator=generator))
 
 
 class ShareOfBatches(Sampler):

@@ -186,12 +186,12 @@ def describe_training(sets, hparams, device):
     )
     lines.append(
         f"Seed {hparams['seed']}; {versions}; Python {platform.python_version()}; "
-        f"{_hardware(device)}; {date.today()}."
+        f"{hardware(device)}; {date.today()}."
     )
     return "\n".join(f"* {line}" for line in lines)
 
 
-def _hardware(device):
+def hardware(device):
     if torch.device(device).type == "cuda":
         return torch.cuda.get_device_name(device)
     cpu = platform.processor() or platform.machine()

@@ -2,19 +2,24 @@
 
 The folder is data: weights that are read without unpickling, and a YAML that may construct nothing
 but what ``CONSTRUCTORS`` names. It loads by itself, offline, and can be pushed to a hub as it is.
+A packed model lacks the weights of its SSL model and knows their digest.
 """
 
+import hashlib
 import json
 import os
 import re
+import shutil
 from pathlib import Path
 
 import torch
 import yaml
-from huggingface_hub import snapshot_download
+from huggingface_hub import hf_hub_download, snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+from huggingface_hub.utils import logging
 from speechbrain.utils.distributed import main_process_only
 
+from ent_brain.cache import weights_digest
 from ent_brain.errors import InputError, one_line, raise_problems
 from ent_brain.files import whole_or_nothing
 from ent_brain.frontend import HUB_NAME, SSL_MODELS, SSLFrontend
@@ -27,6 +32,15 @@ SSL_FOLDER = "ssl"
 SSL_CONFIG, SSL_WEIGHTS = "config.json", "model.safetensors"
 SSL_FILES = (SSL_CONFIG, SSL_WEIGHTS, "preprocessor_config.json")
 """All that the folder may hold: others transformers would unpickle, or ask the hub about."""
+
+OPEN_ENGLISH = Path(__file__).parent / "models" / "open_english"
+"""The packed model that the package holds; its README.md is the model card."""
+
+ENCODER_VARIABLE = "ENT_BRAIN_SSL"
+"""Environment variable with the folder of a packed model's SSL model."""
+
+DECODER_FILES = ("generation_config.json", "tokenizer.json", "tokenizer_config.json")
+"""What Whisper's decoder needs beside ``SSL_FILES``."""
 
 CONSTRUCTORS = {
     *("ent_brain.frontend.FbankFrontend", "ent_brain.frontend.SSLFrontend"),
@@ -50,6 +64,8 @@ ARGUMENTS = {
         "frozen": None,
         "layers": None,
         "stacked": None,
+        "level": None,
+        "digest": None,
     },
     "!new:sentencepiece.SentencePieceProcessor": {},
     "!new:speechbrain.utils.parameter_transfer.Pretrainer": {
@@ -164,6 +180,133 @@ def export(brain, folder, longest_window, results="Not measured.", utterances=0,
     for name, text in texts.items():
         with whole_or_nothing(folder / name) as partial:
             partial.write_text(text, encoding="utf-8")
+
+
+def pack(source, target, encoder):
+    """Write an exported model for a package: in float16, without the weights of its SSL model.
+
+    The digest of those weights is recorded. Loading verifies it.
+
+    Arguments
+    ---------
+    source : str or Path
+        Folder that training left as ``pretrained``, of a frozen SSL model.
+    target : str or Path
+        Created where it is missing. A README.md in it is kept.
+    encoder : str
+        Name and revision of the same SSL model on the Hugging Face hub, ``owner/name@revision``.
+
+    Returns
+    -------
+    dict[str, str]
+        SHA-256 of each file by its name, without README.md.
+
+    Raises
+    ------
+    InputError
+        If the source is no such model, or the encoder's name has no revision.
+    """
+    source, target = Path(source), Path(target)
+    _split_encoder(encoder, "encoder")
+    check_model(source)
+    settings = _frontend_settings(source)
+    if settings.get("frozen") != "true" or "digest" in settings:
+        raise InputError(f"{source}: no frozen SSL model in it. Name what training exported.")
+    frontend = SSLFrontend(settings["model"], source / SSL_FOLDER, SSL_FOLDER)
+    digest = weights_digest(frontend.ssl_model)
+    text = (source / HPARAMS_FILE).read_text(encoding="utf-8")
+    text = re.sub(r"(?m)^ssl_source: .*$", f"ssl_source: {encoder}", text)
+    text = re.sub(r"(?m)^    save_path: .*$", rf"\g<0>\n    digest: {digest}", text)
+    target.mkdir(parents=True, exist_ok=True)
+    with whole_or_nothing(target / HPARAMS_FILE) as partial:
+        partial.write_text(text, encoding="utf-8")
+    for path in (*source.glob("*.ckpt"), source / "interface.py", source / "README.md"):
+        if path.stem in ("frontend", "model"):
+            weights = torch.load(path, map_location="cpu", weights_only=True)
+            weights = {k: v.half() if v.is_floating_point() else v for k, v in weights.items()}
+            with whole_or_nothing(target / path.name) as partial:
+                torch.save(weights, partial)
+        elif path.name != "README.md" or not (target / path.name).exists():
+            shutil.copyfile(path, target / path.name)
+    return {
+        path.name: hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(target.iterdir())
+        if path.is_file() and path.name != "README.md"
+    }
+
+
+def _split_encoder(name, origin):
+    """Name on the hub and revision of ``owner/name@revision`` (str, str)."""
+    repository, _, revision = name.partition("@")
+    if not (HUB_NAME.fullmatch(repository) and re.fullmatch(r"[\w.-]+", revision)):
+        raise InputError(f"{origin}: {name!r}: give owner/name@revision, a name on the hub")
+    return repository, revision
+
+
+def _frontend_settings(folder):
+    """Settings of the front end in a model's YAML, dict[str, str]; empty if it has none."""
+    root = yaml.compose((Path(folder) / HPARAMS_FILE).read_text(encoding="utf-8"))
+    frontend = {key.value: value for key, value in root.value}.get("frontend")
+    if not isinstance(frontend, yaml.MappingNode) or frontend.tag != SSL_TAG:
+        return {}
+    return {key.value: value.value for key, value in frontend.value}
+
+
+def find_encoder(folder, given=None, with_decoder=False):
+    """Find the SSL model that a model of ``find_model`` needs.
+
+    A complete export has it in its ``ssl`` folder. That of a packed model is the given folder, or
+    the one that ``ENT_BRAIN_SSL`` names, or comes from the hub's cache or the hub.
+
+    Arguments
+    ---------
+    folder : str or Path
+        Of the model.
+    given : str or Path, optional
+        Folder with a configuration and ``model.safetensors``.
+    with_decoder : bool
+        Whether Whisper's decoder is needed, too.
+
+    Returns
+    -------
+    Path or None
+        None if the model has no SSL model.
+
+    Raises
+    ------
+    InputError
+        If it is nowhere to be found, or a folder is given for a model that is not packed.
+    """
+    folder = Path(folder)
+    files = (*SSL_FILES, *(DECODER_FILES if with_decoder else ()))
+    if "digest" not in _frontend_settings(folder):
+        if given is not None:
+            raise InputError(f"{given}: {folder} needs no other encoder. Leave ssl out.")
+        return folder / SSL_FOLDER if (folder / SSL_FOLDER).is_dir() else None
+    given = given or os.environ.get(ENCODER_VARIABLE)
+    if given:
+        given = Path(given)
+        if missing := [name for name in files if not (given / name).is_file()]:
+            kind = "a whole Whisper model's" if with_decoder else "an encoder's"
+            raise InputError(f"{given}: no {', '.join(missing)} there. Name {kind} folder.")
+        _check_ssl_config(given / SSL_CONFIG)
+        return given
+    root = yaml.compose((folder / HPARAMS_FILE).read_text(encoding="utf-8"))
+    name = {key.value: value.value for key, value in root.value}.get("ssl_source", "")
+    repository, revision = _split_encoder(name, f"{folder / HPARAMS_FILE}: ssl_source")
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()  # it warns of each of its attempts
+    try:  # in the cache the file of a commit is found without a network
+        paths = [hf_hub_download(repository, file, revision=revision) for file in files]
+    except (HfHubHTTPError, HFValidationError, OSError) as error:
+        raise InputError(
+            f"{name}: this encoder is neither in the hub's cache nor can it be fetched "
+            f"({type(error).__name__}). Connect to the network once, or name a folder with it by "
+            f"--ssl (in Python ssl=), or by the environment variable {ENCODER_VARIABLE}."
+        ) from error
+    finally:
+        logging.set_verbosity(verbosity)
+    return Path(paths[0]).parent
 
 
 def _loading(loadables):
@@ -305,6 +448,7 @@ def check_model(folder):
     )
     has_ssl = any(node.tag == SSL_TAG for node, _ in nodes)
     needed = [f"{name}.ckpt" for name in _check_loading(path, root)]
+    has_ssl = has_ssl and "digest" not in _frontend_settings(folder)  # a packed model lacks it
     needed += [f"{SSL_FOLDER}/{name}" for name in SSL_FILES if has_ssl]
     missing = [name for name in needed if not (folder / name).is_file()]
     raise_problems([f"{folder / name}: missing" for name in missing], "export or fetch again")

@@ -7,6 +7,7 @@ from them, and every time in seconds follows from it.
 
 import copy
 import re
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,7 +18,7 @@ from speechbrain.processing.features import mean_std_update
 from speechbrain.utils.checkpoints import mark_as_saver, register_checkpoint_hooks
 from torch import nn
 
-from ent_brain.cache import FeatureCache, model_digest
+from ent_brain.cache import FeatureCache, model_digest, weights_digest
 from ent_brain.errors import InputError, one_line
 from ent_brain.files import written
 from ent_brain.manifest import SAMPLE_RATE
@@ -257,9 +258,13 @@ class SSLFrontend(Frontend):
         SpeechBrain's ``SpectrogramDrop``s, which mask in training, with zeros, stretches of frames
         (dim 1) or groups of channels (dim 2) of the features of a frozen model: after the cache and
         stacking, the same in all layers.
+    digest : str, optional
+        ``weights_digest`` of the only weights that are accepted.
 
     Raises
     ------
+    InputError
+        If the weights have another digest.
     ValueError
         If the model is not in ``SSL_MODELS``, its source does not exist or holds one of another
         kind or lacks weights, a layer is not one of its own or given twice, ``stacked`` is below 1,
@@ -279,6 +284,7 @@ class SSLFrontend(Frontend):
         cache_folder=None,
         cache_precision="float16",
         augment=(),
+        digest=None,
     ):
         super().__init__()
         if model not in SSL_MODELS:
@@ -305,6 +311,9 @@ class SSLFrontend(Frontend):
         self.level = level
         augment = {**(spec_augment or {}), "apply_spec_augment": not frozen}
         ssl, self.feature_extractor = _load(model, source, save_path, augment)
+        if digest is not None:
+            _check_digest(ssl, source, digest)
+            self.settings["digest"] = digest
         config = ssl.config
         self.frozen, self.stacked = frozen, stacked
         window, hop = self.kind.window, self.kind.hop
@@ -479,6 +488,37 @@ class SSLFrontend(Frontend):
                 return torch.stack([output.hidden_states[layer] for layer in self.layers], 2)
             return output.last_hidden_state[:, :, None]
 
+    def encode_last(self, wavs):
+        """Last hidden states [B, T, D] of utterances [B, S] of one length, before stacking."""
+        layer = self.layers.index(self.ssl_model.config.num_hidden_layers)
+        return self.encode(wavs)[:, :, layer]
+
+    def last_states(self, features, samples):
+        """Last hidden states of utterances from their features.
+
+        Arguments
+        ---------
+        features : Tensor
+            [B, T, L, D] of ``forward``.
+        samples : sequence of int
+            Of each utterance.
+
+        Returns
+        -------
+        list of Tensor
+            [T, D] before stacking.
+
+        Raises
+        ------
+        ValueError
+            If the last hidden state is none of ``layers``.
+        """
+        layer = self.layers.index(self.ssl_model.config.num_hidden_layers)
+        states = features[:, :, layer].unflatten(-1, (self.stacked, -1)).flatten(1, 2)
+        return [
+            row[: self._count_states(count)] for row, count in zip(states, samples, strict=True)
+        ]
+
     def _complete(self, kept, wav):
         """Features of one utterance as the cache has them, or will have them."""
         if kept.features is not None:
@@ -533,14 +573,10 @@ def _load(kind, source, save_path, spec_augment):
         from ent_brain.whisper import WhisperSpeechEncoder
 
         model_class = WhisperSpeechEncoder
-    verbosity = transformers.logging.get_verbosity()
-    transformers.logging.set_verbosity_error()  # what is missing is checked below
-    try:
+    with quiet_transformers(Path(source).is_dir()):  # what is missing is checked below
         model, report = model_class.from_pretrained(
             name, config=config, dtype=torch.float32, output_loading_info=True, **place
         )
-    finally:
-        transformers.logging.set_verbosity(verbosity)
     missing = set(report["missing_keys"])
     if "masked_spec_embed" in missing:
         # Many published models lack it. transformers would draw it at random.
@@ -555,6 +591,31 @@ def _load(kind, source, save_path, spec_augment):
         name, trust_remote_code=False, **place
     )
     return model, extractor
+
+
+@contextmanager
+def quiet_transformers(hide_bars=True):
+    """Let transformers show no warnings and, if the files are here already, no progress bars."""
+    from transformers import logging
+
+    verbosity, shows_bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    if hide_bars:
+        logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if shows_bars:
+            logging.enable_progress_bar()
+
+
+def _check_digest(ssl, source, digest):
+    if (found := weights_digest(ssl)) != digest:
+        raise InputError(
+            f"{source}: not the encoder that this model was trained with (digest {found[:12]}, not "
+            f"{digest[:12]}). Name the folder of the right one."
+        )
 
 
 def _receptive_field(kernels, strides):

@@ -9,20 +9,25 @@ from tqdm import tqdm
 from ent_brain.alignment import align, word_times
 from ent_brain.annotation import Heard, annotate
 from ent_brain.audio import LOUDEST, scan_audio
-from ent_brain.decoding import judge_events, search
+from ent_brain.decoding import TokenPath, judge_events, judge_frames, search
 from ent_brain.emotions import EmotionSet
 from ent_brain.errors import InputError, one_line
 from ent_brain.export import (
-    SSL_FOLDER,
+    OPEN_ENGLISH,
     SSL_WEIGHTS,
     check_model,
     check_ssl_weights,
+    find_encoder,
     find_model,
 )
 from ent_brain.segments import SegmentDecoder
 from ent_brain.settings import check_device, wrong_values
+from ent_brain.spoken import spell
 from ent_brain.tokens import CharacterTokens, CharTokens, SentencePieceTokens
 from ent_brain.windows import join, read_windows
+
+WRITERS = ("own", "whisper")
+"""Whose words are written down: the transducer's, or those of Whisper's decoder."""
 
 SHORTEST = 0.1
 """Seconds below which a recording gets no words and no emotion. Shorter windows are padded to it
@@ -70,6 +75,8 @@ class EmotionTransducer(Pretrained):
 
     HPARAMS_NEEDED = ["modules", "tokens", "emotions", "neutral", *SETTINGS]
     MODULES_NEEDED = ["frontend", "model"]
+    whisper = None
+    """Whisper's decoder (WhisperDecoder), if it writes the words."""
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
@@ -103,7 +110,42 @@ class EmotionTransducer(Pretrained):
             raise ValueError("; ".join(problems))
 
     @classmethod
-    def from_hparams(cls, source, savedir=None, revision=None, trust=False, **kwargs):
+    def open_english(cls, ssl=None, words="own", **kwargs):
+        """Load the model of English that the package holds; its card says what it was trained on.
+
+        Arguments
+        ---------
+        ssl : str or Path, optional
+            Folder of openai/whisper-base, its encoder. Without it ``ENT_BRAIN_SSL`` names the
+            folder, or it comes from the Hugging Face hub.
+        words : str
+            ``own``, or ``whisper`` for those of Whisper's decoder, aligned by the model.
+        **kwargs
+            As for ``from_hparams``.
+
+        Returns
+        -------
+        EmotionTransducer
+
+        Raises
+        ------
+        InputError
+            If the encoder is nowhere to be found, or the folder holds another one.
+        """
+        return cls.from_hparams(source=OPEN_ENGLISH, ssl=ssl, words=words, **kwargs)
+
+    @classmethod
+    def from_hparams(
+        cls,
+        source,
+        savedir=None,
+        revision=None,
+        trust=False,
+        ssl=None,
+        words="own",
+        language="en",
+        **kwargs,
+    ):
         """Load a model that training exported.
 
         Arguments
@@ -117,6 +159,13 @@ class EmotionTransducer(Pretrained):
         trust : bool
             Whether the folder's YAML may construct, call, read and fetch whatever it names.
             Without, a YAML that asks for more than a model of this package is refused.
+        ssl : str or Path, optional
+            Folder of the SSL model of a packed model, as ``open_english`` takes it.
+        words : str
+            ``own``, or ``whisper`` for those of Whisper's decoder: of a packed model with Whisper's
+            encoder, if the whole Whisper is in the SSL model's folder.
+        language : str
+            Code of the language that Whisper's decoder is to write.
         **kwargs
             Of SpeechBrain's ``from_hparams``: ``run_opts={"device": "cuda"}``, for one.
 
@@ -129,22 +178,26 @@ class EmotionTransducer(Pretrained):
         InputError
             If there is no model, or one that is incomplete, damaged or not to be trusted.
         """
+        if words not in WRITERS:
+            raise InputError(f"words: {words!r}: choose {' or '.join(WRITERS)}")
         if isinstance(run_opts := kwargs.get("run_opts"), dict):
             device = run_opts.get("device")
             check_device(device)
             if isinstance(device, torch.device):  # SpeechBrain takes its name alone
                 kwargs["run_opts"] = run_opts | {"device": str(device)}
         folder = find_model(source, savedir, revision)
-        ssl = folder / SSL_FOLDER
-        overrides = {"ssl_source": str(ssl)} if ssl.is_dir() else {}
-        overrides |= kwargs.pop("overrides", {})
         try:
             if not trust:
                 check_model(folder)
+            encoder = find_encoder(folder, ssl, with_decoder=words == "whisper")
+            overrides = {} if encoder is None else {"ssl_source": str(encoder)}
+            overrides |= kwargs.pop("overrides", {})
             model = super().from_hparams(source=str(folder), overrides=overrides, **kwargs)
-            frontend, weights = model.mods.frontend, ssl / SSL_WEIGHTS
-            if frontend.settings.get("source") == str(ssl) and weights.is_file():
-                check_ssl_weights(frontend.ssl_model, weights)
+            frontend = model.mods.frontend
+            if encoder is not None and frontend.settings.get("source") == str(encoder):
+                check_ssl_weights(frontend.ssl_model, encoder / SSL_WEIGHTS)
+            if words == "whisper":
+                model._load_whisper(encoder, language)
             return model
         except (InputError, torch.OutOfMemoryError):  # a GPU that is full is no fault of the folder
             raise
@@ -152,6 +205,16 @@ class EmotionTransducer(Pretrained):
             parts = error.args if isinstance(error, TypeError) else [error]  # hyperpyyaml adds one
             reason = " ".join(map(one_line, parts))
             raise InputError(f"{folder}: makes no model ({reason}): export again") from error
+
+    def _load_whisper(self, folder, language):
+        frontend = self.mods.frontend
+        if frontend.settings.get("model") != "whisper" or not self.mods.model.token_joints:
+            raise InputError(
+                "words: whisper: needs a model of words with Whisper's encoder. Choose own."
+            )
+        from ent_brain.whisper import WhisperDecoder  # transformers takes seconds to import
+
+        self.whisper, self.language = WhisperDecoder(folder, frontend), language
 
     def transcribe_file(self, path):
         """Words of a sound file (str), normalised as in training."""
@@ -335,17 +398,41 @@ class EmotionTransducer(Pretrained):
                 max_symbols=self.hparams.max_symbols,
             )
         ]
-        hypotheses = align(model, encoded, frame_lens, hypotheses)
+        if self.whisper is None:
+            hypotheses = align(model, encoded, frame_lens, hypotheses)
+            words = [self.hparams.tokens.words(hypothesis.tokens) for hypothesis in hypotheses]
+        else:
+            # Where the model itself hears no word, Whisper makes some up.
+            rows = [row for row, each in enumerate(hypotheses) if each.tokens and not silent[row]]
+            texts = self._ask_whisper(wavs, samples, features, rows)
+            spelled = [spell(text, self.hparams.tokens, self.language) for text in texts]
+            words = [words for _, words in spelled]
+            paths = [TokenPath(ids, [], 0.0) for ids, _ in spelled]
+            paths = align(model, encoded, frame_lens, paths)
+            hypotheses = judge_frames(model, encoded, frame_lens, paths)
         hypotheses = judge_events(model, encoded, hypotheses, self.segment_decoder)
         lengths = [count / frontend.sample_rate for count in samples.tolist()]  # not in float32
         return [
-            self._heard(*parts) for parts in zip(hypotheses, lengths, silent.tolist(), strict=True)
+            self._heard(*parts)
+            for parts in zip(hypotheses, words, lengths, silent.tolist(), strict=True)
         ]
 
-    def _heard(self, hypothesis, seconds, silent):
+    def _ask_whisper(self, wavs, samples, features, rows):
+        """Whisper's texts (list[str]) of waveforms [B, S]; empty but for some rows."""
+        texts = [""] * len(wavs)
+        if rows:
+            counts = samples.tolist()
+            states = self.mods.frontend.last_states(features, counts)
+            alone = [wavs[row, : counts[row]] for row in rows]
+            found = self.whisper.transcribe(alone, [states[row] for row in rows], self.language)
+            for row, text in zip(rows, found, strict=True):
+                texts[row] = text
+        return texts
+
+    def _heard(self, hypothesis, words, seconds, silent):
         frame_duration = self.mods.frontend.frame_duration
         of_frames, of_utterance = hypothesis.emotion_log_probs, hypothesis.utterance_log_probs
-        words, labels = self.hparams.tokens.words(hypothesis.tokens), None
+        labels = None
         if silent:
             words, neutral = [], self.emotions.neutral_index
             of_frames, of_utterance = (

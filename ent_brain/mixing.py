@@ -98,6 +98,7 @@ def mix(
     seed,
     keep_neutral=False,
     speeds=(100,),
+    prefix="",
 ):
     """Write the mixed corpus of a manifest: audio, and a manifest with the intervals.
 
@@ -126,6 +127,8 @@ def mix(
         Percent, as SpeechBrain's ``SpeedPerturb`` takes them: a draw of mixtures at each. It moves
         the pitch, too, as another voice would. The id of a further draw's mixture ends with ``_2``,
         ``_3`` and so on.
+    prefix : str
+        Of the mixtures' ids, so that they differ from those of the single utterances.
 
     Returns
     -------
@@ -164,7 +167,7 @@ def mix(
             return _leveled(entries[part], data_root, speed)
 
         for name, parts in mixtures.items():
-            mixture = name if draw == 1 else f"{name}_{draw}"
+            mixture = prefix + (name if draw == 1 else f"{name}_{draw}")
             try:
                 pieces = [(entries[part], leveled(part)) for part in parts]
                 utterances.append(_join(mixture, entries[name], pieces, mixed_folder))

@@ -2,11 +2,13 @@
 
 import hashlib
 import logging
+import os
 from collections import Counter
 from functools import partial
 from pathlib import Path
 
 import speechbrain as sb
+from speechbrain.dataio.sampler import ReproducibleRandomSampler
 from speechbrain.utils.checkpoints import CKPT_PREFIX
 from speechbrain.utils.distributed import run_on_main
 from speechbrain.utils.logger import get_logger
@@ -16,6 +18,8 @@ from ent_brain.cache import disk_use, fill
 from ent_brain.dataio import (
     CorpusSampler,
     CurriculumSampler,
+    VariantSampler,
+    add_variants,
     make_batch_sampler,
     make_dataset,
 )
@@ -174,7 +178,7 @@ def build(recipe, train):
     return {**hparams, "token_set": tokens, "emotion_set": recipe.emotions}
 
 
-def mixed_sets(hparams, train, valid, tests):
+def mixed_sets(hparams, train, valid, tests, beside=False):
     """Mix the utterances of a recipe's sets where its YAML says so (``mixed``).
 
     Arguments
@@ -183,6 +187,8 @@ def mixed_sets(hparams, train, valid, tests):
         As ``build`` returns them.
     train, valid, tests : dict[str, tuple]
         As for ``train_and_test``.
+    beside : bool
+        Whether the single utterances remain, too, with corpora named ``mixed ...`` beside them.
 
     Returns
     -------
@@ -196,19 +202,26 @@ def mixed_sets(hparams, train, valid, tests):
 
     def mixed(manifest, root, seed=TEST_MIXTURES_SEED, **kwargs):
         kwargs |= {"seed": seed, "emotions": hparams["emotion_set"]}
+        kwargs["prefix"] = "mixed_" if beside else ""
         kwargs["normalize"] = hparams["token_set"].normalize
         run_on_main(mix, args=[manifest, root, mixed_folder, hparams["save_folder"]], kwargs=kwargs)
         return Path(hparams["save_folder"]) / f"mixed_{Path(manifest).name}", mixed_folder
 
     of_training = {"keep_neutral": hparams["keep_neutral"], "speeds": hparams["mixed_speeds"]}
-    return (
-        {k: mixed(*v, seed=hparams["seed"], **of_training) for k, v in train.items()},
-        {name: mixed(*each) for name, each in valid.items()},
+    label = "mixed {}" if beside else "{}"
+    sets = (
+        {label.format(k): mixed(*v, seed=hparams["seed"], **of_training) for k, v in train.items()},
+        {label.format(name): mixed(*each) for name, each in valid.items()},
         {f"mixed {name}": mixed(*test) for name, test in tests.items()},
     )
+    if beside:
+        sets = tuple(
+            alone | joined for alone, joined in zip((train, valid, tests), sets, strict=True)
+        )
+    return sets
 
 
-def train_and_test(hparams, run_opts, train, valid, tests):
+def train_and_test(hparams, run_opts, train, valid, tests, whole=()):
     """Train a recipe's model, or go on where a run stopped, and report on its test sets.
 
     With the key ``only_fill_cache`` nothing is trained: the features of all sets are computed.
@@ -225,6 +238,9 @@ def train_and_test(hparams, run_opts, train, valid, tests):
         of each is drawn; 1 where it says nothing.
     tests : dict[str, tuple]
         The same for each test set, by the name that the results show.
+    whole : sequence of str
+        Corpora whose utterances have their emotion from start to end. The supervised lattice modes
+        take each as one interval.
     """
     tokens, emotions = hparams["token_set"], hparams["emotion_set"]
     frontend, model = (hparams["modules"][name] for name in ("frontend", "model"))
@@ -258,6 +274,7 @@ def train_and_test(hparams, run_opts, train, valid, tests):
     _check_labels(train_set, valid_set, hparams)
     _tell_unknown([train_set, valid_set, *test_sets], tokens, hparams["max_unknown_share"])
     if hparams["lattice_mode"] in SUPERVISED_MODES:
+        _add_whole_intervals([train_set, valid_set], whole, emotions)
         _check_intervals([train_set, valid_set], hparams["lattice_mode"])
     # Alike in length they pad little, and what does not fit into memory shows at the start.
     valid_set, *test_sets = (
@@ -276,6 +293,12 @@ def train_and_test(hparams, run_opts, train, valid, tests):
     elif hparams.get("curriculum_epochs"):
         sampler = CurriculumSampler(train_set, hparams["curriculum_epochs"])
         train_opts |= {"shuffle": False, "sampler": sampler}
+    drawn_from, variants = train_set, hparams.get("variants")
+    if variants:
+        drawn_from = add_variants(train_set, variants)
+        kind = "batch_sampler" if "batch_sampler" in train_opts else "sampler"
+        sampler = train_opts.get(kind) or _random_sampler(train_set)
+        train_opts |= {"shuffle": False, kind: VariantSampler(sampler, variants)}
     try:
         brain = EmotionTransducerBrain(
             tokens,
@@ -289,6 +312,8 @@ def train_and_test(hparams, run_opts, train, valid, tests):
     except ValueError as error:  # of run options that do not suit each other or the device
         raise InputError(f"run options: {one_line(error)}") from error
     at_each_speed = [read(train, speeds=[speed]) for speed in speeds] if speeds[1:] else [train_set]
+    if variants:
+        at_each_speed = [add_variants(dataset, variants) for dataset in at_each_speed]
     datasets = [*at_each_speed, valid_set, *test_sets.values()]
     if frontend.cache is not None:
         logger.info(disk_use(frontend, datasets))
@@ -305,7 +330,7 @@ def train_and_test(hparams, run_opts, train, valid, tests):
             )
             for name, dataset in test_sets.items()
         }
-    train_loader = _make_train_loader(brain, train_set, train_opts)
+    train_loader = _make_train_loader(brain, drawn_from, train_opts)
     brain.fit(
         hparams["epoch_counter"],
         train_loader,
@@ -313,6 +338,11 @@ def train_and_test(hparams, run_opts, train, valid, tests):
         valid_loader_kwargs=hparams["test_dataloader_opts"],
     )
     report(brain, train_set, valid_set, test_sets, hparams)
+
+
+def _random_sampler(dataset):
+    """SpeechBrain's own of a shuffled training set."""
+    return ReproducibleRandomSampler(dataset, int(os.environ.get("SB_GLOBAL_SEED", 0)))
 
 
 def _check_labels(train_set, valid_set, hparams):
@@ -389,6 +419,16 @@ def _make_train_loader(brain, train_set, train_opts):
             f"{len(loader)} batches: give {len(loader)} at most"
         )
     return loader
+
+
+def _add_whole_intervals(datasets, corpora, emotions):
+    for dataset in datasets:
+        for item in dataset.data.values():
+            entry, positions = item["entry"], item["positions"]
+            if item["corpus"] in corpora and entry["emotion"] and entry["intervals"] is None:
+                frames = item["nodes"] // positions
+                span = emotions.index(entry["emotion"]), 0, frames, 0, positions
+                entry["intervals"] = [span]
 
 
 def _check_intervals(datasets, lattice_mode):

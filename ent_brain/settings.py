@@ -41,7 +41,7 @@ TRAINED_BY = {
     "training settings": (
         *("seed", "lr", "start_lr", "final_lr", "warmup_epochs", "decay_epochs"),
         *("batch_size", "max_batch_nodes", "curriculum_epochs", "max_grad_norm"),
-        *("grad_accumulation_factor", "corpus_weights"),
+        *("grad_accumulation_factor", "corpus_weights", "variants"),
         *("weight_decay", "remove_vector_weight_decay"),
         *("band_warp", "band_masks", "time_masks", "mask_time_prob", "mask_time_length"),
         *("feature_masks", "feature_mask", "time_mask", "speeds"),
@@ -68,7 +68,7 @@ KEYS_READ_BY_CODE = {
     *("test_actors", "valid_actors", "label_map", "zed_label_map"),
     *("train_parts", "valid_parts", "test_parts", "valid_speakers", "librispeech_folder"),
     *("table", "test_share", "corpus_weights"),
-    *("mixed", "keep_neutral", "mixed_folder", "mixed_speeds"),
+    *("mixed", "keep_neutral", "mixed_folder", "mixed_speeds", "variants"),
     *("curriculum_epochs", "only_fill_cache", "average_checkpoints", "speeds"),
 }
 """Top-level keys that the recipes' code reads, beside SpeechBrain's run options."""

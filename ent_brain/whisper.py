@@ -1,9 +1,25 @@
-"""Whisper's encoder for utterances of any length up to 30 s."""
+"""Whisper's encoder for utterances of any length up to 30 s, and its decoder behind it."""
 
 import copy
+import zlib
+from functools import cached_property
 
-from transformers import WhisperModel
+import torch
+from transformers import WhisperForConditionalGeneration, WhisperModel, WhisperTokenizerFast
+from transformers.modeling_outputs import BaseModelOutput
 from transformers.models.whisper.modeling_whisper import WhisperEncoder, WhisperPreTrainedModel
+
+from ent_brain.errors import InputError
+from ent_brain.frontend import quiet_transformers
+
+MOST_TOKENS = 8
+"""Tokens a second, at most: a decoder that repeats itself would not end."""
+
+FEWEST_TOKENS = 16
+"""Tokens that even the shortest recording may have."""
+
+MOST_COMPRESSED = 2.4
+"""Compression ratio above which a text repeats itself. It is Whisper's own threshold."""
 
 
 class WhisperSpeechEncoder(WhisperPreTrainedModel):
@@ -56,3 +72,97 @@ class WhisperSpeechEncoder(WhisperPreTrainedModel):
         frames = features.size(-1) // 2
         encoder.config.max_source_positions = encoder.embed_positions.num_embeddings = frames
         return encoder(features, **kwargs)
+
+
+class WhisperDecoder:
+    """Whisper's decoder, which reads the states that a front end's encoder has computed already.
+
+    The decoder was trained on 30 s, of which the end was mostly silence. After states of an
+    utterance's own length it repeats itself. So states of silence follow, up to 30 s: the encoder's
+    states of 30 s of zeros, at the same positions. They are computed once. Where the text still
+    repeats itself, the utterance is encoded again with its silence, as Whisper does.
+
+    Arguments
+    ---------
+    folder : str or Path
+        A whole Whisper model as transformers saves it, with ``export.DECODER_FILES``.
+    frontend : SSLFrontend
+        With the same Whisper's encoder.
+
+    Raises
+    ------
+    InputError
+        If the folder lacks the decoder.
+    """
+
+    def __init__(self, folder, frontend):
+        with quiet_transformers():  # what is missing is reported below
+            model, report = WhisperForConditionalGeneration.from_pretrained(
+                folder, dtype=torch.float32, output_loading_info=True
+            )
+        if missing := sorted(set(report["missing_keys"]) - {"proj_out.weight"}):  # it is tied
+            raise InputError(
+                f"{folder}: holds Whisper's encoder, but no decoder ({missing[0]} is missing). "
+                "Name a folder with the whole model."
+            )
+        self.frontend = frontend
+        self.model = model.to(frontend.ssl_model.device).eval()
+        self.tokenizer = WhisperTokenizerFast.from_pretrained(folder)
+
+    @cached_property
+    def silence(self):
+        """States [1500, D] of 30 s of silence."""
+        zeros = torch.zeros(1, self.frontend.max_samples, device=self.model.device)
+        return self.frontend.encode_last(zeros)[0]
+
+    @torch.no_grad()
+    def transcribe(self, wavs, states, language="en"):
+        """Write down what is said, with case, punctuation and numbers as Whisper writes them.
+
+        Arguments
+        ---------
+        wavs : list of Tensor
+            [S] samples of each utterance.
+        states : list of Tensor
+            [T, D] their last hidden states, of 20 ms.
+        language : str
+            Its code.
+
+        Returns
+        -------
+        list[str]
+
+        Raises
+        ------
+        InputError
+            If the model does not know the language.
+        """
+        known = getattr(self.model.generation_config, "lang_to_id", {})
+        if f"<|{language}|>" not in known:
+            raise InputError(f"language: {language!r}: not one of Whisper's, such as en or de")
+        padded = torch.stack([torch.cat((each, self.silence[len(each) :])) for each in states])
+        most = FEWEST_TOKENS + int(MOST_TOKENS * max(map(len, wavs)) / self.frontend.sample_rate)
+        texts = self._decode(padded, language, most)
+        for row, text in enumerate(texts):
+            if text and _compression(text) > MOST_COMPRESSED:
+                rest = self.frontend.max_samples - len(wavs[row])
+                wav = torch.nn.functional.pad(wavs[row], (0, rest))[None]
+                [texts[row]] = self._decode(self.frontend.encode_last(wav), language, most)
+        return texts
+
+    def _decode(self, states, language, most):
+        """Texts (list[str]) of states [B, 1500, D], of so many tokens at most."""
+        with quiet_transformers():  # it warns of its own generation settings
+            ids = self.model.generate(
+                encoder_outputs=BaseModelOutput(states),
+                language=language,
+                task="transcribe",
+                max_new_tokens=most,
+            )
+        return [" ".join(text.split()) for text in self.tokenizer.batch_decode(ids, True)]
+
+
+def _compression(text):
+    """Bytes of a text by its bytes when compressed."""
+    content = text.encode()
+    return len(content) / len(zlib.compress(content))

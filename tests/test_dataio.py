@@ -8,9 +8,15 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from speechbrain.dataio.batch import PaddedBatch
+from speechbrain.dataio.sampler import ReproducibleRandomSampler
+from torch.utils.data import BatchSampler
 
+from ent_brain.augment import alter
+from ent_brain.cache import fill
 from ent_brain.dataio import (
     CurriculumSampler,
+    VariantSampler,
+    add_variants,
     interval_spans,
     make_batch_sampler,
     make_dataset,
@@ -407,3 +413,68 @@ def test_known_intervals_keep_their_speed(tmp_path):
         "speeds: [90, 100]: 1 utterances have known intervals, whose times they would move: set "
         "speeds to [100]"
     )
+
+
+# --- altered copies
+
+
+@pytest.fixture
+def three(tmp_path):
+    return write_manifest(tmp_path, a=(0.5, "A", "sad", None), b=(0.6, "B", "sad", None), c=(
+        0.7, "C", "sad", None
+    ))  # fmt: skip
+
+
+def test_copies_are_altered_by_their_names(three):
+    dataset = dataset_of(three)
+    copies = add_variants(dataset, 2)
+    assert copies.data_ids == ["a", "a#1", "a#2", "b", "b#1", "b#2", "c", "c#1", "c#2"]
+    assert len(dataset) == 3
+    for index, name in enumerate(copies.data_ids):
+        item, original = copies[index], dataset[index // 3]["sig"]
+        altered = original if "#" not in name else alter(original, 16000, name)
+        assert torch.equal(item["sig"], altered)
+        assert item["entry"]["transcript"] == name[0].upper()
+
+
+def test_features_of_copies_are_kept_without_altering_again(three, tiny_ssl, tmp_path, monkeypatch):
+    frontend = SSLFrontend(
+        "whisper", tiny_ssl("whisper"), tmp_path / "hub", cache_folder=tmp_path / "kept"
+    )
+    corpora = {"corpus": (three, three.parent)}
+    copies = add_variants(make_dataset(corpora, CharTokens(), PUBLISHED, frontend, 1.0), 1)
+    fill(frontend, [copies])
+    original = read_audio(three.parent / "a.flac", 16000)
+    expected = frontend.encode(alter(original, 16000, "a#1")[None])[0]
+    monkeypatch.setattr("ent_brain.augment.alter", None)
+    found = {item["id"]: item["kept"].features for item in copies}
+    torch.testing.assert_close(found["a#1"].float(), expected, rtol=0, atol=2e-3)
+    assert not torch.equal(found["a#1"], found["a"])
+    monkeypatch.setattr("ent_brain.augment.FORMAT", 0)
+    with pytest.raises(TypeError):  # they are made again
+        copies[1]
+
+
+@pytest.mark.parametrize("batches", [False, True])
+def test_an_epoch_draws_a_copy_of_each_utterance(batches):
+    sampler = ReproducibleRandomSampler(range(200), 1)
+    if batches:
+        sampler = BatchesOf(sampler)
+    drawn = VariantSampler(sampler, 2)
+    epochs = []
+    for epoch in (1, 2, 1):
+        drawn.set_epoch(epoch)
+        assert len(drawn) == len(list(drawn))
+        epochs.append(list(itertools.chain(*drawn)) if batches else list(drawn))
+        assert sorted(index // 3 for index in epochs[-1]) == list(range(200))
+    assert epochs[0] == epochs[2] != epochs[1]
+    counts = np.bincount([index % 3 for index in epochs[0] + epochs[1]])
+    assert all(100 < count < 170 for count in counts)
+
+
+class BatchesOf(BatchSampler):
+    def __init__(self, sampler):
+        super().__init__(sampler, 8, drop_last=False)
+
+    def set_epoch(self, epoch):
+        self.sampler.set_epoch(epoch)

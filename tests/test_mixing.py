@@ -12,6 +12,7 @@ from ent_brain.errors import InputError
 from ent_brain.frontend import FbankFrontend
 from ent_brain.manifest import read_manifest
 from ent_brain.mixing import LOUDNESS, draw_mixtures, mix
+from ent_brain.recipe import _add_whole_intervals
 from ent_brain.tokens import CharTokens, normalize_transcript
 
 TEXTS = {"neutral": "WELL THEN", "sad": "OH NO", "angry": "STOP IT NOW"}
@@ -222,3 +223,27 @@ def test_impossible_speeds_are_refused(corpus, tmp_path):
         InputError, match=r"mixed_speeds: \[100, 0\]: whole percent above 0, one at"
     ):
         mixed_from(corpus, tmp_path, speeds=[100, 0])
+
+
+def test_mixtures_beside_single_utterances_have_names_of_their_own(tmp_path):
+    manifest = write_corpus(tmp_path / "corpus")
+    _, plain = mixed_from(manifest, tmp_path)
+    _, named = mixed_from(manifest, tmp_path, prefix="mixed_")
+    assert [f"mixed_{name}" for name in plain] == list(named)
+    assert [each["intervals"] for each in plain.values()] == [
+        each["intervals"] for each in named.values()
+    ]
+    corpora = {
+        "single": (manifest, manifest.parent),
+        "mixed": (tmp_path / "mixed_train.json", tmp_path / "audio"),
+    }
+    dataset = make_dataset(corpora, CharTokens(), PUBLISHED, FbankFrontend(0.02), 1.0)
+    _add_whole_intervals([dataset], ["single"], PUBLISHED)
+    for name, item in dataset.data.items():
+        intervals, frames = item["entry"]["intervals"], item["nodes"] // item["positions"]
+        if item["corpus"] == "mixed":
+            assert len(intervals) == len(named[name]["intervals"])
+        else:
+            index = PUBLISHED.index(item["entry"]["emotion"])
+            assert intervals == [(index, 0, frames, 0, item["positions"])]
+            assert item["entry"]["segments"] is None, "an EDER would compare with a guess"

@@ -255,6 +255,7 @@ KINDS = dict(zip(YAMLS, itertools.cycle(("wav2vec2", "hubert", "wavlm")), strict
 CORPORA = {
     "IEMOCAP": {"data_folder": "few_of_iemocap"},
     "LibriSpeech": {"data_folder": "librispeech"},
+    "Open": {"data_folder": "small_ravdess"},
     "RAVDESS": {"data_folder": "small_ravdess"},
     "Table": {"table": "german_table"},
     "ZED": {"data_folder": "few_of_iemocap", "zed_folder": "zed"},
@@ -264,6 +265,7 @@ CORPORA = {
 TEST_SETS = {
     "IEMOCAP": "session 3",
     "LibriSpeech": "test-clean",
+    "Open": "test actors",
     "RAVDESS": "test actors",
     "Table": "test",
     "ZED": "IEMOCAP session 3",
@@ -273,7 +275,7 @@ GOING_ON = {
     RECIPES / recipe / "hparams" / f"{stem}.yaml"
     for recipe, stem in (
         *(("IEMOCAP", "ent"), ("IEMOCAP", "ent_finetune"), ("IEMOCAP", "ent_mix")),
-        *(("RAVDESS", "fent_fbank"), ("ZED", "ent_demo"), ("Table", "ent_fbank")),
+        *(("Open", "ent"), ("RAVDESS", "fent_fbank"), ("ZED", "ent_demo"), ("Table", "ent_fbank")),
     )
 }
 
@@ -289,10 +291,14 @@ def test_every_yaml_trains_goes_on_and_scores(run, tiny_ssl, tmp_path, path, req
         options["corpus_weights"] = "{RAVDESS: 0.1, LibriSpeech: 1.0}"
     if "\ntrain_parts:" in text:
         options |= {"train_parts": "[train-clean-100]", "valid_parts": "[dev-clean]"}
+        options["test_parts"] = "[test-clean]"
     options |= {key: value for key, value in SMALL.items() if f"\n{key}:" in text}
     options |= {"max_symbols": 1, "beam_size": 1, "batch_size": 8}
     if "\nssl_hub:" in text:
-        options |= {"frontend": KINDS[path], "ssl_hub": tiny_ssl(KINDS[path])}
+        kind = "whisper" if recipe == "Open" else KINDS[path]
+        options |= {"frontend": kind, "ssl_hub": tiny_ssl(kind)}
+    if recipe == "Open":
+        options |= {"ssl_layers": "[1, 2]", "mixed_speeds": "[100]"}
     if "\nfeature_cache:" in text:
         options["feature_cache"] = tmp_path / "kept"
     if "\ntokens: bpe" in text:
@@ -324,6 +330,7 @@ def test_every_yaml_trains_goes_on_and_scores(run, tiny_ssl, tmp_path, path, req
     own = f"mixed {TEST_SETS[recipe]}" if stem.endswith("_mix") else TEST_SETS[recipe]
     expected = {own} if "\ntest_session: null" not in text else set()
     expected |= {"test-clean"} if "\nlibrispeech_folder:" in text else set()
+    expected |= {"mixed test actors"} if recipe == "Open" else set()
     assert names == expected | ({"ZED"} if recipe == "ZED" else set())
 
 

@@ -1,0 +1,178 @@
+#!/usr/bin/env python3
+"""The model in the package beside Whisper's own programs, on the same files and threads.
+
+Needs the extra ``peers``, a folder of openai/whisper-base and one of its conversion for
+faster-whisper. Each program runs in a process of its own; peak memory is that process's. Reading
+and decoding of files are part of the times. Texts are normalised by Whisper's English normaliser.
+
+> python benchmarks/peers.py --librispeech LibriSpeech --ssl whisper-base --ct2 faster-whisper-base
+"""
+
+import argparse
+import json
+import os
+import resource
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jiwer
+import numpy as np
+import torch
+from open_model import known_words, utterances
+from word_times import boundary_errors
+
+from ent_brain.annotation import Word
+from ent_brain.dataio import read_audio
+from ent_brain.errors import exit_on_input_error
+from ent_brain.evaluation import hardware
+from ent_brain.files import write_json
+from ent_brain.inference import EmotionTransducer
+
+RATE = 16000
+
+
+def faster_whisper(options):
+    """faster-whisper with its own defaults: beam of 5; word times by cross-attention."""
+    from faster_whisper import WhisperModel
+
+    model = WhisperModel(options.ct2, compute_type="int8", cpu_threads=options.threads)
+
+    def run(path):
+        segments, _ = model.transcribe(
+            read_audio(path, RATE).numpy(), language="en", word_timestamps=True
+        )
+        words = [word for segment in segments for word in segment.words]
+        return "".join(w.word for w in words), [(w.word, w.start, w.end) for w in words], None
+
+    return run
+
+
+def transformers_pipeline(options):
+    """Transformers' pipeline, with word times by cross-attention."""
+    from transformers import pipeline
+
+    model = pipeline("automatic-speech-recognition", model=options.ssl, dtype=torch.float32)
+
+    def run(path):
+        audio = {"raw": read_audio(path, RATE).numpy(), "sampling_rate": RATE}
+        said = model(audio, return_timestamps="word", generate_kwargs={"language": "en"})
+        return said["text"], [(c["text"], *c["timestamp"]) for c in said["chunks"]], None
+
+    return run
+
+
+def ours(options, words="own"):
+    """``annotate_file`` of the model in the package."""
+    model = EmotionTransducer.open_english(ssl=options.ssl, words=words)
+
+    def run(path):
+        said = model.annotate_file(path, progressbar=False)
+        return said.text, [word[:3] for word in said.words], said.emotion
+
+    return run
+
+
+PEERS = {
+    "faster-whisper, int8": faster_whisper,
+    "transformers' pipeline": transformers_pipeline,
+    "ours, own words": ours,
+    "ours, Whisper's words": lambda options: ours(options, "whisper"),
+}
+
+
+@exit_on_input_error
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--librispeech", type=Path, required=True, metavar="FOLDER")
+    parser.add_argument("--ssl", required=True, metavar="FOLDER", help="openai/whisper-base, whole")
+    parser.add_argument("--ct2", required=True, metavar="FOLDER", help="for faster-whisper")
+    parser.add_argument("--part", default="test-speakers", help="of LibriSpeech, with alignments")
+    parser.add_argument("--every", type=int, default=4, help="only every so many files")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--only", choices=PEERS, help="measure one, here; print JSON")
+    parser.add_argument("--output", metavar="JSON", type=Path, help="where the figures are kept")
+    options = parser.parse_args()
+    if options.only:
+        print(json.dumps(measure(PEERS[options.only](options), options)))
+        return
+    rows = {}
+    for name in PEERS:
+        command = [sys.executable, __file__, *sys.argv[1:], "--only", name]
+        threads = {"OMP_NUM_THREADS": str(options.threads)}
+        done = subprocess.run(command, env=os.environ | threads, stdout=subprocess.PIPE, text=True)
+        if done.returncode:
+            sys.exit(done.returncode)
+        rows[name] = json.loads(done.stdout.splitlines()[-1])
+    print(table(rows))
+    torch.set_num_threads(options.threads)
+    print(f"\n{rows[name]['files']} files, {hardware('cpu')}")
+    if options.output:
+        write_json(rows, options.output)
+
+
+def measure(run, options):
+    """Run a peer over the files.
+
+    Returns
+    -------
+    dict
+        ``WER`` in percent; median ``start`` and ``end`` errors of words in ms, and the share
+        ``found`` of words; ``real-time factor``; ``peak MB``; ``emotions``, how often each is said.
+    """
+    from transformers.models.whisper.english_normalizer import EnglishTextNormalizer
+
+    torch.set_num_threads(options.threads)
+    normalize = EnglishTextNormalizer({})
+    speech = utterances(options.librispeech / options.part, options.every)
+    run(next(iter(speech)))  # what is loaded at first use
+    began = time.perf_counter()
+    said = {path: run(path) for path in speech}
+    took = time.perf_counter() - began
+    seconds = sum(len(read_audio(path, RATE)) for path in speech) / RATE
+    texts = [normalize(text) or " " for text, _, _ in said.values()]
+    references = [normalize(text) for text in speech.values()]
+    errors, known_count, emotions = [], 0, {}
+    for path, (_, words, emotion) in said.items():
+        known = known_words(options.librispeech / "alignments", path)
+        known_count += len(known)
+        errors += boundary_errors(known, [_comparable(*word) for word in words])
+        if emotion:
+            emotions[emotion] = emotions.get(emotion, 0) + 1
+    start, end = 1000 * np.median(np.abs(errors), axis=0)
+    return {
+        "files": len(speech),
+        "WER": 100 * jiwer.wer(references, texts),
+        "start": float(start),
+        "end": float(end),
+        "found": len(errors) / known_count,
+        "real-time factor": took / seconds,
+        "peak MB": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+        "emotions": emotions,
+    }
+
+
+def _comparable(text, start, end):
+    """A word as the alignments write it: capitals without punctuation."""
+    letters = "".join(c for c in text.upper() if c.isalnum() or c == "'")
+    return Word(letters or "-", start, end, None, None)
+
+
+def table(rows):
+    """Markdown of the figures."""
+    lines = [
+        "| | WER | word starts, ms | word ends, ms | real-time factor | peak MB | emotions |",
+        "| :-- | --: | --: | --: | --: | --: | :-- |",
+    ]
+    for name, row in rows.items():
+        emotions = ", ".join(f"{count} {emotion}" for emotion, count in row["emotions"].items())
+        lines.append(
+            f"| {name} | {row['WER']:.1f} | {row['start']:.0f} | {row['end']:.0f} | "
+            f"{row['real-time factor']:.3f} | {row['peak MB']:.0f} | {emotions or '-'} |"
+        )
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
