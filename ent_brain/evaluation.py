@@ -5,13 +5,13 @@ import re
 from contextlib import suppress
 from dataclasses import replace
 from datetime import date
-from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
 import torch
 from speechbrain.utils.distributed import main_process_only
 
+from ent_brain import versions
 from ent_brain.alignment import word_times
 from ent_brain.annotation import Heard, annotate
 from ent_brain.brain import HISTORY_FILE
@@ -181,13 +181,7 @@ def describe_training(sets, hparams, device):
         more = f" and {len(speakers) - SHOWN_SPEAKERS} more" * (len(speakers) > SHOWN_SPEAKERS)
         named = ", ".join(speakers[:SHOWN_SPEAKERS]) + more
         lines.append(f"{name}: {len(items)} utterances, {hours:.2f} h, of {named}.")
-    versions = ", ".join(
-        f"{name} {version(name)}" for name in ("ent_brain", "speechbrain", "torch")
-    )
-    lines.append(
-        f"Seed {hparams['seed']}; {versions}; Python {platform.python_version()}; "
-        f"{_hardware(device)}; {date.today()}."
-    )
+    lines.append(f"Seed {hparams['seed']}; {versions()}; {_hardware(device)}; {date.today()}.")
     return "\n".join(f"* {line}" for line in lines)
 
 
