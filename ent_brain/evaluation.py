@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from speechbrain.utils.distributed import main_process_only
+from speechbrain.utils.distributed import if_main_process, main_process_only
 
 from ent_brain import versions
 from ent_brain.alignment import word_times
@@ -63,7 +63,8 @@ def report(brain, train_set, valid_set, test_sets, hparams):
     # The Brain's own list will end with the epoch of the checkpoint that is loaded below.
     remedy = "bring it back, or train again in another output_folder"
     history = read_rows(folder / HISTORY_FILE, ["epoch"], remedy)
-    main_process_only(plot_learning_curves)(history, folder / "learning_curves.png")
+    if if_main_process():
+        plot_learning_curves(history, folder / "learning_curves.png")
     rows, scored = [], []
     brain.on_evaluate_start(min_key="error")  # once for all test sets
     for name, dataset in test_sets.items():

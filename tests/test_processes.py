@@ -5,6 +5,7 @@ import math
 import os
 from collections import Counter
 from functools import partial
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from hypothesis import strategies as st
 from speechbrain.dataio.sampler import ReproducibleRandomSampler
 from test_brain import interrupt, make_brain, sing
 
+from ent_brain import evaluation
 from ent_brain.dataio import ShareOfBatches, make_batch_sampler, make_dataset
 from ent_brain.emotions import PUBLISHED
 from ent_brain.errors import InputError
@@ -293,7 +295,44 @@ def test_a_loss_of_one_process_that_is_no_number_is_left_out_by_all(processes, s
     assert same_too
 
 
+def _report(folder):
+    """The processes that draw; a figure that would be sent to another process cannot be."""
+    drawn = []
+
+    def draw(*_):
+        drawn.append(os.environ["RANK"])
+        return lambda: None  # which pickle refuses
+
+    def stop(**_):
+        raise InputError("enough")
+
+    (folder / os.environ["RANK"]).mkdir()
+    (folder / os.environ["RANK"] / "history.json").write_text('[{"epoch": 1}]')
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(InputError, match="enough"):
+        patch.setattr(evaluation, "plot_learning_curves", draw)
+        hparams = {"output_folder": folder / os.environ["RANK"]}
+        evaluation.report(SimpleNamespace(on_evaluate_start=stop), None, None, {}, hparams)
+    return drawn
+
+
+def test_one_process_draws_and_keeps_the_figure_to_itself(processes, tmp_path):
+    assert run(_report, 2, tmp_path) == [["0"], []]
+
+
 # --- shares
+
+
+def test_processes_obey_shuffle_false(songs, tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
+    brain, found = make_brain(tmp_path), []
+    brain.distributed_launch = True
+    for brain.rank in (0, 1):
+        given = brain._train_loader_specifics(load(songs), {"batch_size": 3, "shuffle": False})
+        for epoch in (1, 2):
+            given["batch_sampler"].set_epoch(epoch)
+            found.append(list(given["batch_sampler"]))
+    # As one process has them, in turn: 11 songs by three.
+    assert found == [[[0, 1, 2], [6, 7, 8]]] * 2 + [[[3, 4, 5], [9, 10]]] * 2
 
 
 class Order(list):
