@@ -1,6 +1,5 @@
 import itertools
 import math
-from pathlib import Path
 
 import oracles
 import pytest
@@ -407,22 +406,6 @@ def test_posteriors_are_never_subnormal():
     tiny = torch.finfo(torch.float32).tiny
     assert not ((posteriors > 0) & (posteriors < tiny)).any()
     assert (posteriors == 0).any()
-
-
-def test_the_readme_swaps_the_loss_of_a_model_of_speechbrain_layers():
-    readme = Path(__file__).parents[1] / "README.md"
-    section = readme.read_text(encoding="utf-8").split("## The parts on their own")[1]
-    names = {}
-    torch.manual_seed(0)
-    exec(section.split("```python")[1].split("```")[0], names)
-    torch.testing.assert_close(names["loss"], names["dense_loss"], rtol=1e-5, atol=0)
-    layers = [names[name] for name in ("encoder", "embedding", "predictor", "output")]
-    parameters = [each for layer in layers for each in layer.parameters()]
-    ours, dense = (
-        torch.autograd.grad(names[name], parameters, retain_graph=True)
-        for name in ("loss", "dense_loss")
-    )
-    assert_equal_all(ours, dense)
 
 
 def test_single_precision_equals_double():
