@@ -114,7 +114,9 @@ def processes():
             "ent_brain.recipe",
             "ent_brain.frontend",
             "speechbrain.augment.freq_domain",
+            "transformers.models.hubert.modeling_hubert",
             "transformers.models.wav2vec2.modeling_wav2vec2",
+            "transformers.models.wavlm.modeling_wavlm",
             "speechbrain.utils.train_logger",
             "transformers.optimization",
         ]

@@ -396,16 +396,17 @@ def oddities(tmp_path_factory):
 
 @pytest.mark.parametrize("model", [ENT, FENT])
 @pytest.mark.parametrize("mode", ["one", "full_t", "full_u", "mil", "aligned", "aligned_event"])
-@pytest.mark.parametrize("normalize_utterances", [False, True])
 def test_what_is_hardly_an_utterance_is_learnt_from_and_heard(
-    tmp_path, oddities, model, mode, normalize_utterances, caplog
+    tmp_path, oddities, model, mode, caplog
 ):
+    # Each model learns half of the modes from utterances normalised alone.
+    normalize_utterances = (mode in ("one", "full_u", "aligned")) == (model is ENT)
     frontend = FbankFrontend(0.04, normalize_utterances=normalize_utterances)
     dataset = make_dataset(
         {"corpus": (oddities, oddities.parent)}, CharTokens(), PUBLISHED, frontend, 2.0
     )
     decoding = {"segment_decoding": "single_event", "beam_size": 2}
-    brain = make_brain(tmp_path, model, frontend=frontend, lattice_mode=mode, **decoding)
+    brain = make_brain(tmp_path, model, frontend=frontend, epochs=1, lattice_mode=mode, **decoding)
     before = weights(brain)
     fit(brain, dataset, batch_size=1)
     assert not [record for record in caplog.records if "is no number" in record.getMessage()]

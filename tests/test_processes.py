@@ -4,7 +4,7 @@ import json
 import math
 import os
 from collections import Counter
-from functools import partial
+from functools import cache, partial
 from types import SimpleNamespace
 
 import numpy as np
@@ -36,6 +36,8 @@ CASES = {
     "accumulated": {"batch_size": 2, "grad_accumulation_factor": 2},
     "of similar lattices": {"max_batch_nodes": 700},
 }
+TOGETHER = [*((case, 2) for case in CASES), ("accumulated", 4)]
+"""Cases and processes."""
 
 
 @pytest.fixture(scope="module")
@@ -144,29 +146,35 @@ def _process(rank, function, processes, folder, args):
     torch.distributed.destroy_process_group()
 
 
-def _train(folder, songs):
+def _train(folder, songs, cases):
     dataset = load(songs)
-    return {name: trace(folder / name, dataset, case) for name, case in CASES.items()}
+    return {name: trace(folder / name, dataset, CASES[name]) for name in cases}
 
 
-@pytest.fixture(scope="module", params=[2, 4])
-def together(request, processes, songs, tmp_path_factory):
+@pytest.fixture(scope="module")
+def together(processes, songs, tmp_path_factory):
     """What each of 2 or 4 processes has seen, and what one that had all of their batches has."""
-    folder = tmp_path_factory.mktemp("together")
-    ranks = run(_train, request.param, folder, songs)
-    dataset = load(songs)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("SB_GLOBAL_SEED", str(SEED))
-        alone = {
-            name: trace(folder / f"alone, {name}", dataset, case, alone_as=request.param)
-            for name, case in CASES.items()
-        }
-    return ranks, alone
+
+    @cache
+    def train(count):
+        cases = [name for name, of in TOGETHER if of == count]
+        folder = tmp_path_factory.mktemp("together")
+        ranks = run(_train, count, folder, songs, cases)
+        dataset = load(songs)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("SB_GLOBAL_SEED", str(SEED))
+            alone = {
+                name: trace(folder / f"alone, {name}", dataset, CASES[name], alone_as=count)
+                for name in cases
+            }
+        return ranks, alone
+
+    return train
 
 
-@pytest.mark.parametrize("case", CASES)
-def test_gradients_are_those_of_one_process_with_all_the_batches(together, case):
-    ranks, alone = together
+@pytest.mark.parametrize(("case", "count"), TOGETHER)
+def test_gradients_are_those_of_one_process_with_all_the_batches(together, case, count):
+    ranks, alone = together(count)
     expected = alone[case]["gradients"]
     assert len(expected) >= 2
     for of_rank in ranks:
@@ -178,9 +186,11 @@ def test_gradients_are_those_of_one_process_with_all_the_batches(together, case)
             torch.testing.assert_close(of_rank[case]["state"][name], value, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("case", CASES)
-def test_statistics_count_each_utterance_once_and_are_the_same_in_all_processes(together, case):
-    ranks, alone = together
+@pytest.mark.parametrize(("case", "count"), TOGETHER)
+def test_statistics_count_each_utterance_once_and_are_the_same_in_all_processes(
+    together, case, count
+):
+    ranks, alone = together(count)
     expected = alone[case]
     for of_rank in ranks:
         assert of_rank[case]["by utterance"] == ranks[0][case]["by utterance"]
