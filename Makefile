@@ -1,5 +1,5 @@
 # `make demo` trains and scores a small model on synthetic speech; `make ablations` compares lattice
-# losses on it, two trainings at once; `make test` runs the tests.
+# losses on it, two trainings at once; `make test` runs the tests and lists the skipped ones.
 # All make a virtual environment beside this file first, and do nothing twice.
 
 PYTHON ?= python3
@@ -17,7 +17,7 @@ ablations: .venv/demo
 	$(BIN)/python recipes/ZED/ablations.py --output_folder $(DEMO)/ablations --devices cpu,cpu --noprogressbar
 
 test: .venv/dev
-	$(BIN)/python -m pytest --numprocesses auto --dist worksteal
+	$(BIN)/python -m pytest -rs --numprocesses auto --dist worksteal
 
 lint: .venv/dev
 	$(BIN)/ruff check .

@@ -1,20 +1,24 @@
 """Installation: ``pip install .``, with the extras ``demo``, ``dev`` and ``peers``."""
 
+import re
 from pathlib import Path
 
 from setuptools import find_packages, setup
 
+HERE = Path(__file__).parent
+VERSION = re.search(r'__version__ = "(.+)"', (HERE / "ent_brain/__init__.py").read_text("utf-8"))[1]
+
 setup(
     name="ent_brain",
-    version="0.1.0",
+    version=VERSION,
     description="Emotion Neural Transducer recipes for SpeechBrain: "
     "words, the utterance's emotion, and the emotion of every frame",
-    long_description=Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
+    long_description=(HERE / "README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     packages=find_packages(include=["ent_brain", "ent_brain.*"]),
     package_data={"ent_brain": ["assets/*.*", "assets/wavesurfer/*", "models/*/*"]},
-    entry_points={"console_scripts": ["ent-brain = ent_brain.cli:main"]},
+    entry_points={"console_scripts": ["ent-brain = ent_brain.__main__:main"]},
     python_requires=">=3.10",
     install_requires=[
         # torchaudio 2.11 is the last release and imports only beside the torch it was built for;

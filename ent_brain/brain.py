@@ -3,6 +3,7 @@
 import math
 import os
 from collections import defaultdict
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -16,12 +17,13 @@ from speechbrain.utils.distributed import (
     main_process_only,
 )
 from speechbrain.utils.logger import get_logger
+from torch.utils.data import SequentialSampler
 
 from ent_brain.alignment import align
 from ent_brain.checkpoints import load_random_state, save_random_state
 from ent_brain.dataio import ShareOfBatches
 from ent_brain.decoding import judge_events, search
-from ent_brain.errors import InputError
+from ent_brain.errors import InputError, one_line
 from ent_brain.files import read_json, write_json
 from ent_brain.lattice import Lattice
 from ent_brain.losses import (
@@ -101,6 +103,8 @@ class EmotionTransducerBrain(sb.Brain):
         """The ``_counts`` of each accumulated step of this epoch, once they are needed."""
         self.left_out = 0
         """Steps in a row whose gradient was no number; SpeechBrain's own count is of one epoch."""
+        self.is_loss_finite = True
+        """Whether the losses of the gradients that wait for the optimiser's step are numbers."""
         if self.checkpointer is not None:
             # With --debug each process makes a folder of its own, and finds other checkpoints.
             self.checkpointer.checkpoints_dir = ddp_broadcast(self.checkpointer.checkpoints_dir)
@@ -157,6 +161,8 @@ class EmotionTransducerBrain(sb.Brain):
         if sampler is None:
             batch_size = loader_kwargs["batch_size"]
             sampler = loader_kwargs.get("sampler")
+        if sampler is None and not loader_kwargs.get("shuffle"):
+            sampler = SequentialSampler(dataset)
         if sampler is None:
             sampler = ReproducibleRandomSampler(dataset, int(os.environ.get("SB_GLOBAL_SEED", 0)))
         processes = torch.distributed.get_world_size()
@@ -200,15 +206,42 @@ class EmotionTransducerBrain(sb.Brain):
         """Clip all gradients together; where they are no numbers, leave the step out."""
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
         norm = torch.nn.utils.clip_grad_norm_(parameters, self.clip_norm)
-        ids, self.ids_of_step = self.ids_of_step, []
         if norm.isfinite():
             self.left_out = 0
+            self._forget_step()
             return
         for parameter in parameters:
             parameter.grad = None  # an optimiser passes over it
+        self._count_left_out()
+
+    def _forget_step(self):
+        self.ids_of_step.clear()
+        self.is_loss_finite = True
+
+    def optimizers_step(self):
+        """Step as SpeechBrain does; name a step that the loss scaler of fp16 leaves out."""
+        super().optimizers_step()
+        if self.ids_of_step:  # the scaler did not call the optimiser
+            self._count_left_out(scale=self.scaler.get_scale())
+
+    def _count_left_out(self, scale=None):
+        """Name the utterances of a step that is left out; end the training after too many.
+
+        With fp16 a gradient may only overflow by the loss scale. The scaler has halved the scale
+        then, and such a step counts if the scale is below 1.
+        """
+        # Gradients are the same in all processes, so all are here.
+        ids, finite = zip(*gather((list(self.ids_of_step), self.is_loss_finite)), strict=True)
+        ids = ", ".join(take_turns(ids))
+        self._forget_step()
+        if scale is not None and all(finite) and scale >= 1:
+            logger.warning(
+                f"{ids}: gradient is too large for fp16: this step is left out, and the loss scale "
+                f"is {scale:g} from now on"
+            )
+            return
         self.left_out += 1
-        ids = take_turns(gather(ids))  # gradients are the same in all processes, so all are here
-        problem = f"{', '.join(ids)}: loss or gradient is no number"
+        problem = f"{ids}: loss or gradient is no number"
         if self.left_out > self.nonfinite_patience:
             raise InputError(
                 f"{problem}, as in the {self.left_out - 1} steps before: lower lr, raise "
@@ -219,7 +252,17 @@ class EmotionTransducerBrain(sb.Brain):
     def fit_batch(self, batch):
         """Train on a batch; its ids are remembered until the step, which may be of several."""
         self.ids_of_step += batch.id
-        return super().fit_batch(batch)
+        hparams = vars(self.hparams)
+        size = "max_batch_nodes" if hparams.get("max_batch_nodes") else "batch_size"
+        shorter = " or max_train_seconds" if "max_train_seconds" in hparams else ""
+        remedy = f"lower {size}{shorter}; grad_accumulation_factor keeps the size of a step"
+        with _one_line_if_out_of_memory(batch, remedy):
+            return super().fit_batch(batch)
+
+    def evaluate_batch(self, batch, stage):
+        """Score a batch of the validation set or of a test set."""
+        with _one_line_if_out_of_memory(batch, "lower batch_size of test_dataloader_opts"):
+            return super().evaluate_batch(batch, stage)
 
     def check_loss_isfinite(self, loss):
         """Nothing: ``compute_objectives`` sees to it that the gradients tell."""
@@ -330,6 +373,7 @@ class EmotionTransducerBrain(sb.Brain):
             # them leave the step out.
             finite = loss.detach().isfinite()
             loss = loss * torch.where(finite, 1.0, math.nan)
+            self.is_loss_finite &= bool(finite)
         else:
             finite = True
         if finite:
@@ -480,7 +524,7 @@ class EmotionTransducerBrain(sb.Brain):
             self.counts_of_steps = None  # the sampler makes the batches of an epoch after this
         if stage != sb.Stage.TRAIN or not self.step:  # an epoch that is resumed goes on
             self.running.clear()
-            self.ids_of_step.clear()  # of batches that accumulation has left over
+            self._forget_step()  # of batches that accumulation has left over
         self.heard = []
         """Of the stage so far: id, hypothesis and entry of each utterance of this process."""
         self.stats = TransducerStats(
@@ -545,6 +589,23 @@ class EmotionTransducerBrain(sb.Brain):
             super().on_evaluate_start(max_key, min_key)
             if self._averaged > 1 and self.checkpointer is not None:
                 self.checkpointer.load_average(self._averaged, max_key, min_key)
+
+
+NO_MEMORY = ("not enough memory", "can't allocate memory", "out of memory")
+"""What PyTorch says, in a RuntimeError, where memory is not enough."""
+
+
+@contextmanager
+def _one_line_if_out_of_memory(batch, remedy):
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if isinstance(error, RuntimeError) and not any(each in str(error) for each in NO_MEMORY):
+            raise
+        reason = one_line(error).partition(". ")[0]
+        raise InputError(
+            f"{', '.join(batch.id)}: no memory for this batch ({reason}): {remedy}"
+        ) from error
 
 
 _COUNTED = {

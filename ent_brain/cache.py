@@ -129,12 +129,12 @@ class FeatureCache:
         digest.update(copy.encode())
         name = digest.hexdigest()
         path = self._path(name)
-        if not path.exists():
-            return Kept(name, None)
         try:
             with safe_open(path, "pt") as file:
                 features = file.get_tensor("features")
                 checksum = file.metadata()["checksum"]
+        except FileNotFoundError:
+            return Kept(name, None)
         except (SafetensorError, KeyError, TypeError) as error:
             logger.warning(f"{path}: damaged ({error}): its features are computed again")
             return Kept(name, None)
@@ -173,9 +173,10 @@ class FeatureCache:
         checksum = {"checksum": self._checksum(name, rounded)}
         content = safetensors.torch.save({"features": rounded}, checksum)
         try:
-            if not self.folder.is_dir():
+            note = self.folder / "made_from.json"
+            if not note.is_file():
                 self.folder.mkdir(parents=True, exist_ok=True)
-                write_json(self.made_from, self.folder / "made_from.json")
+                write_json(self.made_from, note)
             with whole_or_nothing(self._path(name)) as partial:
                 partial.write_bytes(content)
         except OSError as error:

@@ -21,6 +21,7 @@ from typing import NamedTuple
 import torch
 from tqdm import tqdm
 
+from ent_brain import versions
 from ent_brain.audio import ENDINGS, OTHER_ENDINGS, STDIN, scan_audio
 from ent_brain.errors import SHOWN_PROBLEMS, InputError, exit_on_input_error
 from ent_brain.export import OPEN_ENGLISH, find_model
@@ -106,6 +107,7 @@ def main(arguments=None):
 
 def _parser():
     parser = argparse.ArgumentParser(prog="ent-brain", description=__doc__)
+    parser.add_argument("--version", action="version", version=versions())
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     look = {"formatter_class": argparse.RawDescriptionHelpFormatter}
 

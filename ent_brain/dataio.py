@@ -520,7 +520,8 @@ class ShareOfBatches(Sampler):
 
     def set_epoch(self, epoch):
         """Make the batches of an epoch."""
-        self.sampler.set_epoch(epoch)
+        if hasattr(self.sampler, "set_epoch"):  # one without shuffling is the same in every epoch
+            self.sampler.set_epoch(epoch)
         batches = self.sampler
         if self.batch_size is not None:
             batches = BatchSampler(batches, self.batch_size, drop_last=False)

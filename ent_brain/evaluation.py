@@ -5,13 +5,13 @@ import re
 from contextlib import suppress
 from dataclasses import replace
 from datetime import date
-from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
 import torch
-from speechbrain.utils.distributed import main_process_only
+from speechbrain.utils.distributed import if_main_process, main_process_only
 
+from ent_brain import versions
 from ent_brain.alignment import word_times
 from ent_brain.annotation import Heard, annotate
 from ent_brain.brain import HISTORY_FILE
@@ -63,7 +63,8 @@ def report(brain, train_set, valid_set, test_sets, hparams):
     # The Brain's own list will end with the epoch of the checkpoint that is loaded below.
     remedy = "bring it back, or train again in another output_folder"
     history = read_rows(folder / HISTORY_FILE, ["epoch"], remedy)
-    main_process_only(plot_learning_curves)(history, folder / "learning_curves.png")
+    if if_main_process():
+        plot_learning_curves(history, folder / "learning_curves.png")
     rows, scored = [], []
     brain.on_evaluate_start(min_key="error")  # once for all test sets
     for name, dataset in test_sets.items():
@@ -181,13 +182,7 @@ def describe_training(sets, hparams, device):
         more = f" and {len(speakers) - SHOWN_SPEAKERS} more" * (len(speakers) > SHOWN_SPEAKERS)
         named = ", ".join(speakers[:SHOWN_SPEAKERS]) + more
         lines.append(f"{name}: {len(items)} utterances, {hours:.2f} h, of {named}.")
-    versions = ", ".join(
-        f"{name} {version(name)}" for name in ("ent_brain", "speechbrain", "torch")
-    )
-    lines.append(
-        f"Seed {hparams['seed']}; {versions}; Python {platform.python_version()}; "
-        f"{hardware(device)}; {date.today()}."
-    )
+    lines.append(f"Seed {hparams['seed']}; {versions()}; {hardware(device)}; {date.today()}.")
     return "\n".join(f"* {line}" for line in lines)
 
 

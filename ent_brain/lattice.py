@@ -252,3 +252,8 @@ def _nodes_at_once(lattices):
 def sum_type(tensor):
     """The type in which numbers of a tensor are added up: float32, or float64 for float64."""
     return torch.float64 if tensor.dtype == torch.float64 else torch.float32
+
+
+def split_tensors(tensors):
+    """Lattices of their tensors in a row, as autograd functions take them (list[Lattice])."""
+    return [Lattice(*tensors[i : i + 4]) for i in range(0, len(tensors), 4)]

@@ -284,6 +284,87 @@ def test_of_accumulated_steps_only_their_own_utterances_are_named(tmp_path, data
     assert {len(ids) for ids in named} <= {4 * factor, 4 * (factor - 1) + len(dataset) % 4}
 
 
+def scaled(folder, scale, **given):
+    """A Brain with the loss scaler of fp16, which SpeechBrain makes on GPUs alone."""
+    brain = make_brain(folder, **given)
+    brain.scaler = torch.GradScaler("cpu", init_scale=scale)
+    return brain
+
+
+def test_fp16_names_and_counts_a_loss_that_is_no_number(tmp_path, dataset, monkeypatch, caplog):
+    brain = scaled(tmp_path, 4.0, epochs=1, run_opts={"nonfinite_patience": 3})
+    spoil = dataset.data_ids[6]
+    poisoned(brain, monkeypatch, spoil)
+    brain.fit([1], dataset, train_loader_kwargs={"batch_size": 4})
+    [line] = [r.getMessage() for r in caplog.records if "is no number" in r.getMessage()]
+    assert line.startswith(f"{', '.join(dataset.data_ids[4:8])}: loss or gradient is no number")
+    assert line.endswith("this step is left out (1 in a row)")
+    assert brain.left_out == 0  # two good steps followed
+    honest, before = brain._loss_terms, weights(brain)
+    monkeypatch.setattr(
+        brain, "_loss_terms", lambda *args: {k: v * math.nan for k, v in honest(*args).items()}
+    )
+    with pytest.raises(InputError, match="as in the 3 steps before"):
+        brain.fit([2, 3], dataset, train_loader_kwargs={"batch_size": 4})
+    assert all(map(torch.equal, before, weights(brain)))
+
+
+def test_fp16_finds_its_loss_scale_without_counting(tmp_path, dataset, caplog):
+    brain = scaled(tmp_path, 2.0**127, epochs=4, run_opts={"nonfinite_patience": 0})
+    before = weights(brain)
+    brain.fit(brain.hparams.epoch_counter, dataset, train_loader_kwargs={"batch_size": 4})
+    lines = [r.getMessage() for r in caplog.records if "too large for fp16" in r.getMessage()]
+    assert lines[0].startswith(f"{', '.join(dataset.data_ids[:4])}: gradient is too large")
+    assert lines[0].endswith(f"the loss scale is {2.0**126:g} from now on")
+    assert 0 < len(lines) < 16
+    assert not any(map(torch.equal, before, weights(brain)))
+    assert all(weight.isfinite().all() for weight in weights(brain))
+
+
+# --- what is too large for the memory
+
+
+def no_memory_of_cpu():
+    torch.empty(2**60, dtype=torch.uint8)
+
+
+def no_memory_of_gpu():
+    raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a lot")
+
+
+def no_memory_of_numpy():
+    np.empty(2**60, dtype=np.uint8)
+
+
+@pytest.mark.parametrize("fail", [no_memory_of_cpu, no_memory_of_gpu, no_memory_of_numpy])
+def test_out_of_memory_is_one_line_with_the_utterances_and_settings(tmp_path, dataset, fail):
+    brain = make_brain(tmp_path, max_batch_nodes=None, max_train_seconds=20)
+    brain._loss_terms = lambda *_: fail()
+    batch = {"batch_size": 4}
+    with pytest.raises(InputError) as error:
+        brain.fit([1], dataset, train_loader_kwargs=batch)
+    line = str(error.value)
+    assert line.startswith(f"{', '.join(dataset.data_ids[:4])}: no memory for this batch (")
+    assert line.endswith(
+        "): lower batch_size or max_train_seconds; grad_accumulation_factor keeps the size of a "
+        "step"
+    )
+    brain.hparams.max_batch_nodes = 1000
+    del brain.hparams.max_train_seconds
+    with pytest.raises(InputError, match="lower max_batch_nodes; grad_accumulation_factor"):
+        brain.fit([1], dataset, train_loader_kwargs=batch)
+    brain.compute_forward = lambda *_, **__: fail()
+    with pytest.raises(InputError, match="song03: .* lower batch_size of test_dataloader_opts"):
+        brain.evaluate(dataset, test_loader_kwargs=batch)
+
+
+def test_another_error_stays_what_it_is(tmp_path, dataset):
+    brain = make_brain(tmp_path)
+    brain._loss_terms = lambda *_: torch.zeros(2) + torch.zeros(3)
+    with pytest.raises(RuntimeError, match="must match the size"):
+        brain.fit([1], dataset, train_loader_kwargs={"batch_size": 4})
+
+
 # --- what is hardly an utterance
 
 
@@ -315,16 +396,17 @@ def oddities(tmp_path_factory):
 
 @pytest.mark.parametrize("model", [ENT, FENT])
 @pytest.mark.parametrize("mode", ["one", "full_t", "full_u", "mil", "aligned", "aligned_event"])
-@pytest.mark.parametrize("normalize_utterances", [False, True])
 def test_what_is_hardly_an_utterance_is_learnt_from_and_heard(
-    tmp_path, oddities, model, mode, normalize_utterances, caplog
+    tmp_path, oddities, model, mode, caplog
 ):
+    # Each model learns half of the modes from utterances normalised alone.
+    normalize_utterances = (mode in ("one", "full_u", "aligned")) == (model is ENT)
     frontend = FbankFrontend(0.04, normalize_utterances=normalize_utterances)
     dataset = make_dataset(
         {"corpus": (oddities, oddities.parent)}, CharTokens(), PUBLISHED, frontend, 2.0
     )
     decoding = {"segment_decoding": "single_event", "beam_size": 2}
-    brain = make_brain(tmp_path, model, frontend=frontend, lattice_mode=mode, **decoding)
+    brain = make_brain(tmp_path, model, frontend=frontend, epochs=1, lattice_mode=mode, **decoding)
     before = weights(brain)
     fit(brain, dataset, batch_size=1)
     assert not [record for record in caplog.records if "is no number" in record.getMessage()]

@@ -97,6 +97,28 @@ def test_mixed_precision_changes_no_kept_feature(load_ssl):
     assert torch.equal(kept, plain.half())
 
 
+def test_a_folder_that_is_deleted_while_it_is_read_is_no_damage(load_ssl, monkeypatch, caplog):
+    frontend = load_ssl()
+    wav = noise(8000)
+    expected, _ = frontend(wav[None], torch.ones(1))
+    monkeypatch.setattr(Path, "exists", lambda _: True)  # as a moment before it was deleted
+    shutil.rmtree(frontend.cache.folder)
+    caplog.clear()
+    assert frontend.cache.look_up(wav).features is None
+    assert not caplog.records
+    monkeypatch.undo()
+    assert torch.equal(frontend(wav[None], torch.ones(1))[0], expected)
+    assert frontend.cache.look_up(wav).features is not None
+
+
+def test_a_folder_without_its_note_gets_one(load_ssl):
+    frontend = load_ssl()
+    note = frontend.cache.folder / "made_from.json"
+    frontend.cache.folder.mkdir(parents=True)  # as a kill leaves it
+    frontend(noise(8000)[None], torch.ones(1))
+    assert json.loads(note.read_text())
+
+
 # --- the key
 
 

@@ -7,13 +7,15 @@ import os
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import soundfile
+import torch
 
-from ent_brain import cli
+from ent_brain import __version__, cli
 from ent_brain.annotation import FORMATS, Annotation
 from ent_brain.errors import exit_on_input_error
 from ent_brain.export import export
@@ -392,6 +394,24 @@ def test_ctrl_c_in_any_program_is_one_line(capsys):
         main()
     assert caught.value.code == 130
     assert capsys.readouterr().err == "interrupted: run the same command again to resume\n"
+
+
+def test_ctrl_c_while_pytorch_is_imported_is_one_line(tmp_path):
+    (tmp_path / "torch.py").write_text("import os, signal\nos.kill(os.getpid(), signal.SIGINT)\n")
+    path = f"{tmp_path}{os.pathsep}{Path(cli.__file__).parents[1]}"
+    command = [sys.executable, "-m", "ent_brain", "--version"]
+    ended = subprocess.run(
+        command, env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True
+    )
+    assert ended.returncode == 130
+    assert ended.stderr == "interrupted: run the same command again to resume\n"
+
+
+def test_the_version_is_told_with_those_that_results_depend_on(capsys):
+    assert run("--version") == 0
+    said = capsys.readouterr().out
+    assert said.startswith(f"ent_brain {__version__}, speechbrain 1.")
+    assert f"torch {torch.__version__.partition('+')[0]}" in said
 
 
 @pytest.mark.parametrize("processes", [2, 3])

@@ -1,6 +1,5 @@
 import itertools
 import math
-from pathlib import Path
 
 import oracles
 import pytest
@@ -20,11 +19,10 @@ from oracles import (
 from torch.utils._python_dispatch import TorchDispatchMode
 from torchaudio.functional import rnnt_loss
 
-from ent_brain import losses
+from ent_brain import events, pooling, transducer
 from ent_brain.emotions import PUBLISHED
 from ent_brain.lattice import Lattice, backpropagate
 from ent_brain.losses import (
-    DROPPED_POSTERIOR,
     aligned_emotions,
     aligned_event_loss,
     aligned_events,
@@ -38,6 +36,7 @@ from ent_brain.losses import (
     transducer_loss,
 )
 from ent_brain.model import Joint
+from ent_brain.pooling import DROPPED_POSTERIOR
 
 MODES = ("one", "full_t", "full_u", "mil")
 TOKEN_OUTPUTS = {"ENT": [6], "FENT": [1, 5]}
@@ -389,7 +388,7 @@ def test_nodes_that_no_alignment_passes_are_left_out_backward_without_effect(mon
         evaluated.append(len(nodes[0]))
         return backpropagate(lattices, nodes, grad_logits)
 
-    monkeypatch.setattr(losses, "backpropagate", watched)
+    monkeypatch.setattr(transducer, "backpropagate", watched)
     grads = gradients(transducer_loss(lattices, *batch), lattices)
     assert evaluated[0] < 0.5 * (60 * 21 + 43 * 18)
     doubles = copies(lattices)
@@ -409,22 +408,6 @@ def test_posteriors_are_never_subnormal():
     assert (posteriors == 0).any()
 
 
-def test_the_readme_swaps_the_loss_of_a_model_of_speechbrain_layers():
-    readme = Path(__file__).parents[1] / "README.md"
-    section = readme.read_text(encoding="utf-8").split("## The parts on their own")[1]
-    names = {}
-    torch.manual_seed(0)
-    exec(section.split("```python")[1].split("```")[0], names)
-    torch.testing.assert_close(names["loss"], names["dense_loss"], rtol=1e-5, atol=0)
-    layers = [names[name] for name in ("encoder", "embedding", "predictor", "output")]
-    parameters = [each for layer in layers for each in layer.parameters()]
-    ours, dense = (
-        torch.autograd.grad(names[name], parameters, retain_graph=True)
-        for name in ("loss", "dense_loss")
-    )
-    assert_equal_all(ours, dense)
-
-
 def test_single_precision_equals_double():
     sizes = [(30, 12), (4, 11), (17, 0), (1, 1)]
     lattices = random_lattices(sizes, [6], scale=2.0)
@@ -442,8 +425,8 @@ def test_the_kernel_that_serves_gpus_equals_the_sweep():
     [lattice] = random_lattices(sizes, [3], scale=2.0)
     kernel_arcs = lattice.dense().detach().log_softmax(-1)[..., :2].movedim(-1, 0).contiguous()
     lens, arcs = (batch.frame_lens, batch.token_lens), kernel_arcs.double()
-    kernel_nll = losses._kernel(kernel_arcs, *lens)
-    nll = losses._sweep(arcs, *lens)
+    kernel_nll = transducer._kernel(kernel_arcs, *lens)
+    nll = transducer._sweep(arcs, *lens)
     torch.testing.assert_close(kernel_nll.double(), nll, rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(kernel_arcs.double(), arcs, rtol=0, atol=1e-4)
 
@@ -663,7 +646,7 @@ def dense_frame_emotions(token_lattices, emotion_lattice, batch):
 
 @pytest.mark.parametrize("top", [0.1, 0.3, 0.55, 1.0])
 def test_aligned_equals_the_dense_reference_where_no_node_is_dropped(top, monkeypatch):
-    monkeypatch.setattr(losses, "DROPPED_POSTERIOR", 0.0)
+    monkeypatch.setattr(pooling, "DROPPED_POSTERIOR", 0.0)
     case = aligned_case()
     ours = aligned(*case, top=top)
     expected = oracles.aligned_pooling(dense_frame_emotions(*case), ALIGNED_EMOTIONS, top)
@@ -677,7 +660,7 @@ def test_aligned_equals_the_dense_reference_where_no_node_is_dropped(top, monkey
 
 @pytest.mark.parametrize("dropped", [DROPPED_POSTERIOR, 0.1])
 def test_dropped_nodes_change_a_frame_by_no_more_than_allowed(dropped, monkeypatch):
-    monkeypatch.setattr(losses, "DROPPED_POSTERIOR", dropped)
+    monkeypatch.setattr(pooling, "DROPPED_POSTERIOR", dropped)
     token_lattices, [emotion_lattice], batch = aligned_case()
     posteriors = transducer_alignment(token_lattices, *batch).posteriors
     ours = aligned_emotions(emotion_lattice, posteriors, batch.token_lens)
@@ -788,7 +771,7 @@ def test_aligned_pooling_evaluates_few_nodes_once_the_alignment_is_sharp():
 
 @pytest.mark.parametrize("shortest", [1, 2, 4, 7, 30])
 def test_an_event_may_be_wherever_it_and_its_surroundings_last(shortest, monkeypatch):
-    monkeypatch.setattr(losses, "DROPPED_POSTERIOR", 0.0)
+    monkeypatch.setattr(pooling, "DROPPED_POSTERIOR", 0.0)
     token_lattices, [emotion_lattice], batch = aligned_case()
     posteriors = transducer_alignment(token_lattices, *batch).posteriors
     lens = batch.frame_lens, batch.token_lens
@@ -796,7 +779,7 @@ def test_an_event_may_be_wherever_it_and_its_surroundings_last(shortest, monkeyp
         emotion_lattice, posteriors, ALIGNED_EMOTIONS, *lens, shortest, reduction="none"
     )
     frame_probs = dense_frame_emotions(token_lattices, [emotion_lattice], batch)
-    expected = oracles.aligned_event(frame_probs, ALIGNED_EMOTIONS, shortest, losses.EVIDENCE)
+    expected = oracles.aligned_event(frame_probs, ALIGNED_EMOTIONS, shortest, events.EVIDENCE)
     torch.testing.assert_close(ours, expected, rtol=1e-6, atol=1e-6)
     factors = torch.arange(1.0, 6.0)
     assert_equal_all(
@@ -807,7 +790,7 @@ def test_an_event_may_be_wherever_it_and_its_surroundings_last(shortest, monkeyp
 
 @pytest.mark.parametrize("shortest", [1, 2, 4, 30])
 def test_the_most_probable_event_is_that_of_all(shortest, monkeypatch):
-    monkeypatch.setattr(losses, "DROPPED_POSTERIOR", 0.0)
+    monkeypatch.setattr(pooling, "DROPPED_POSTERIOR", 0.0)
     token_lattices, [lattice], batch = aligned_case()
     posteriors = transducer_alignment(token_lattices, *batch).posteriors
     lens = batch.frame_lens, batch.token_lens

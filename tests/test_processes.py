@@ -4,7 +4,8 @@ import json
 import math
 import os
 from collections import Counter
-from functools import partial
+from functools import cache, partial
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from hypothesis import strategies as st
 from speechbrain.dataio.sampler import ReproducibleRandomSampler
 from test_brain import interrupt, make_brain, sing
 
+from ent_brain import evaluation
 from ent_brain.dataio import ShareOfBatches, make_batch_sampler, make_dataset
 from ent_brain.emotions import PUBLISHED
 from ent_brain.errors import InputError
@@ -34,6 +36,8 @@ CASES = {
     "accumulated": {"batch_size": 2, "grad_accumulation_factor": 2},
     "of similar lattices": {"max_batch_nodes": 700},
 }
+TOGETHER = [*((case, 2) for case in CASES), ("accumulated", 4)]
+"""Cases and processes."""
 
 
 @pytest.fixture(scope="module")
@@ -142,29 +146,35 @@ def _process(rank, function, processes, folder, args):
     torch.distributed.destroy_process_group()
 
 
-def _train(folder, songs):
+def _train(folder, songs, cases):
     dataset = load(songs)
-    return {name: trace(folder / name, dataset, case) for name, case in CASES.items()}
+    return {name: trace(folder / name, dataset, CASES[name]) for name in cases}
 
 
-@pytest.fixture(scope="module", params=[2, 4])
-def together(request, processes, songs, tmp_path_factory):
+@pytest.fixture(scope="module")
+def together(processes, songs, tmp_path_factory):
     """What each of 2 or 4 processes has seen, and what one that had all of their batches has."""
-    folder = tmp_path_factory.mktemp("together")
-    ranks = run(_train, request.param, folder, songs)
-    dataset = load(songs)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("SB_GLOBAL_SEED", str(SEED))
-        alone = {
-            name: trace(folder / f"alone, {name}", dataset, case, alone_as=request.param)
-            for name, case in CASES.items()
-        }
-    return ranks, alone
+
+    @cache
+    def train(count):
+        cases = [name for name, of in TOGETHER if of == count]
+        folder = tmp_path_factory.mktemp("together")
+        ranks = run(_train, count, folder, songs, cases)
+        dataset = load(songs)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("SB_GLOBAL_SEED", str(SEED))
+            alone = {
+                name: trace(folder / f"alone, {name}", dataset, CASES[name], alone_as=count)
+                for name in cases
+            }
+        return ranks, alone
+
+    return train
 
 
-@pytest.mark.parametrize("case", CASES)
-def test_gradients_are_those_of_one_process_with_all_the_batches(together, case):
-    ranks, alone = together
+@pytest.mark.parametrize(("case", "count"), TOGETHER)
+def test_gradients_are_those_of_one_process_with_all_the_batches(together, case, count):
+    ranks, alone = together(count)
     expected = alone[case]["gradients"]
     assert len(expected) >= 2
     for of_rank in ranks:
@@ -176,9 +186,11 @@ def test_gradients_are_those_of_one_process_with_all_the_batches(together, case)
             torch.testing.assert_close(of_rank[case]["state"][name], value, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("case", CASES)
-def test_statistics_count_each_utterance_once_and_are_the_same_in_all_processes(together, case):
-    ranks, alone = together
+@pytest.mark.parametrize(("case", "count"), TOGETHER)
+def test_statistics_count_each_utterance_once_and_are_the_same_in_all_processes(
+    together, case, count
+):
+    ranks, alone = together(count)
     expected = alone[case]
     for of_rank in ranks:
         assert of_rank[case]["by utterance"] == ranks[0][case]["by utterance"]
@@ -293,7 +305,44 @@ def test_a_loss_of_one_process_that_is_no_number_is_left_out_by_all(processes, s
     assert same_too
 
 
+def _report(folder):
+    """The processes that draw; a figure that would be sent to another process cannot be."""
+    drawn = []
+
+    def draw(*_):
+        drawn.append(os.environ["RANK"])
+        return lambda: None  # which pickle refuses
+
+    def stop(**_):
+        raise InputError("enough")
+
+    (folder / os.environ["RANK"]).mkdir()
+    (folder / os.environ["RANK"] / "history.json").write_text('[{"epoch": 1}]')
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(InputError, match="enough"):
+        patch.setattr(evaluation, "plot_learning_curves", draw)
+        hparams = {"output_folder": folder / os.environ["RANK"]}
+        evaluation.report(SimpleNamespace(on_evaluate_start=stop), None, None, {}, hparams)
+    return drawn
+
+
+def test_one_process_draws_and_keeps_the_figure_to_itself(processes, tmp_path):
+    assert run(_report, 2, tmp_path) == [["0"], []]
+
+
 # --- shares
+
+
+def test_processes_obey_shuffle_false(songs, tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
+    brain, found = make_brain(tmp_path), []
+    brain.distributed_launch = True
+    for brain.rank in (0, 1):
+        given = brain._train_loader_specifics(load(songs), {"batch_size": 3, "shuffle": False})
+        for epoch in (1, 2):
+            given["batch_sampler"].set_epoch(epoch)
+            found.append(list(given["batch_sampler"]))
+    # As one process has them, in turn: 11 songs by three.
+    assert found == [[[0, 1, 2], [6, 7, 8]]] * 2 + [[[3, 4, 5], [9, 10]]] * 2
 
 
 class Order(list):

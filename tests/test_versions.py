@@ -1,4 +1,4 @@
-"""The versions that CI tries are the bounds of what is installed."""
+"""Versions agree wherever they are written, and CI tries the oldest and the newest."""
 
 import ast
 import re
@@ -6,6 +6,8 @@ import shlex
 from pathlib import Path
 
 import yaml
+
+from ent_brain import __version__
 
 ROOT = Path(__file__).resolve().parents[1]
 TRIED = ("torch", "torchaudio", "speechbrain", "transformers")
@@ -30,3 +32,23 @@ def test_ci_tries_the_oldest_and_the_newest_versions():
     assert oldest == [f"{package}=={low}.0" for package, (low, _) in bounds().items()]
     assert newest == [f"{package}<{limit}" for package, (_, limit) in bounds().items()]
     assert all(f"'{requirement}'" in jobs[1]["versions"] for requirement in newest)
+
+
+def test_files_that_name_the_version_agree():
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    assert str(citation["version"]) == __version__
+    changes = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    assert re.findall(r"(?m)^## (.*)", changes)[0] == __version__
+    forms = (ROOT / ".github" / "ISSUE_TEMPLATE").glob("*.yml")
+    for form in forms:
+        fields = yaml.safe_load(form.read_text(encoding="utf-8"))["body"]
+        [asked] = [field for field in fields if field.get("id") == "version"]
+        assert "`ent-brain --version`" in asked["attributes"]["description"]
+
+
+def test_what_contributing_names_is_there():
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    paths = set(re.findall(r"`((?:recipes|ent_brain|tests|\.ci)/[\w/.]+)`", text))
+    assert len(paths) > 8
+    missing = {path for path in paths if not (ROOT / path).exists()}
+    assert missing <= {"recipes/NAME/name_prepare.py", "tests/recipes/test_name_prepare.py"}

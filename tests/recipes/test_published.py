@@ -9,14 +9,12 @@ five digits elsewhere.
 import hashlib
 import json
 import os
-import runpy
-import sys
 from pathlib import Path
 
 import pytest
 import torch
+from conftest import RECIPES, run_recipe
 
-RECIPES = Path(__file__).resolve().parents[2] / "recipes"
 RECORDED = Path(__file__).with_name("published.json")
 STEPS = 10
 SMALL = {"encoder_dim": 32, "predictor_dim": 16, "joint_dim": 16, "batch_size": 2}
@@ -79,10 +77,7 @@ def _record(recipe, argv, result):
 
     Brain.fit, Brain.fit_batch = recorded_fit, recorded_fit_batch
     torch.set_num_threads(1)
-    os.chdir(RECIPES / recipe)
-    sys.path.insert(0, str(RECIPES / recipe))
-    sys.argv = argv
-    runpy.run_path(str(RECIPES / recipe / "train.py"), run_name="__main__")
+    run_recipe(recipe, argv)
 
 
 @pytest.fixture

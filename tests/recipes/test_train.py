@@ -4,7 +4,6 @@ import itertools
 import os
 import random
 import re
-import runpy
 import shutil
 import signal
 import socket
@@ -19,6 +18,7 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+from conftest import RECIPES, run_recipe
 from speechbrain.utils.checkpoints import Checkpointer
 
 from ent_brain.cache import FeatureCache
@@ -29,7 +29,6 @@ from ent_brain.page import read_utterances
 from ent_brain.synth import write_iemocap, write_table
 from ent_brain.tokens import load_sentencepiece, train_sentencepiece
 
-RECIPES = Path(__file__).resolve().parents[2] / "recipes"
 SMALL = {
     "number_of_epochs": 1,
     "warmup_epochs": 0,
@@ -78,10 +77,7 @@ def _program(recipe, argv, folder):
     warnings.filterwarnings("ignore", ".gradient_checkpointing_disable. is deprecated")
     for descriptor, name in ((1, "stdout"), (2, "stderr")):
         os.dup2(os.open(folder / name, os.O_CREAT | os.O_TRUNC | os.O_WRONLY), descriptor)
-    os.chdir(RECIPES / recipe)
-    sys.path.insert(0, str(RECIPES / recipe))
-    sys.argv = argv
-    runpy.run_path(str(RECIPES / recipe / "train.py"), run_name="__main__")
+    run_recipe(recipe, argv)
 
 
 @pytest.fixture
@@ -303,6 +299,8 @@ def test_every_yaml_trains_goes_on_and_scores(run, tiny_ssl, tmp_path, path, req
         options["feature_cache"] = tmp_path / "kept"
     if "\ntokens: bpe" in text:
         options["vocab_size"] = 60
+    if "\nmixed_speeds:" in text and path not in GOING_ON:
+        options["mixed_speeds"] = "[100]"  # of as many mixtures as there are speeds
     if "\ntest_session:" in text and "\ntest_session: null" not in text:
         options["test_session"] = 3
     if "_finetune" in stem:
