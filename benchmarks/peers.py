@@ -140,7 +140,7 @@ def measure(run, options):
         errors += boundary_errors(known, [_comparable(*word) for word in words])
         if emotion:
             emotions[emotion] = emotions.get(emotion, 0) + 1
-    start, end = 1000 * np.median(np.abs(errors), axis=0)
+    start, end = 1000 * np.median(np.abs(errors or [(np.nan, np.nan)]), axis=0)
     return {
         "files": len(speech),
         "WER": 100 * jiwer.wer(references, texts),
