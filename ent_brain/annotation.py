@@ -13,6 +13,9 @@ from ent_brain.files import check_kinds, whole_or_nothing
 from ent_brain.formats import FORMATS, STEPS, check_formats, whole_steps
 from ent_brain.segments import Segment, end_at, segments_from_frames
 
+WRITERS = ("model", "transcript")
+"""Who can have written the words of a recording."""
+
 
 class Word(NamedTuple):
     """A word: times in seconds, the emotion that it is said with, and how probable that is."""
@@ -73,6 +76,8 @@ class Annotation:
     """[T][E]"""
     notes: tuple[str, ...] = ()
     """What was noticed about the recording, a line each."""
+    words_by: str = "model"
+    """Who wrote the words: ``model`` or ``transcript``."""
 
     @property
     def label_set(self):
@@ -133,7 +138,8 @@ class Annotation:
         words, segments, frames = self.words, self.segments, self.frame_probabilities
         probabilities = [p for part in (self.probabilities, *frames) for p in part]
         check_kinds(
-            (str, [self.name, self.text, *(word.text for word in words), *self.notes]),
+            (str, [self.name, self.text, self.words_by, *self.notes]),
+            (str, [word.text for word in words]),
             (str | None, [self.emotion, self.neutral, *(word.emotion for word in words)]),
             (str, [segment.emotion for segment in segments]),
             (float | int, [self.duration, self.frame_duration, *probabilities]),
@@ -148,6 +154,8 @@ class Annotation:
                 raise ValueError(str(error)) from error
             if strange := named - {None, *self.emotions}:
                 raise ValueError(f"no emotion: {', '.join(strange)}")
+        if self.words_by not in WRITERS:
+            raise ValueError(f"words_by {self.words_by!r}: not one of {', '.join(WRITERS)}")
         if not all(0 <= p <= 1 for p in probabilities):
             raise ValueError("probabilities that are none")
 
@@ -197,7 +205,7 @@ class Heard(NamedTuple):
     """[E]"""
 
 
-def annotate(name, heard, frame_duration, emotions, notes=()):
+def annotate(name, heard, frame_duration, emotions, notes=(), words_by="model"):
     """Say what a model has heard.
 
     Arguments
@@ -211,6 +219,8 @@ def annotate(name, heard, frame_duration, emotions, notes=()):
         The model's.
     notes : sequence of str
         What was noticed about the recording.
+    words_by : str
+        Who wrote the words: one of ``WRITERS``.
 
     Returns
     -------
@@ -253,6 +263,7 @@ def annotate(name, heard, frame_duration, emotions, notes=()):
         frame_duration=frame_duration,
         frame_probabilities=tuple(tuple(map(_rounded, row)) for row in of_frames or ()),
         notes=tuple(notes),
+        words_by=words_by,
     )
 
 

@@ -10,26 +10,24 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections import Counter
 from contextlib import suppress
 from dataclasses import replace
 from datetime import timedelta
-from itertools import groupby
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 from tqdm import tqdm
 
-from ent_brain.audio import ENDINGS, OTHER_ENDINGS, STDIN, scan_audio
+from ent_brain.audio import scan_audio
 from ent_brain.errors import SHOWN_PROBLEMS, InputError, exit_on_input_error
 from ent_brain.export import find_model
 from ent_brain.formats import FORMATS, describe_formats
 from ent_brain.inference import EmotionTransducer
-from ent_brain.manifest import DATA_ROOT, check_id, path_inside, read_entries
 from ent_brain.page import write_report
 from ent_brain.processes import gather, take_turns
+from ent_brain.recordings import find_recordings
 from ent_brain.settings import check_device
+from ent_brain.transcripts import check_passages, find_transcript, read_table, read_transcript
 from ent_brain.windows import read_windows
 
 INDEX = "recordings.jsonl"
@@ -60,6 +58,25 @@ output: a line of JSON each.
 Channels are mixed. --channel each annotates every channel alone, as NAME.channel1 and so on.
 """
 
+ALIGN = """\
+Write down when each word of known transcripts is said, and with which emotion.
+
+FILES are those of `ent-brain annotate`. The transcript of NAME.wav is NAME.lab, NAME.txt or
+NAME.TextGrid beside it, as the Montreal Forced Aligner takes them. In a TextGrid, each tier is a
+speaker and each interval an utterance, which is aligned within its interval; the intervals of a
+tier `words` are words, which keep their times. With --table, transcripts are in a CSV or TSV table
+with a column for the file and one for the text.
+
+The text of the words is kept as it is written. A note names words that the model's tokens cannot
+spell, and words that the recording may not have.
+"""
+
+ALIGN_EXAMPLES = """\
+examples:
+  ent-brain align recordings/ --model MODEL --out aligned --format textgrid,json
+  ent-brain align recordings/ --table data.csv --model MODEL --out aligned
+"""
+
 EXAMPLES = """\
 examples:
   ent-brain annotate speech.wav --model demo/ent/pretrained
@@ -68,29 +85,6 @@ examples:
   curl URL | ent-brain annotate - --model MODEL --format webvtt
   torchrun --nproc_per_node 4 -m ent_brain.cli annotate recordings/ --model MODEL --out said
 """
-
-
-class Recording(NamedTuple):
-    """A sound file, and the name that its annotation gets."""
-
-    name: str
-    path: Path
-    is_stdin: bool = False
-    """Whether ``path`` is a copy of standard input."""
-    channel: int | None = None
-    """From 1 on; None for the mix of all."""
-    stamp: dict | None = None
-    """What its results depend on, by the keys of ``STAMP``."""
-
-    @property
-    def source(self):
-        """Its file in the index (str)."""
-        return STDIN if self.is_stdin else str(self.path.resolve())
-
-    @property
-    def label(self):
-        """Its name in messages (str)."""
-        return "standard input" if self.is_stdin else str(self.path)
 
 
 @exit_on_input_error
@@ -109,13 +103,46 @@ def _parser():
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     look = {"formatter_class": argparse.RawDescriptionHelpFormatter}
 
+    _add_annotate(
+        commands.add_parser(
+            "annotate",
+            help="words, emotions and their times of recordings",
+            description=ANNOTATE,
+            epilog=f"formats:\n{describe_formats()}\n\n{EXAMPLES}",
+            **look,
+        )
+    )
     command = commands.add_parser(
-        "annotate",
-        help="words, emotions and their times of recordings",
-        description=ANNOTATE,
-        epilog=f"formats:\n{describe_formats()}\n\n{EXAMPLES}",
+        "align",
+        help="times and emotions of the words of transcripts",
+        description=ALIGN,
+        epilog=f"formats:\n{describe_formats()}\n\n{ALIGN_EXAMPLES}",
         **look,
     )
+    command.add_argument("--table", type=Path, metavar="CSV", help="table of the transcripts")
+    _add_annotate(command)
+    command.set_defaults(run=align)
+
+    command = commands.add_parser(
+        "report",
+        help="make an evaluation's page again",
+        description="Write report.html, a page to look at and listen to, from what training left.",
+    )
+    command.add_argument("folder", type=Path, help="output folder of a training")
+    command.add_argument("--quiet", action="store_true", help="no progress bar")
+    command.set_defaults(run=report)
+
+    command = commands.add_parser(
+        "demo",
+        help="train and score a small model on synthetic speech",
+        description="Run `make demo` in a clone of the repository: some minutes.",
+    )
+    command.set_defaults(run=demo)
+    return parser
+
+
+def _add_annotate(command):
+    """Add the options of ``annotate``, which other commands have, too."""
     command.add_argument("files", nargs="+", metavar="FILES", help="files, folders, manifests or -")
     command.add_argument(
         "--model", required=True, help="folder that training left as `pretrained`, or hub name"
@@ -138,26 +165,33 @@ def _parser():
     )
     command.set_defaults(run=annotate)
 
-    command = commands.add_parser(
-        "report",
-        help="make an evaluation's page again",
-        description="Write report.html, a page to look at and listen to, from what training left.",
-    )
-    command.add_argument("folder", type=Path, help="output folder of a training")
-    command.add_argument("--quiet", action="store_true", help="no progress bar")
-    command.set_defaults(run=report)
 
-    command = commands.add_parser(
-        "demo",
-        help="train and score a small model on synthetic speech",
-        description="Run `make demo` in a clone of the repository: some minutes.",
-    )
-    command.set_defaults(run=demo)
-    return parser
+def align(options):
+    """Annotate recordings whose words are known; status as ``annotate``."""
+    if options.channel == "each":
+        raise InputError("--channel: each channel has words of its own: align one by its number")
+    table = None if options.table is None else read_table(options.table)
+
+    def prepare(recording):
+        if table is not None:
+            passages = table.get(recording.path.resolve())
+            if passages is None:
+                raise InputError(f"{recording.path}: no text in {options.table}. Add a row.")
+            return recording._replace(passages=passages)
+        path = find_transcript(recording.path)
+        folder = options.out or Path(os.devnull)
+        if (folder / f"{recording.name}.TextGrid").resolve() == path.resolve():
+            raise InputError(f"{path}: the result would replace it. Name another --out.")
+        return recording._replace(passages=read_transcript(path))
+
+    return annotate(options, prepare)
 
 
-def annotate(options):
-    """Annotate recordings; status 1 where one of them could not be."""
+def annotate(options, prepare=None):
+    """Annotate recordings; status 1 where one of them could not be.
+
+    ``prepare``, if given, completes each recording, and raises ``InputError`` where it cannot.
+    """
     formats, channel = _formats(options.format), _channel(options.channel)
     if options.out is None and len(formats) > 1:
         raise InputError("--format: several formats need --out, a folder to write them to")
@@ -169,6 +203,9 @@ def annotate(options):
             each for recording in there[rank::processes] for each in _channels(recording, channel)
         ]
         found = len(recordings) + len(failed)
+        if prepare:
+            recordings, unprepared = _prepare_each(recordings, prepare)
+            failed += unprepared
         check_device(options.device)
         device = {} if options.device is None else {"run_opts": {"device": options.device}}
         if options.out is not None:
@@ -204,6 +241,18 @@ def annotate(options):
             "done"
         )
     return 1 if failed else 0
+
+
+def _prepare_each(recordings, prepare):
+    """Recordings as ``prepare`` completes them, and labels of the others, which are reported."""
+    prepared, failed = [], []
+    for recording in recordings:
+        try:
+            prepared.append(prepare(recording))
+        except InputError as error:
+            print(f"error: {_problem(recording, error)}", file=sys.stderr)
+            failed.append(recording.label)
+    return prepared, failed
 
 
 def _part_missing(recordings, rank):
@@ -264,94 +313,6 @@ def _of_all_processes(found, failed):
     return sum(counts), take_turns(labels)
 
 
-def find_recordings(files, data_root, scratch):
-    """Find the recordings of the command line.
-
-    Arguments
-    ---------
-    files : list[str]
-        Sound files, folders, manifests, and ``-`` for standard input.
-    data_root : str or None
-        What ``{data_root}`` stands for in manifests.
-    scratch : Path
-        Folder that takes what comes from standard input.
-
-    Returns
-    -------
-    list[Recording]
-        Sorted by name within each folder and manifest.
-
-    Raises
-    ------
-    InputError
-        If there is none, a file is missing, or two would have one name.
-    """
-    recordings = []
-    for text in files:
-        path = Path(text)
-        if text == STDIN:
-            with (scratch / "stdin").open("wb") as copy:
-                shutil.copyfileobj(sys.stdin.buffer, copy)
-            recordings.append(Recording("stdin", scratch / "stdin", is_stdin=True))
-        elif path.is_dir():
-            media = {*ENDINGS, *OTHER_ENDINGS}
-            inside = [p for p in path.rglob("*") if p.suffix.lower() in media and p.is_file()]
-            # Some corpora hold macOS's companions of files, which are named like them.
-            inside = sorted(p for p in inside if not p.name.startswith("._"))
-            _report_left_out(path, inside)
-            inside = [p for p in inside if p.suffix.lower() in ENDINGS]
-            recordings += [Recording(str(p.relative_to(path).with_suffix("")), p) for p in inside]
-        elif not path.is_file():
-            raise InputError(f"{path}: no such file or folder: check the path")
-        elif path.suffix == ".json":
-            recordings += _of_manifest(path, data_root)
-        else:
-            recordings.append(Recording(path.stem, path))
-    if not recordings:
-        raise InputError(f"{', '.join(files)}: no recordings there: name files or their folder")
-    recordings = list(dict.fromkeys(recordings))
-    uses = Counter(recording.name for recording in recordings)
-    recordings = [
-        each._replace(name=each.name + each.path.suffix) if uses[each.name] > 1 else each
-        for each in recordings
-    ]
-    for name, group in groupby(sorted(recordings), key=lambda recording: recording.name):
-        paths = [recording.path for recording in group]
-        if len(paths) > 1:
-            raise InputError(
-                f"{paths[0]} and {paths[1]}: both would be {name!r}: name the folder that holds "
-                "both, or give them in two calls, each with its --out"
-            )
-    return recordings
-
-
-def _report_left_out(folder, files):
-    """Say once how many files of a folder may be media but are not taken."""
-    endings = Counter(p.suffix.lower() for p in files if p.suffix.lower() in OTHER_ENDINGS)
-    if endings and os.environ.get("RANK", "0") == "0":
-        counts = ", ".join(f"{count} {ending}" for ending, count in sorted(endings.items()))
-        print(
-            f"note: {folder}: {endings.total()} files may be media but are left out: {counts}",
-            file=sys.stderr,
-        )
-
-
-def _of_manifest(path, data_root):
-    entries = read_entries(path, "name a manifest of a recipe, or sound files")
-    if data_root is None:
-        raise InputError(f"{path}: tells files in {DATA_ROOT}: say where that is by --data_root")
-    recordings = []
-    for name, entry in sorted(entries.items()):
-        try:
-            file_name = name.replace(os.sep, "_")
-            check_id(file_name)
-            wav = path_inside(entry.get("wav"), DATA_ROOT, data_root)
-            recordings.append(Recording(file_name, wav))
-        except InputError as error:
-            raise InputError(f"{path}: {name}: {error}: correct it") from error
-    return recordings
-
-
 def annotate_all(model, recordings):
     """Annotate recordings, short ones of like length together.
 
@@ -370,8 +331,12 @@ def annotate_all(model, recordings):
     for recording in recordings:
         try:
             audio = scan_audio(recording.path, recording.channel)
+            check_passages(recording.passages or (), audio.seconds, audio.label)
             if audio.seconds > longest:
-                annotation = model.annotate_file(audio, progressbar=False)
+                if recording.passages is None:
+                    annotation = model.annotate_file(audio, progressbar=False)
+                else:
+                    annotation = model.align_file(audio, recording.passages, progressbar=False)
                 yield recording, replace(annotation, name=Path(recording.name).name), None
             else:
                 short.append((recording, audio))
@@ -395,7 +360,11 @@ def annotate_all(model, recordings):
         lens = torch.tensor([len(wav) for _, _, wav in read])
         wavs = torch.nn.utils.rnn.pad_sequence([wav for _, _, wav in read], batch_first=True)
         names = [Path(recording.name).name for recording, _, _ in read]
-        annotations = model.annotate_batch(wavs, lens / lens.max(), names)
+        texts = [recording.passages for recording, _, _ in read]
+        if texts[0] is None:
+            annotations = model.annotate_batch(wavs, lens / lens.max(), names)
+        else:
+            annotations = model.align_batch(wavs, texts, lens / lens.max(), names)
         for (recording, audio, _), annotation in zip(read, annotations, strict=True):
             yield recording, replace(annotation, notes=audio.notes + annotation.notes), None
 
@@ -465,7 +434,10 @@ def _not_done(options, recordings, formats, model):
                 f"{recording.path}: {folder} holds {recording.name!r}, made of {known}: name "
                 "another --out"
             )
-        values = _digest(recording.path), model, {"channel": recording.channel}
+        settings = {"channel": recording.channel}
+        if recording.passages is not None:
+            settings["transcript"] = hashlib.sha256(repr(recording.passages).encode()).hexdigest()
+        values = _digest(recording.path), model, settings
         stamp = dict(zip(STAMP, values, strict=True))
         paths = [folder / f"{recording.name}.{FORMATS[name][0]}" for name in formats]
         # Path.exists raises where a name is too long.

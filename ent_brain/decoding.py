@@ -117,14 +117,14 @@ def search(model, encoded, frame_lens, beam_size=1, n_best=1, max_symbols=32):
     if not 1 <= n_best <= beam_size:
         raise ValueError(f"n_best {n_best}: not from 1 to beam_size {beam_size}")
     if not model.token_joints:
-        paths = [[_Path([], [], 0.0)] for _ in frame_lens]
+        paths = [[TokenPath([], [], 0.0)] for _ in frame_lens]
     elif beam_size == 1:
         paths = _greedy_paths(model, encoded, frame_lens, max_symbols)
     else:
         paths = _beam_paths(model, encoded, frame_lens, beam_size, n_best, max_symbols)
     counts = torch.tensor([len(of_utterance) for of_utterance in paths], device=frame_lens.device)
     hypotheses = iter(
-        _annotate(
+        judge_frames(
             model,
             Streams(*(stream.repeat_interleave(counts, 0) for stream in encoded)),
             frame_lens.repeat_interleave(counts),
@@ -189,8 +189,8 @@ def pad_tokens(hypotheses, device):
     return torch.nn.utils.rnn.pad_sequence(tokens, batch_first=True).to(device), token_lens
 
 
-class _Path(NamedTuple):
-    """What a search finds: the first fields of a ``Hypothesis``, and its score."""
+class TokenPath(NamedTuple):
+    """Tokens of an utterance, the frame of each, and the path's log-probability."""
 
     tokens: list
     frames: list
@@ -246,7 +246,7 @@ class _Reader:
 
 
 def _greedy_paths(model, encoded, frame_lens, max_symbols):
-    """The greedy path of each utterance, [[_Path]]."""
+    """The greedy path of each utterance, [[TokenPath]]."""
     device = frame_lens.device
     rows = torch.arange(len(frame_lens), device=device)[:, None]
     ahead = torch.arange(LOOK_AHEAD, device=device)
@@ -290,13 +290,13 @@ def _greedy_paths(model, encoded, frame_lens, max_symbols):
         ]
     tokens, frames = torch.stack(history, 1).cpu()
     return [
-        [_Path(ids[ids != BLANK].tolist(), times[ids != BLANK].tolist(), total)]
+        [TokenPath(ids[ids != BLANK].tolist(), times[ids != BLANK].tolist(), total)]
         for ids, times, total in zip(tokens.T, frames.T, score.tolist(), strict=True)
     ]
 
 
 def _beam_paths(model, encoded, frame_lens, beam_size, n_best, max_symbols):
-    """The most probable paths of each utterance, [[_Path]], the best first.
+    """The most probable paths of each utterance, [[TokenPath]], the best first.
 
     In each round every hypothesis that has not passed its frame either passes or emits; once all
     have passed, the next frame is theirs. So those at the frame have emitted equally many tokens
@@ -387,7 +387,7 @@ def _trace(history, scores, slot):
     emitted = tokens != BLANK
     return [
         [
-            _Path(
+            TokenPath(
                 tokens[row, n][emitted[row, n]].tolist(),
                 frames[row, n][emitted[row, n]].tolist(),
                 total,
@@ -399,8 +399,24 @@ def _trace(history, scores, slot):
     ]
 
 
-def _annotate(model, encoded, frame_lens, paths):
-    """Hypotheses of paths: the emotions of all frames at once, after the words."""
+@torch.no_grad()
+def judge_frames(model, encoded, frame_lens, paths):
+    """Tell the emotions of all frames and utterances, after the words.
+
+    Arguments
+    ---------
+    model : ENT or FENT
+        In eval mode.
+    encoded : Streams
+        [B, T, D] each.
+    frame_lens : Tensor
+        [B] int
+    paths : list[TokenPath]
+
+    Returns
+    -------
+    list[Hypothesis]
+    """
     device = frame_lens.device
     token_lens = torch.tensor([len(path.tokens) for path in paths], device=device)
     real = torch.arange(int(token_lens.max()), device=device) < token_lens[:, None]
