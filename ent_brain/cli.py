@@ -27,6 +27,7 @@ from ent_brain.page import write_report
 from ent_brain.processes import gather, take_turns
 from ent_brain.recordings import find_recordings
 from ent_brain.settings import check_device
+from ent_brain.speakers import join_channels, name_speakers, read_rttm, turns_of
 from ent_brain.transcripts import check_passages, find_transcript, read_table, read_transcript
 from ent_brain.windows import read_windows
 
@@ -55,7 +56,9 @@ or manifest, and with its ending where only that tells two apart. Results that a
 kept if the recording, the model and --channel are the same. Without --out the text goes to standard
 output: a line of JSON each.
 
-Channels are mixed. --channel each annotates every channel alone, as NAME.channel1 and so on.
+Channels are mixed. --channel each annotates every channel alone: the result has a speaker for
+each, channel1 and so on. --speakers names the speakers of words and segments by the turns in an
+RTTM file, such as pyannote writes.
 """
 
 ALIGN = """\
@@ -155,6 +158,9 @@ def _add_annotate(command):
     command.add_argument(
         "--channel", metavar="N", help="a channel, from 1 on, or `each`; all are mixed by default"
     )
+    command.add_argument(
+        "--speakers", metavar="RTTM", help="file with the turns of the speakers, by recording"
+    )
     again = command.add_mutually_exclusive_group()
     again.add_argument("--keep", action="store_true", help="keep results that are out of date")
     again.add_argument("--overwrite", action="store_true", help="replace all results")
@@ -187,23 +193,30 @@ def align(options):
     return annotate(options, prepare)
 
 
-def annotate(options, prepare=None):
+def annotate(options, *preparations):
     """Annotate recordings; status 1 where one of them could not be.
 
-    ``prepare``, if given, completes each recording, and raises ``InputError`` where it cannot.
+    A preparation completes a recording, and raises ``InputError`` where it cannot.
     """
     formats, channel = _formats(options.format), _channel(options.channel)
+    if options.speakers is not None:
+        if channel == "each":
+            raise InputError("--speakers: --channel each names the speakers. Leave one out.")
+        turns = read_rttm(options.speakers)
+
+        def add_turns(recording):
+            return recording._replace(turns=turns_of(recording.name, turns, options.speakers))
+
+        preparations = *preparations, add_turns
     if options.out is None and len(formats) > 1:
         raise InputError("--format: several formats need --out, a folder to write them to")
     with tempfile.TemporaryDirectory() as scratch:
         recordings = find_recordings(options.files, options.data_root, Path(scratch))
         rank, processes = (int(os.environ.get(k, d)) for k, d in (("RANK", 0), ("WORLD_SIZE", 1)))
         there, failed = _part_missing(recordings, rank)
-        recordings = [
-            each for recording in there[rank::processes] for each in _channels(recording, channel)
-        ]
+        recordings = [each._replace(channel=channel) for each in there[rank::processes]]
         found = len(recordings) + len(failed)
-        if prepare:
+        for prepare in preparations:
             recordings, unprepared = _prepare_each(recordings, prepare)
             failed += unprepared
         check_device(options.device)
@@ -289,20 +302,6 @@ def _channel(text):
     return int(text)
 
 
-def _channels(recording, channel):
-    """Recordings to make of one: itself, or one for each of its channels."""
-    if channel != "each":
-        return [recording._replace(channel=channel)]
-    try:
-        count = scan_audio(recording.path, channel=1).channels
-    except InputError:
-        count = 1  # reported when it is annotated
-    return [
-        recording._replace(name=f"{recording.name}.channel{number}", channel=number)
-        for number in range(1, count + 1)
-    ]
-
-
 def _of_all_processes(found, failed):
     """Join torchrun's processes, which it would end as soon as one of them exits with 1."""
     if not torch.distributed.is_torchelastic_launched():
@@ -330,6 +329,9 @@ def annotate_all(model, recordings):
     short = []
     for recording in recordings:
         try:
+            if recording.channel == "each":
+                yield recording, _annotate_channels(model, recording), None
+                continue
             audio = scan_audio(recording.path, recording.channel)
             check_passages(recording.passages or (), audio.seconds, audio.label)
             if audio.seconds > longest:
@@ -337,7 +339,7 @@ def annotate_all(model, recordings):
                     annotation = model.annotate_file(audio, progressbar=False)
                 else:
                     annotation = model.align_file(audio, recording.passages, progressbar=False)
-                yield recording, replace(annotation, name=Path(recording.name).name), None
+                yield recording, _complete(recording, annotation), None
             else:
                 short.append((recording, audio))
         except InputError as error:
@@ -366,7 +368,22 @@ def annotate_all(model, recordings):
         else:
             annotations = model.align_batch(wavs, texts, lens / lens.max(), names)
         for (recording, audio, _), annotation in zip(read, annotations, strict=True):
-            yield recording, replace(annotation, notes=audio.notes + annotation.notes), None
+            annotation = replace(annotation, notes=audio.notes + annotation.notes)
+            yield recording, _complete(recording, annotation), None
+
+
+def _annotate_channels(model, recording):
+    """Annotate each channel of a recording alone (``Annotation``)."""
+    count = scan_audio(recording.path, channel=1).channels
+    numbers = range(1, count + 1)
+    channels = [model.annotate_file(recording.path, False, number) for number in numbers]
+    return join_channels(Path(recording.name).name, channels)
+
+
+def _complete(recording, annotation):
+    """An annotation with the recording's name and speakers."""
+    annotation = replace(annotation, name=Path(recording.name).name)
+    return name_speakers(annotation, recording.turns) if recording.turns else annotation
 
 
 def _problem(recording, error):
@@ -437,6 +454,8 @@ def _not_done(options, recordings, formats, model):
         settings = {"channel": recording.channel}
         if recording.passages is not None:
             settings["transcript"] = hashlib.sha256(repr(recording.passages).encode()).hexdigest()
+        if recording.turns is not None:
+            settings["turns"] = hashlib.sha256(repr(recording.turns).encode()).hexdigest()
         values = _digest(recording.path), model, settings
         stamp = dict(zip(STAMP, values, strict=True))
         paths = [folder / f"{recording.name}.{FORMATS[name][0]}" for name in formats]

@@ -1,5 +1,6 @@
 """A trained model in use: from a sound file to its words, its emotions and their times."""
 
+from dataclasses import replace
 from itertools import islice
 from typing import NamedTuple
 
@@ -23,6 +24,7 @@ from ent_brain.export import (
 from ent_brain.model import Streams
 from ent_brain.segments import SegmentDecoder
 from ent_brain.settings import check_device, wrong_values
+from ent_brain.speakers import Turn, name_speakers
 from ent_brain.tokens import CharacterTokens, CharTokens, SentencePieceTokens
 from ent_brain.transcripts import Passage, check_passages, spell
 from ent_brain.windows import join, join_rows, read_windows
@@ -421,7 +423,22 @@ class EmotionTransducer(Pretrained):
         parts[-1] = parts[-1][0], spans[-1][1]
         joined = join(parts, heard, rate, frame_samples, len(rows))
         joined = joined._replace(words=[word[:3] for word in words], seconds=seconds)
-        return self._annotate(name, joined, (*notes, *told), "transcript")
+        annotation = self._annotate(name, joined, (*notes, *told), "transcript")
+        turns = [
+            Turn(each.start, seconds if each.end is None else each.end, each.speaker)
+            for each in passages
+            if each.speaker is not None
+        ]
+        if not turns:
+            return annotation
+        annotation = name_speakers(annotation, turns)
+        return replace(  # whoever speaks at the same time
+            annotation,
+            words=tuple(
+                word._replace(speaker=speaker)
+                for word, (*_, speaker) in zip(annotation.words, words, strict=True)
+            ),
+        )
 
     def _place(self, streams, passages, seconds, label):
         """Align the words of passages with encoder streams [1, T, D].

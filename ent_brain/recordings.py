@@ -20,10 +20,12 @@ class Recording(NamedTuple):
     path: Path
     is_stdin: bool = False
     """Whether ``path`` is a copy of standard input."""
-    channel: int | None = None
-    """From 1 on; None for the mix of all."""
+    channel: int | str | None = None
+    """From 1 on; ``each`` for all, each alone; None for the mix of all."""
     passages: tuple | None = None
     """What is said (``transcripts.Passage``), if the words are known."""
+    turns: tuple | None = None
+    """Who speaks when (``speakers.Turn``), if that is known."""
     stamp: dict | None = None
     """What its results depend on, by the keys of ``cli.STAMP``."""
 

@@ -267,6 +267,15 @@ def test_words_of_a_textgrid_keep_their_times(model, tmp_path):
     assert all(word.emotion for word in words)
 
 
+def test_passages_of_speakers_may_overlap(model, tmp_path):
+    passages = [Passage("one two", 0.0, 0.9, "anna"), Passage("three", 0.3, 1.2, "bo")]
+    annotation = model.align_file(write(tmp_path / "a.wav"), passages)
+    spoken = {word.text: word.speaker for word in annotation.words}
+    assert spoken == {"one": "anna", "two": "anna", "three": "bo"}
+    seconds = {speaker.name: sum(speaker.seconds) for speaker in annotation.speakers}
+    assert seconds == pytest.approx({"anna": 0.9, "bo": 0.9}, abs=1e-3)
+
+
 def test_a_folder_is_aligned_with_the_transcripts_in_it(folder, tmp_path, capsys):
     corpus, out = tmp_path / "corpus", tmp_path / "out"
     for seed, name in enumerate(("a.wav", "s/b.wav", "s/long.wav", "none.wav", "late.wav")):
