@@ -11,6 +11,13 @@ from ent_brain.decoding import pad_tokens
 from ent_brain.losses import arc_log_probs
 from ent_brain.tokens import BLANK
 
+MOST_NODES = 2**27
+"""Nodes (frames times tokens) of the largest lattice to align: 0.5 GB, or 10 minutes of speech in
+characters at 40 ms."""
+
+NODES_AT_ONCE = 2**22
+"""Nodes whose arcs are in memory together."""
+
 WORD_TAIL = 0.08
 """Seconds that a word goes on after the frame of its last token, up to the next word's start.
 Chosen on validation data of the look-alikes: of 0, 0.04, 0.08 and 0.12 the smallest error."""
@@ -57,31 +64,41 @@ def best_path(lattices, tokens, frame_lens, token_lens, blank=BLANK):
     >>> best_path([lattice], *batch).frames
     tensor([[2, 2]])
     """
+    device, frame_count = frame_lens.device, int(frame_lens.max())
+    token_count = int(token_lens.max())
     # In double precision: a frame's entries are compared less the running sum of its tokens.
-    arcs = arc_log_probs(lattices, tokens, frame_lens, token_lens, blank).double()
-    stay, step = arcs.masked_fill(arcs.isinf(), 0.0)  # of the padding, which no path reaches
-    sums = torch.nn.functional.pad(step[..., :-1].cumsum(-1), (1, 0))
-    score = torch.full_like(stay[:, 0], -torch.inf)
+    score = torch.full((len(tokens), token_count + 1), -torch.inf, dtype=torch.double)
     score[:, 0] = 0.0
+    score = score.to(device)
     final = torch.zeros_like(score[:, 0])
-    entries = torch.empty(stay.shape, dtype=torch.long, device=stay.device)
-    for t in range(stay.size(1)):
-        best, entries[:, t] = (score - sums[:, t]).cummax(-1)
-        score = best + sums[:, t] + stay[:, t]
-        ends = score.gather(1, token_lens[:, None])[:, 0]
-        final = torch.where(frame_lens == t + 1, ends, final)
+    entries = torch.empty(
+        (len(tokens), frame_count, token_count + 1), dtype=torch.int32, device=device
+    )
+    step_size = max(1, NODES_AT_ONCE // score.numel())
+    for start in range(0, frame_count, step_size):
+        block = [each._replace(enc=each.enc[:, start : start + step_size]) for each in lattices]
+        # An utterance that has ended is given one frame, which no path reads.
+        lens = (frame_lens - start).clamp(1, min(step_size, frame_count - start))
+        arcs = arc_log_probs(block, tokens, lens, token_lens, blank).double()
+        stay, step = arcs.masked_fill(arcs.isinf(), 0.0)  # of the padding, which no path reaches
+        sums = torch.nn.functional.pad(step[..., :-1].cumsum(-1), (1, 0))
+        for t in range(start, start + stay.size(1)):
+            best, entries[:, t] = (score - sums[:, t - start]).cummax(-1)
+            score = best + sums[:, t - start] + stay[:, t - start]
+            ends = score.gather(1, token_lens[:, None])[:, 0]
+            final = torch.where(frame_lens == t + 1, ends, final)
 
-    # Backwards: the position at which each frame was left, then the one at which it was entered.
+    # Backwards: from the position at which a frame was left to the one at which it was entered;
+    # the tokens between are emitted at that frame.
     position = token_lens[:, None]
-    left = torch.empty(stay.shape[:2], dtype=torch.long, device=stay.device)
-    for t in reversed(range(stay.size(1))):
-        left[:, t] = position[:, 0]
-        valid = t < frame_lens[:, None]
-        position = torch.where(valid, entries[:, t].gather(1, position), position)
-    # A token is emitted at the first frame that is left after it.
-    index = torch.arange(stay.size(2) - 1, device=stay.device)
-    frames = (left[:, :, None] <= index).sum(1)
-    return BestPath(frames.masked_fill(index >= token_lens[:, None], 0), final)
+    index = torch.arange(token_count, device=device)
+    frames = torch.zeros_like(index).repeat(len(tokens), 1)
+    for t in reversed(range(frame_count)):
+        entry = entries[:, t].gather(1, position).long()
+        entry = torch.where(t < frame_lens[:, None], entry, position)
+        frames = torch.where((index >= entry) & (index < position), t, frames)
+        position = entry
+    return BestPath(frames, final)
 
 
 @torch.no_grad()
@@ -117,12 +134,43 @@ def align(model, encoded, frame_lens, hypotheses):
     ]
 
 
+@torch.no_grad()
+def align_tokens(model, encoded, tokens):
+    """Align the known tokens of one recording.
+
+    Arguments
+    ---------
+    model : ENT or FENT
+        In eval mode, with token joints.
+    encoded : Streams
+        [1, T, D] each.
+    tokens : list[int]
+
+    Returns
+    -------
+    (list[int], list[float])
+        Frame of each token, and its log-probability (nats) there, after the tokens before it.
+    """
+    if not tokens:
+        return [], []
+    device = encoded.emotion.device
+    ids = torch.tensor([tokens], device=device)
+    frame_lens = torch.tensor([encoded.emotion.size(1)], device=device)
+    token_lens = torch.tensor([len(tokens)], device=device)
+    lattices = model.token_lattices(encoded, model.predict(ids, token_lens))
+    frames = best_path(lattices, ids, frame_lens, token_lens).frames
+    positions = torch.arange(len(tokens), device=device)[None]
+    nodes = [lattice.at(torch.zeros_like(positions), frames, positions) for lattice in lattices]
+    scores = torch.cat(nodes, -1).log_softmax(-1).gather(-1, ids[..., None])[0, :, 0]
+    return frames[0].tolist(), scores.tolist()
+
+
 def word_times(words, frames, frame_duration, duration):
     """Times of words whose tokens are aligned.
 
     A word starts with the frame of its first token; it ends ``WORD_TAIL`` after the frame of its
     last one, or where the next word starts, or the recording ends. Words that start in one frame
-    share it evenly.
+    share it evenly. A word without tokens starts after the token before it.
 
     Arguments
     ---------
@@ -147,7 +195,8 @@ def word_times(words, frames, frame_duration, duration):
     """
     # A word cannot start in a last frame that the recording fills by less than half.
     last = max(0, math.ceil(duration / frame_duration - 0.5) - 1)
-    first_frames = [min(frames[first], last) for _, first, _ in words]
+    spans = [_frames_of(frames, first, end) for _, first, end in words]
+    first_frames = [min(first, last) for first, _ in spans]
     together = Counter(first_frames)
     seen = Counter()
     starts = []
@@ -157,6 +206,17 @@ def word_times(words, frames, frame_duration, duration):
         seen[frame] += 1
     limits = [*starts[1:], duration]
     return [
-        (text, start, min(limit, (frames[end - 1] + 1) * frame_duration + WORD_TAIL))
-        for (text, _, end), start, limit in zip(words, starts, limits, strict=False)
+        (text, start, min(limit, (final + 1) * frame_duration + WORD_TAIL))
+        for (text, _, _), (_, final), start, limit in zip(
+            words, spans, starts, limits, strict=False
+        )
     ]
+
+
+def _frames_of(frames, first, end):
+    """First and last frame of a word with the tokens from ``first`` to ``end``."""
+    if first < end:
+        return frames[first], frames[end - 1]
+    after = frames[first - 1] + 1 if first else 0
+    frame = min([after, *frames[first : first + 1]])
+    return frame, frame

@@ -13,6 +13,9 @@ from ent_brain.files import check_kinds, whole_or_nothing
 from ent_brain.formats import FORMATS, STEPS, check_formats, whole_steps
 from ent_brain.segments import Segment, end_at, segments_from_frames
 
+WRITERS = ("model", "transcript", "whisper")
+"""Who can have written the words of a recording."""
+
 
 class Word(NamedTuple):
     """A word: times in seconds, the emotion that it is said with, and how probable that is."""
@@ -22,6 +25,26 @@ class Word(NamedTuple):
     end: float
     emotion: str | None
     probability: float | None
+    speaker: str | None = None
+
+
+class SpokenSegment(NamedTuple):
+    """A ``Segment`` whose speaker is known, or None for nobody."""
+
+    start: float
+    end: float
+    emotion: str
+    speaker: str | None
+
+
+class Speaker(NamedTuple):
+    """How somebody speaks in a recording."""
+
+    name: str
+    seconds: tuple[float, ...]
+    """[E] of each emotion."""
+    frame_probabilities: tuple[tuple[float, ...], ...] = ()
+    """[T][E] of a channel that was annotated alone."""
 
 
 @dataclass(frozen=True)
@@ -66,13 +89,17 @@ class Annotation:
     probabilities: tuple[float, ...]
     """[E] of the whole recording."""
     words: tuple[Word, ...]
-    segments: tuple[Segment, ...]
-    """Without gaps, from 0 to the duration."""
+    segments: tuple[Segment | SpokenSegment, ...]
+    """Without gaps, from 0 to the duration; of each channel, if channels were annotated alone."""
     frame_duration: float
     frame_probabilities: tuple[tuple[float, ...], ...]
     """[T][E]"""
     notes: tuple[str, ...] = ()
     """What was noticed about the recording, a line each."""
+    words_by: str = "model"
+    """Who wrote the words: ``model`` or ``transcript``."""
+    speakers: tuple[Speaker, ...] = ()
+    """Those that are known."""
 
     @property
     def label_set(self):
@@ -81,17 +108,28 @@ class Annotation:
 
     def to_dict(self):
         """Everything, as JSON has it; ``from_dict`` gives it back."""
-        by_emotion = zip(*self.frame_probabilities, strict=True)
-        by_emotion = by_emotion if self.frame_probabilities else [()] * len(self.emotions)
         fields = {
             **vars(self),
             "words": [word._asdict() for word in self.words],
             "segments": [segment._asdict() for segment in self.segments],
             "probabilities": dict(zip(self.emotions, self.probabilities, strict=False)),
-            "frame_probabilities": dict(zip(self.emotions, map(list, by_emotion), strict=True)),
+            "frame_probabilities": self._by_emotion(self.frame_probabilities),
+            "speakers": [
+                {
+                    "name": speaker.name,
+                    "seconds": dict(zip(self.emotions, speaker.seconds, strict=True)),
+                    "frame_probabilities": self._by_emotion(speaker.frame_probabilities),
+                }
+                for speaker in self.speakers
+            ],
         }
         del fields["emotions"]  # the names that the probabilities have
         return fields
+
+    def _by_emotion(self, frames):
+        """Columns of frames [T][E] by emotion (dict)."""
+        columns = zip(*frames, strict=True) if frames else [()] * len(self.emotions)
+        return dict(zip(self.emotions, map(list, columns), strict=True))
 
     def to_json(self):
         """Everything, as JSON (str); ``from_json`` gives it back."""
@@ -112,10 +150,22 @@ class Annotation:
                 **fields,
                 "emotions": tuple(by_emotion),
                 "words": tuple(Word(**word) for word in fields["words"]),
-                "segments": tuple(Segment(**segment) for segment in fields["segments"]),
+                "segments": tuple(
+                    (SpokenSegment if "speaker" in segment else Segment)(**segment)
+                    for segment in fields["segments"]
+                ),
                 "probabilities": tuple(dict(fields["probabilities"]).values()),
                 "frame_probabilities": tuple(zip(*by_emotion.values(), strict=True)),
-                "notes": tuple(fields.get("notes", ())),  # older files have none
+                # Older files have none of these.
+                "notes": tuple(fields.get("notes", ())),
+                "speakers": tuple(
+                    Speaker(
+                        speaker["name"],
+                        tuple(dict(speaker["seconds"]).values()),
+                        tuple(zip(*speaker["frame_probabilities"].values(), strict=True)),
+                    )
+                    for speaker in fields.get("speakers", ())
+                ),
             }
         )
         if tuple(fields["probabilities"]) not in ((), annotation.emotions):
@@ -130,10 +180,16 @@ class Annotation:
 
     def _check(self):
         """Refuse parts of other kinds (``TypeError``) or values (``ValueError``)."""
-        words, segments, frames = self.words, self.segments, self.frame_probabilities
+        words, segments = self.words, self.segments
+        frames = [*self.frame_probabilities]
+        frames += [frame for speaker in self.speakers for frame in speaker.frame_probabilities]
         probabilities = [p for part in (self.probabilities, *frames) for p in part]
         check_kinds(
-            (str, [self.name, self.text, *(word.text for word in words), *self.notes]),
+            (str, [self.name, self.text, self.words_by, *self.notes]),
+            (str, [word.text for word in words] + [speaker.name for speaker in self.speakers]),
+            (float | int, [second for speaker in self.speakers for second in speaker.seconds]),
+            (str | None, [each.speaker for each in words]),
+            (str | None, [getattr(each, "speaker", None) for each in segments]),
             (str | None, [self.emotion, self.neutral, *(word.emotion for word in words)]),
             (str, [segment.emotion for segment in segments]),
             (float | int, [self.duration, self.frame_duration, *probabilities]),
@@ -148,6 +204,8 @@ class Annotation:
                 raise ValueError(str(error)) from error
             if strange := named - {None, *self.emotions}:
                 raise ValueError(f"no emotion: {', '.join(strange)}")
+        if self.words_by not in WRITERS:
+            raise ValueError(f"words_by {self.words_by!r}: not one of {', '.join(WRITERS)}")
         if not all(0 <= p <= 1 for p in probabilities):
             raise ValueError("probabilities that are none")
 
@@ -197,7 +255,7 @@ class Heard(NamedTuple):
     """[E]"""
 
 
-def annotate(name, heard, frame_duration, emotions, notes=()):
+def annotate(name, heard, frame_duration, emotions, notes=(), words_by="model"):
     """Say what a model has heard.
 
     Arguments
@@ -211,6 +269,8 @@ def annotate(name, heard, frame_duration, emotions, notes=()):
         The model's.
     notes : sequence of str
         What was noticed about the recording.
+    words_by : str
+        Who wrote the words: one of ``WRITERS``.
 
     Returns
     -------
@@ -253,6 +313,7 @@ def annotate(name, heard, frame_duration, emotions, notes=()):
         frame_duration=frame_duration,
         frame_probabilities=tuple(tuple(map(_rounded, row)) for row in of_frames or ()),
         notes=tuple(notes),
+        words_by=words_by,
     )
 
 

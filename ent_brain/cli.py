@@ -10,27 +10,26 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections import Counter
 from contextlib import suppress
 from dataclasses import replace
 from datetime import timedelta
-from itertools import groupby
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 from tqdm import tqdm
 
 from ent_brain import versions
-from ent_brain.audio import ENDINGS, OTHER_ENDINGS, STDIN, scan_audio
+from ent_brain.audio import scan_audio
 from ent_brain.errors import SHOWN_PROBLEMS, InputError, exit_on_input_error
 from ent_brain.export import OPEN_ENGLISH, find_model
 from ent_brain.formats import FORMATS, describe_formats
-from ent_brain.inference import WRITERS, EmotionTransducer
-from ent_brain.manifest import DATA_ROOT, check_id, path_inside, read_entries
+from ent_brain.inference import WORDS, EmotionTransducer
 from ent_brain.page import write_report
 from ent_brain.processes import gather, take_turns
+from ent_brain.recordings import find_recordings
 from ent_brain.settings import check_device
+from ent_brain.speakers import join_channels, name_speakers, read_rttm, turns_of
+from ent_brain.transcripts import check_passages, find_transcript, read_table, read_transcript
 from ent_brain.windows import read_windows
 
 INDEX = "recordings.jsonl"
@@ -58,7 +57,28 @@ or manifest, and with its ending where only that tells two apart. Results that a
 kept if the recording, the model and --channel are the same. Without --out the text goes to standard
 output: a line of JSON each.
 
-Channels are mixed. --channel each annotates every channel alone, as NAME.channel1 and so on.
+Channels are mixed. --channel each annotates every channel alone: the result has a speaker for
+each, channel1 and so on. --speakers names the speakers of words and segments by the turns in an
+RTTM file, such as pyannote writes.
+"""
+
+ALIGN = """\
+Write down when each word of known transcripts is said, and with which emotion.
+
+FILES are those of `ent-brain annotate`. The transcript of NAME.wav is NAME.lab, NAME.txt or
+NAME.TextGrid beside it, as the Montreal Forced Aligner takes them. In a TextGrid, each tier is a
+speaker and each interval an utterance, which is aligned within its interval; the intervals of a
+tier `words` are words, which keep their times. With --table, transcripts are in a CSV or TSV table
+with a column for the file and one for the text.
+
+The text of the words is kept as it is written. A note names words that the model's tokens cannot
+spell, and words that the recording may not have.
+"""
+
+ALIGN_EXAMPLES = """\
+examples:
+  ent-brain align recordings/ --model MODEL --out aligned --format textgrid,json
+  ent-brain align recordings/ --table data.csv --model MODEL --out aligned
 """
 
 EXAMPLES = """\
@@ -69,29 +89,6 @@ examples:
   curl URL | ent-brain annotate - --model MODEL --format webvtt
   torchrun --nproc_per_node 4 -m ent_brain.cli annotate recordings/ --model MODEL --out said
 """
-
-
-class Recording(NamedTuple):
-    """A sound file, and the name that its annotation gets."""
-
-    name: str
-    path: Path
-    is_stdin: bool = False
-    """Whether ``path`` is a copy of standard input."""
-    channel: int | None = None
-    """From 1 on; None for the mix of all."""
-    stamp: dict | None = None
-    """What its results depend on, by the keys of ``STAMP``."""
-
-    @property
-    def source(self):
-        """Its file in the index (str)."""
-        return STDIN if self.is_stdin else str(self.path.resolve())
-
-    @property
-    def label(self):
-        """Its name in messages (str)."""
-        return "standard input" if self.is_stdin else str(self.path)
 
 
 @exit_on_input_error
@@ -111,31 +108,25 @@ def _parser():
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     look = {"formatter_class": argparse.RawDescriptionHelpFormatter}
 
+    _add_annotate(
+        commands.add_parser(
+            "annotate",
+            help="words, emotions and their times of recordings",
+            description=ANNOTATE,
+            epilog=f"formats:\n{describe_formats()}\n\n{EXAMPLES}",
+            **look,
+        )
+    )
     command = commands.add_parser(
-        "annotate",
-        help="words, emotions and their times of recordings",
-        description=ANNOTATE,
-        epilog=f"formats:\n{describe_formats()}\n\n{EXAMPLES}",
+        "align",
+        help="times and emotions of the words of transcripts",
+        description=ALIGN,
+        epilog=f"formats:\n{describe_formats()}\n\n{ALIGN_EXAMPLES}",
         **look,
     )
-    command.add_argument("files", nargs="+", metavar="FILES", help="files, folders, manifests or -")
-    _add_model_options(command)
-    command.add_argument("--out", type=Path, metavar="DIR", help="where the files are written")
-    command.add_argument(
-        "--format", default="json", metavar="LIST", help="some of the formats below (json)"
-    )
-    command.add_argument(
-        "--channel", metavar="N", help="a channel, from 1 on, or `each`; all are mixed by default"
-    )
-    again = command.add_mutually_exclusive_group()
-    again.add_argument("--keep", action="store_true", help="keep results that are out of date")
-    again.add_argument("--overwrite", action="store_true", help="replace all results")
-    command.add_argument("--data_root", help="what {data_root} stands for in manifests")
-    command.add_argument("--device", help="cpu, cuda or cuda:1; the first GPU where there is one")
-    command.add_argument(
-        "--quiet", action="store_true", help="no progress bar; notes and errors remain"
-    )
-    command.set_defaults(run=annotate)
+    command.add_argument("--table", type=Path, metavar="CSV", help="table of the transcripts")
+    _add_annotate(command)
+    command.set_defaults(run=align)
 
     command = commands.add_parser(
         "report",
@@ -171,7 +162,7 @@ def _add_model_options(command):
     )
     command.add_argument(
         "--words",
-        choices=WRITERS,
+        choices=WORDS,
         default="own",
         help="the model's, or those of Whisper's decoder, which needs the whole Whisper (own)",
     )
@@ -180,19 +171,78 @@ def _add_model_options(command):
     )
 
 
-def annotate(options):
-    """Annotate recordings; status 1 where one of them could not be."""
+def _add_annotate(command):
+    """Add the options of ``annotate``, which other commands have, too."""
+    command.add_argument("files", nargs="+", metavar="FILES", help="files, folders, manifests or -")
+    _add_model_options(command)
+    command.add_argument("--out", type=Path, metavar="DIR", help="where the files are written")
+    command.add_argument(
+        "--format", default="json", metavar="LIST", help="some of the formats below (json)"
+    )
+    command.add_argument(
+        "--channel", metavar="N", help="a channel, from 1 on, or `each`; all are mixed by default"
+    )
+    command.add_argument(
+        "--speakers", metavar="RTTM", help="file with the turns of the speakers, by recording"
+    )
+    again = command.add_mutually_exclusive_group()
+    again.add_argument("--keep", action="store_true", help="keep results that are out of date")
+    again.add_argument("--overwrite", action="store_true", help="replace all results")
+    command.add_argument("--data_root", help="what {data_root} stands for in manifests")
+    command.add_argument("--device", help="cpu, cuda or cuda:1; the first GPU where there is one")
+    command.add_argument(
+        "--quiet", action="store_true", help="no progress bar; notes and errors remain"
+    )
+    command.set_defaults(run=annotate)
+
+
+def align(options):
+    """Annotate recordings whose words are known; status as ``annotate``."""
+    if options.channel == "each":
+        raise InputError("--channel: each channel has words of its own: align one by its number")
+    table = None if options.table is None else read_table(options.table)
+
+    def prepare(recording):
+        if table is not None:
+            passages = table.get(recording.path.resolve())
+            if passages is None:
+                raise InputError(f"{recording.path}: no text in {options.table}. Add a row.")
+            return recording._replace(passages=passages)
+        path = find_transcript(recording.path)
+        folder = options.out or Path(os.devnull)
+        if (folder / f"{recording.name}.TextGrid").resolve() == path.resolve():
+            raise InputError(f"{path}: the result would replace it. Name another --out.")
+        return recording._replace(passages=read_transcript(path))
+
+    return annotate(options, prepare)
+
+
+def annotate(options, *preparations):
+    """Annotate recordings; status 1 where one of them could not be.
+
+    A preparation completes a recording, and raises ``InputError`` where it cannot.
+    """
     formats, channel = _formats(options.format), _channel(options.channel)
+    if options.speakers is not None:
+        if channel == "each":
+            raise InputError("--speakers: --channel each names the speakers. Leave one out.")
+        turns = read_rttm(options.speakers)
+
+        def add_turns(recording):
+            return recording._replace(turns=turns_of(recording.name, turns, options.speakers))
+
+        preparations = *preparations, add_turns
     if options.out is None and len(formats) > 1:
         raise InputError("--format: several formats need --out, a folder to write them to")
     with tempfile.TemporaryDirectory() as scratch:
         recordings = find_recordings(options.files, options.data_root, Path(scratch))
         rank, processes = (int(os.environ.get(k, d)) for k, d in (("RANK", 0), ("WORLD_SIZE", 1)))
         there, failed = _part_missing(recordings, rank)
-        recordings = [
-            each for recording in there[rank::processes] for each in _channels(recording, channel)
-        ]
+        recordings = [each._replace(channel=channel) for each in there[rank::processes]]
         found = len(recordings) + len(failed)
+        for prepare in preparations:
+            recordings, unprepared = _prepare_each(recordings, prepare)
+            failed += unprepared
         check_device(options.device)
         device = {} if options.device is None else {"run_opts": {"device": options.device}}
         if options.out is not None:
@@ -237,6 +287,18 @@ def annotate(options):
     return 1 if failed else 0
 
 
+def _prepare_each(recordings, prepare):
+    """Recordings as ``prepare`` completes them, and labels of the others, which are reported."""
+    prepared, failed = [], []
+    for recording in recordings:
+        try:
+            prepared.append(prepare(recording))
+        except InputError as error:
+            print(f"error: {_problem(recording, error)}", file=sys.stderr)
+            failed.append(recording.label)
+    return prepared, failed
+
+
 def _part_missing(recordings, rank):
     """Recordings with a file, and labels of the others, which the first process reports."""
     # Path.is_file raises where a name is too long.
@@ -271,20 +333,6 @@ def _channel(text):
     return int(text)
 
 
-def _channels(recording, channel):
-    """Recordings to make of one: itself, or one for each of its channels."""
-    if channel != "each":
-        return [recording._replace(channel=channel)]
-    try:
-        count = scan_audio(recording.path, channel=1).channels
-    except InputError:
-        count = 1  # reported when it is annotated
-    return [
-        recording._replace(name=f"{recording.name}.channel{number}", channel=number)
-        for number in range(1, count + 1)
-    ]
-
-
 def _of_all_processes(found, failed):
     """Join torchrun's processes, which it would end as soon as one of them exits with 1."""
     if not torch.distributed.is_torchelastic_launched():
@@ -293,94 +341,6 @@ def _of_all_processes(found, failed):
     counts, labels = zip(*gather((found, failed)), strict=True)
     torch.distributed.destroy_process_group()
     return sum(counts), take_turns(labels)
-
-
-def find_recordings(files, data_root, scratch):
-    """Find the recordings of the command line.
-
-    Arguments
-    ---------
-    files : list[str]
-        Sound files, folders, manifests, and ``-`` for standard input.
-    data_root : str or None
-        What ``{data_root}`` stands for in manifests.
-    scratch : Path
-        Folder that takes what comes from standard input.
-
-    Returns
-    -------
-    list[Recording]
-        Sorted by name within each folder and manifest.
-
-    Raises
-    ------
-    InputError
-        If there is none, a file is missing, or two would have one name.
-    """
-    recordings = []
-    for text in files:
-        path = Path(text)
-        if text == STDIN:
-            with (scratch / "stdin").open("wb") as copy:
-                shutil.copyfileobj(sys.stdin.buffer, copy)
-            recordings.append(Recording("stdin", scratch / "stdin", is_stdin=True))
-        elif path.is_dir():
-            media = {*ENDINGS, *OTHER_ENDINGS}
-            inside = [p for p in path.rglob("*") if p.suffix.lower() in media and p.is_file()]
-            # Some corpora hold macOS's companions of files, which are named like them.
-            inside = sorted(p for p in inside if not p.name.startswith("._"))
-            _report_left_out(path, inside)
-            inside = [p for p in inside if p.suffix.lower() in ENDINGS]
-            recordings += [Recording(str(p.relative_to(path).with_suffix("")), p) for p in inside]
-        elif not path.is_file():
-            raise InputError(f"{path}: no such file or folder: check the path")
-        elif path.suffix == ".json":
-            recordings += _of_manifest(path, data_root)
-        else:
-            recordings.append(Recording(path.stem, path))
-    if not recordings:
-        raise InputError(f"{', '.join(files)}: no recordings there: name files or their folder")
-    recordings = list(dict.fromkeys(recordings))
-    uses = Counter(recording.name for recording in recordings)
-    recordings = [
-        each._replace(name=each.name + each.path.suffix) if uses[each.name] > 1 else each
-        for each in recordings
-    ]
-    for name, group in groupby(sorted(recordings), key=lambda recording: recording.name):
-        paths = [recording.path for recording in group]
-        if len(paths) > 1:
-            raise InputError(
-                f"{paths[0]} and {paths[1]}: both would be {name!r}: name the folder that holds "
-                "both, or give them in two calls, each with its --out"
-            )
-    return recordings
-
-
-def _report_left_out(folder, files):
-    """Say once how many files of a folder may be media but are not taken."""
-    endings = Counter(p.suffix.lower() for p in files if p.suffix.lower() in OTHER_ENDINGS)
-    if endings and os.environ.get("RANK", "0") == "0":
-        counts = ", ".join(f"{count} {ending}" for ending, count in sorted(endings.items()))
-        print(
-            f"note: {folder}: {endings.total()} files may be media but are left out: {counts}",
-            file=sys.stderr,
-        )
-
-
-def _of_manifest(path, data_root):
-    entries = read_entries(path, "name a manifest of a recipe, or sound files")
-    if data_root is None:
-        raise InputError(f"{path}: tells files in {DATA_ROOT}: say where that is by --data_root")
-    recordings = []
-    for name, entry in sorted(entries.items()):
-        try:
-            file_name = name.replace(os.sep, "_")
-            check_id(file_name)
-            wav = path_inside(entry.get("wav"), DATA_ROOT, data_root)
-            recordings.append(Recording(file_name, wav))
-        except InputError as error:
-            raise InputError(f"{path}: {name}: {error}: correct it") from error
-    return recordings
 
 
 def annotate_all(model, recordings):
@@ -400,10 +360,17 @@ def annotate_all(model, recordings):
     short = []
     for recording in recordings:
         try:
+            if recording.channel == "each":
+                yield recording, _annotate_channels(model, recording), None
+                continue
             audio = scan_audio(recording.path, recording.channel)
+            check_passages(recording.passages or (), audio.seconds, audio.label)
             if audio.seconds > longest:
-                annotation = model.annotate_file(audio, progressbar=False)
-                yield recording, replace(annotation, name=Path(recording.name).name), None
+                if recording.passages is None:
+                    annotation = model.annotate_file(audio, progressbar=False)
+                else:
+                    annotation = model.align_file(audio, recording.passages, progressbar=False)
+                yield recording, _complete(recording, annotation), None
             else:
                 short.append((recording, audio))
         except InputError as error:
@@ -426,9 +393,28 @@ def annotate_all(model, recordings):
         lens = torch.tensor([len(wav) for _, _, wav in read])
         wavs = torch.nn.utils.rnn.pad_sequence([wav for _, _, wav in read], batch_first=True)
         names = [Path(recording.name).name for recording, _, _ in read]
-        annotations = model.annotate_batch(wavs, lens / lens.max(), names)
+        texts = [recording.passages for recording, _, _ in read]
+        if texts[0] is None:
+            annotations = model.annotate_batch(wavs, lens / lens.max(), names)
+        else:
+            annotations = model.align_batch(wavs, texts, lens / lens.max(), names)
         for (recording, audio, _), annotation in zip(read, annotations, strict=True):
-            yield recording, replace(annotation, notes=audio.notes + annotation.notes), None
+            annotation = replace(annotation, notes=audio.notes + annotation.notes)
+            yield recording, _complete(recording, annotation), None
+
+
+def _annotate_channels(model, recording):
+    """Annotate each channel of a recording alone (``Annotation``)."""
+    count = scan_audio(recording.path, channel=1).channels
+    numbers = range(1, count + 1)
+    channels = [model.annotate_file(recording.path, False, number) for number in numbers]
+    return join_channels(Path(recording.name).name, channels)
+
+
+def _complete(recording, annotation):
+    """An annotation with the recording's name and speakers."""
+    annotation = replace(annotation, name=Path(recording.name).name)
+    return name_speakers(annotation, recording.turns) if recording.turns else annotation
 
 
 def _problem(recording, error):
@@ -499,6 +485,10 @@ def _not_done(options, recordings, formats, model):
         settings = {"channel": recording.channel}
         if options.words != "own":
             settings |= {"words": options.words, "language": options.language}
+        if recording.passages is not None:
+            settings["transcript"] = hashlib.sha256(repr(recording.passages).encode()).hexdigest()
+        if recording.turns is not None:
+            settings["turns"] = hashlib.sha256(repr(recording.turns).encode()).hexdigest()
         values = _digest(recording.path), model, settings
         stamp = dict(zip(STAMP, values, strict=True))
         paths = [folder / f"{recording.name}.{FORMATS[name][0]}" for name in formats]

@@ -34,24 +34,36 @@ def to_rttm(annotation):
     r"""Write segments in NIST's RTTM (str): one line each, the emotion in the speaker's column.
 
     White space separates the columns. Names and emotions therefore have white space, ``"`` and
-    ``%`` percent-encoded, and ``urllib.parse.unquote`` restores them.
+    ``%`` percent-encoded, and ``urllib.parse.unquote`` restores them. A known speaker and a colon
+    precede the emotion; a colon in a speaker's name is percent-encoded, too.
 
     Example
     -------
     >>> from types import SimpleNamespace
-    >>> talk = SimpleNamespace(name="my talk", duration=1.0, segments=[(0.0, 1.0, "very happy")])
-    >>> to_rttm(talk)
+    >>> from ent_brain.segments import Segment
+    >>> segment = Segment(0.0, 1.0, "very happy")
+    >>> to_rttm(SimpleNamespace(name="my talk", duration=1.0, segments=[segment], speakers=()))
     'SPEAKER my%20talk 1 0.0000 1.0000 <NA> <NA> very%20happy <NA> <NA>\n'
     """
+    lines = []
+    for speaker in _speakers(annotation):
+        before = "" if speaker is None else _column(speaker).replace(":", "%3A") + ":"
+        lines += [
+            (start, end, f"{before}{_column(emotion)}")
+            for start, end, emotion in _segments(annotation, speaker, STEPS)
+        ]
     return "".join(
         f"SPEAKER {_column(annotation.name)} 1 {start / STEPS:.4f} {(end - start) / STEPS:.4f} "
-        f"<NA> <NA> {_column(emotion)} <NA> <NA>\n"
-        for start, end, emotion in _in_steps(annotation.segments, annotation.duration, STEPS)
+        f"<NA> <NA> {label} <NA> <NA>\n"
+        for start, end, label in sorted(lines, key=lambda line: line[0])
     )
 
 
 def to_textgrid(annotation):
-    """Write words, their emotions and segments as tiers of a Praat TextGrid (str)."""
+    """Write words, their emotions and segments as tiers of a Praat TextGrid (str).
+
+    Each known speaker has tiers, whose names begin with the speaker's.
+    """
     end_of_all = whole_steps(annotation.duration, STEPS)
     tiers = _tiers(annotation, STEPS)
     lines = [
@@ -69,7 +81,7 @@ def to_textgrid(annotation):
         lines += [
             f"    item [{number}]:",
             '        class = "IntervalTier"',
-            f'        name = "{name}"',
+            '        name = "' + name.replace('"', '""') + '"',
             "        xmin = 0",
             f"        xmax = {end_of_all / STEPS:.4f}",
             f"        intervals: size = {len(cover)}",
@@ -86,7 +98,10 @@ def to_textgrid(annotation):
 
 
 def to_eaf(annotation):
-    """Write words, their emotions and segments as tiers of an ELAN document (str)."""
+    """Write words, their emotions and segments as tiers of an ELAN document (str).
+
+    Each known speaker has tiers, whose names begin with the speaker's.
+    """
     document = Eaf(author="ent_brain")
     # pympi's own date is invalid in time zones that are not whole hours from UTC.
     document.adocument["DATE"] = datetime.now(timezone.utc).isoformat(timespec="seconds")
@@ -103,6 +118,8 @@ def to_eaf(annotation):
 def to_webvtt(annotation):
     """Write captions in W3C's WebVTT (str); each names its emotion, and ends where that changes.
 
+    A known speaker is the cue's voice; captions of two speakers may overlap.
+
     Example
     -------
     >>> from ent_brain.annotation import Annotation, Word
@@ -118,11 +135,12 @@ def to_webvtt(annotation):
     <c.happy>[happy]</c> MORNING
     """
     cues = []
-    for start, end, (emotion, text) in _captions(annotation):
+    for start, end, (speaker, emotion, text) in _captions(annotation):
+        voice = f"<v {escape(_line(speaker), quote=False)}>" if speaker else ""
         style = re.sub(r"[^\w-]", "_", emotion or "")
         tag = f"<c.{style}>[{escape(emotion, quote=False)}]</c> " if emotion else ""
         times = f"{_clock(start, '.')} --> {_clock(end, '.')}"
-        cues.append(f"{times}\n{tag}{escape(text, quote=False)}")
+        cues.append(f"{times}\n{voice}{tag}{escape(text, quote=False)}")
     return "\n\n".join(["WEBVTT", *cues]) + "\n"
 
 
@@ -130,16 +148,22 @@ def to_srt(annotation):
     """Write the captions of ``to_webvtt`` in SubRip (str), which has no styles and no escapes."""
     return "".join(
         f"{number}\n{_clock(start, ',')} --> {_clock(end, ',')}\n"
+        + (f"{_line(speaker)}: " if speaker else "")
         + (f"[{emotion}] " if emotion else "")
         + f"{text}\n\n"
-        for number, (start, end, (emotion, text)) in enumerate(_captions(annotation), 1)
+        for number, (start, end, (speaker, emotion, text)) in enumerate(_captions(annotation), 1)
     )
 
 
 def to_audacity(annotation):
     """Write segments and words as an Audacity label track (str)."""
-    tiers = _tiers(annotation, STEPS)
-    labels = sorted(tiers["emotions"] + tiers["words"], key=lambda label: (label[0], -label[1]))
+    labels = []
+    for speaker in _speakers(annotation):
+        before = f"{_line(speaker)}: " if speaker else ""
+        intervals = _segments(annotation, speaker, STEPS)
+        intervals += [(a, b, word.text) for a, b, word in _words(annotation, speaker, STEPS)]
+        labels += [(start, end, f"{before}{text}") for start, end, text in intervals]
+    labels.sort(key=lambda label: (label[0], -label[1]))
     return "".join(
         f"{start / STEPS:.6f}\t{end / STEPS:.6f}\t{text}\n" for start, end, text in labels
     )
@@ -148,28 +172,34 @@ def to_audacity(annotation):
 def to_csv(annotation):
     """Write a table (str) with a row for each word.
 
-    ``word,start,end,emotion,probability``: seconds, and the emotion of the word with its
-    probability. A model without emotions leaves the last two empty.
+    ``word,start,end,emotion,probability,speaker``: seconds, and the emotion of the word with its
+    probability. What is not known is empty.
     """
     rows = (
-        (word.text, _decimal(word.start), _decimal(word.end), word.emotion, word.probability)
-        for word in _words(annotation)
+        (_line(text), _decimal(start), _decimal(end), *rest)
+        for text, start, end, *rest in annotation.words
+        if _line(text)
     )
-    return _table(["word", "start", "end", "emotion", "probability"], rows)
+    return _table(["word", "start", "end", "emotion", "probability", "speaker"], rows)
 
 
 def to_frames_csv(annotation):
     """Write a table (str) with a row for each frame.
 
     ``start,end`` and a column for each label: seconds, and the label's probability. All frames have
-    the same duration, so the last may end after the recording.
+    the same duration, so the last may end after the recording. If channels were annotated alone,
+    each has rows, and a last column names the channel.
     """
     duration = annotation.frame_duration
-    rows = (
-        (_decimal(index * duration), _decimal((index + 1) * duration), *probabilities)
-        for index, probabilities in enumerate(annotation.frame_probabilities)
-    )
-    return _table(["start", "end", *annotation.emotions], rows)
+    frames = [(annotation.frame_probabilities, ())]
+    frames += [(each.frame_probabilities, (each.name,)) for each in annotation.speakers]
+    rows = [
+        (_decimal(index * duration), _decimal((index + 1) * duration), *probabilities, *speaker)
+        for of_one, speaker in frames
+        for index, probabilities in enumerate(of_one)
+    ]
+    alone = any(speaker.frame_probabilities for speaker in annotation.speakers)
+    return _table(["start", "end", *annotation.emotions, *["speaker"] * alone], rows)
 
 
 class Format(NamedTuple):
@@ -253,31 +283,61 @@ def _in_steps(intervals, duration, per_second):
     return fitted
 
 
-def _words(annotation):
-    """Words with their texts on one line, without empty ones."""
-    words = [word._replace(text=_line(word.text)) for word in annotation.words]
+def _speakers(annotation):
+    """Speakers whose words and segments are written, in turn; None is nobody."""
+    return [None, *(speaker.name for speaker in annotation.speakers)]
+
+
+def _of_speaker(intervals, speaker):
+    return [each for each in intervals if getattr(each, "speaker", None) == speaker]
+
+
+def _segments(annotation, speaker, per_second):
+    """Segments (start, end, emotion) of a speaker in steps."""
+    spans = [each[:3] for each in _of_speaker(annotation.segments, speaker)]
+    return _in_steps(spans, annotation.duration, per_second)
+
+
+def _lines(annotation, speaker):
+    """Words of a speaker with their texts on one line, without empty ones."""
+    words = _of_speaker(annotation.words, speaker)
+    words = [word._replace(text=_line(word.text)) for word in words]
     return [word for word in words if word.text]
+
+
+def _words(annotation, speaker, per_second):
+    """Words (start, end, Word) of a speaker in steps."""
+    spans = [(word.start, word.end, word) for word in _lines(annotation, speaker)]
+    return _in_steps(spans, annotation.duration, per_second)
 
 
 def _tiers(annotation, per_second):
     """Intervals (start, end, text) in steps of words, their emotions and segments, by tier."""
-    spans = [(word.start, word.end, word) for word in _words(annotation)]
-    words = _in_steps(spans, annotation.duration, per_second)
-    return {
-        "words": [(start, end, word.text) for start, end, word in words],
-        "word emotions": [(start, end, _line(w.emotion)) for start, end, w in words if w.emotion],
-        "emotions": [
-            (start, end, _line(emotion))
-            for start, end, emotion in _in_steps(
-                annotation.segments, annotation.duration, per_second
-            )
-        ],
-    }
+    tiers = {}
+    for speaker in _speakers(annotation):
+        words = _words(annotation, speaker, per_second)
+        segments = _segments(annotation, speaker, per_second)
+        if speaker is None and annotation.speakers and not (words or segments):
+            continue
+        before = "" if speaker is None else f"{_line(speaker)} - "
+        tiers |= {
+            f"{before}words": [(start, end, word.text) for start, end, word in words],
+            f"{before}word emotions": [(a, b, _line(w.emotion)) for a, b, w in words if w.emotion],
+            f"{before}emotions": [(start, end, _line(emotion)) for start, end, emotion in segments],
+        }
+    return tiers
 
 
 def _captions(annotation):
-    """Captions (start, end, (emotion, text)) in milliseconds; nothing in less than one."""
-    words = _words(annotation) if annotation.duration >= 0.001 else []
+    """Captions (start, end, (speaker, emotion, text)) in milliseconds; none in less than one."""
+    captions = []
+    for speaker in _speakers(annotation) if annotation.duration >= 0.001 else ():
+        captions += _captions_of(annotation, speaker)
+    return sorted(captions, key=lambda caption: caption[0])
+
+
+def _captions_of(annotation, speaker):
+    words = _lines(annotation, speaker)
     captions = [[words[0]]] if words else []
     for before, word in pairwise(words):
         shown = captions[-1]
@@ -295,7 +355,11 @@ def _captions(annotation):
         (
             shown[0].start,
             shown[-1].end,
-            (shown[0].emotion and _line(shown[0].emotion), " ".join(word.text for word in shown)),
+            (
+                speaker,
+                shown[0].emotion and _line(shown[0].emotion),
+                " ".join(word.text for word in shown),
+            ),
         )
         for shown in captions
     ]

@@ -1,17 +1,19 @@
 """A trained model in use: from a sound file to its words, its emotions and their times."""
 
+from dataclasses import replace
 from itertools import islice
+from typing import NamedTuple
 
 import torch
 from speechbrain.inference.interfaces import Pretrained
 from tqdm import tqdm
 
-from ent_brain.alignment import align, word_times
+from ent_brain.alignment import MOST_NODES, align, align_tokens, word_times
 from ent_brain.annotation import Heard, annotate
 from ent_brain.audio import LOUDEST, scan_audio
 from ent_brain.decoding import TokenPath, judge_events, judge_frames, search
 from ent_brain.emotions import EmotionSet
-from ent_brain.errors import InputError, one_line
+from ent_brain.errors import SHOWN_PROBLEMS, InputError, one_line
 from ent_brain.export import (
     OPEN_ENGLISH,
     SSL_WEIGHTS,
@@ -20,14 +22,16 @@ from ent_brain.export import (
     find_encoder,
     find_model,
 )
+from ent_brain.model import Streams
 from ent_brain.segments import SegmentDecoder
 from ent_brain.settings import check_device, wrong_values
-from ent_brain.spoken import spell
+from ent_brain.speakers import Turn, name_speakers
 from ent_brain.tokens import CharacterTokens, CharTokens, SentencePieceTokens
-from ent_brain.windows import join, read_windows
+from ent_brain.transcripts import Passage, check_passages, spell
+from ent_brain.windows import join, join_rows, read_windows
 
-WRITERS = ("own", "whisper")
-"""Whose words are written down: the transducer's, or those of Whisper's decoder."""
+WORDS = ("own", "whisper")
+"""Whose words may be written down: the transducer's, or those of Whisper's decoder."""
 
 SHORTEST = 0.1
 """Seconds below which a recording gets no words and no emotion. Shorter windows are padded to it
@@ -48,6 +52,20 @@ SETTINGS = {
 
 WINDOWS_AT_ONCE = 8
 """Windows of a long recording that the model hears together."""
+
+
+IMPLAUSIBLE = -4.0
+"""Mean log-probability (nats) of a word's tokens on the best path, below which the recording may
+not have the word."""
+
+
+class Encoded(NamedTuple):
+    """A waveform after the encoder."""
+
+    streams: Streams
+    """[T, D] each."""
+    samples: int
+    silent: bool
 
 
 class EmotionTransducer(Pretrained):
@@ -178,8 +196,8 @@ class EmotionTransducer(Pretrained):
         InputError
             If there is no model, or one that is incomplete, damaged or not to be trusted.
         """
-        if words not in WRITERS:
-            raise InputError(f"words: {words!r}: choose {' or '.join(WRITERS)}")
+        if words not in WORDS:
+            raise InputError(f"words: {words!r}: choose {' or '.join(WORDS)}")
         if isinstance(run_opts := kwargs.get("run_opts"), dict):
             device = run_opts.get("device")
             check_device(device)
@@ -321,10 +339,70 @@ class EmotionTransducer(Pretrained):
             raise InputError(f"names: {len(names)} for {len(heard)} waveforms. Give one for each.")
         return [self._annotate(*named) for named in zip(names, heard, strict=True)]
 
-    def _annotate(self, name, heard, notes=()):
+    def align_file(self, path, text, progressbar=True, channel=None):
+        """Times and emotions of the known words of a sound file.
+
+        The words are aligned by the most probable path through the model's lattice of the whole
+        recording, or of each passage. Their text is kept as it is written.
+
+        Arguments
+        ---------
+        path, progressbar, channel
+            As for ``annotate_file``.
+        text : str or sequence of Passage
+            What is said. Each passage is aligned in its own part of the recording.
+
+        Returns
+        -------
+        Annotation
+            Its ``notes`` name the words that the tokens cannot spell, and those that the recording
+            may not have.
+
+        Raises
+        ------
+        InputError
+            Also if the model has no words, a passage is not within the recording, or one is too
+            long to align at once.
+        """
+        audio = scan_audio(path, channel)
+        spans, encoded = [], []
+        for windows, wavs, lens in self._read(audio, progressbar):
+            encoded += self._encode_each(wavs, lens)
+            spans += [(window.start, window.start + len(window.wav)) for window in windows]
+        return self._align(audio.path.stem, spans, encoded, text, audio.label, audio.notes)
+
+    def align_batch(self, wavs, texts, wav_lens=None, names=None):
+        """Times and emotions of the known words of waveforms.
+
+        Arguments
+        ---------
+        wavs, wav_lens, names
+            As for ``annotate_batch``.
+        texts : sequence
+            Of each waveform, as for ``align_file``.
+
+        Returns
+        -------
+        list[Annotation]
+        """
+        encoded = self._encode_each(*_check_batch(wavs, wav_lens))
+        names = list(map(str, range(len(encoded))) if names is None else names)
+        for key, values in (("names", names), ("texts", texts)):
+            if isinstance(values, str) or len(values) != len(encoded):
+                raise InputError(
+                    f"{key}: {len(values)} for {len(encoded)} waveforms. Give one for each."
+                )
+        return [
+            self._align(name, [(0, each.samples)], [each], text, name)
+            for name, each, text in zip(names, encoded, texts, strict=True)
+        ]
+
+    def _annotate(self, name, heard, notes=(), words_by=None):
+        words_by = words_by or ("model" if self.whisper is None else "whisper")
         if heard.seconds < SHORTEST:
             notes = *notes, f"{heard.seconds:.3f} s are too short for words and an emotion"
-        return annotate(name, heard, self.mods.frontend.frame_duration, self.emotions, notes)
+        emotions, frame_duration = self.emotions, self.mods.frontend.frame_duration
+        return annotate(name, heard, frame_duration, emotions, notes, words_by)
 
     @property
     def segment_decoder(self):
@@ -334,44 +412,156 @@ class EmotionTransducer(Pretrained):
 
     def _hear_file(self, audio, progressbar):
         """What the model makes of a sound file (``Audio``), ``Heard``."""
+        frontend = self.mods.frontend
+        spans, heard = [], []
+        for windows, wavs, lens in self._read(audio, progressbar):
+            heard += self._hear(wavs, lens)
+            spans += [(window.start, window.start + len(window.wav)) for window in windows]
+        frames = self._count_frames(spans)
+        joined = join(spans, heard, frontend.sample_rate, frontend.frame_samples, frames)
+        return _unless_too_short(joined)
+
+    def _read(self, audio, progressbar):
+        """Yield some windows of a sound file, their waveforms [B, S] and relative lengths [B]."""
         frontend, longest = self.mods.frontend, self.hparams.longest_window
         seconds = audio.seconds
         stream = read_windows(audio, frontend.sample_rate, longest, frontend.frame_samples)
-        spans, heard = [], []
         hidden = not progressbar or seconds <= longest
         with tqdm(total=round(seconds), desc=audio.path.name, unit="s", disable=hidden) as bar:
             while windows := list(islice(stream, WINDOWS_AT_ONCE)):
                 wavs = [window.wav for window in windows]
                 lens = torch.tensor([len(wav) for wav in wavs])
                 padded = torch.nn.utils.rnn.pad_sequence(wavs, batch_first=True)
-                heard += self._hear(padded, lens / padded.size(1))
-                spans += [(window.start, window.start + len(window.wav)) for window in windows]
-                bar.update(round(spans[-1][1] / frontend.sample_rate) - bar.n)
-        frames = frontend.count_frames(max(spans[-1][1], int(SHORTEST * frontend.sample_rate)))
-        joined = join(spans, heard, frontend.sample_rate, frontend.frame_samples, frames)
-        return _unless_too_short(joined)
+                yield windows, padded, lens / padded.size(1)
+                end = windows[-1].start + len(windows[-1].wav)
+                bar.update(round(end / frontend.sample_rate) - bar.n)
+
+    def _count_frames(self, spans):
+        """Frames (int) of a recording that windows cover."""
+        frontend = self.mods.frontend
+        return frontend.count_frames(max(spans[-1][1], int(SHORTEST * frontend.sample_rate)))
 
     def _hear_batch(self, wavs, wav_lens):
         """What the model makes of waveforms [B, S] or [S] that somebody gives, list[Heard]."""
-        wavs = torch.as_tensor(wavs)
-        shape = list(wavs.shape)
-        wavs = wavs[None] if wavs.dim() == 1 else wavs
-        if wavs.dim() != 2 or not wavs.numel() or not wavs.is_floating_point():
-            raise InputError(
-                f"wavs: {wavs.dtype} of shape {shape}. Give floating-point samples from -1 to 1, "
-                "[S] or [B, S], none of them 0."
+        return [_unless_too_short(heard) for heard in self._hear(*_check_batch(wavs, wav_lens))]
+
+    def _encode_each(self, wavs, wav_lens):
+        """Encode waveforms (list[Encoded])."""
+        streams, frame_lens, samples, silent, _ = self._encode(wavs, wav_lens)
+        return [
+            Encoded(Streams(*(stream[row, :count] for stream in streams)), *of_row)
+            for row, (count, *of_row) in enumerate(
+                zip(frame_lens.tolist(), samples.tolist(), silent.tolist(), strict=True)
             )
-        lens = torch.ones(len(wavs)) if wav_lens is None else torch.as_tensor(wav_lens)
-        if lens.shape != (len(wavs),) or not ((lens > 0) & (lens <= 1)).all():
-            raise InputError(
-                f"wav_lens: {lens.tolist()} for {len(wavs)} waveforms. Give each a share of the "
-                "longest, above 0 and up to 1."
-            )
-        return [_unless_too_short(heard) for heard in self._hear(wavs, lens)]
+        ]
+
+    def _align(self, name, spans, encoded, text, label, notes=()):
+        """Annotate a recording whose words are known, from its encoded windows."""
+        frontend, model = self.mods.frontend, self.mods.model
+        if not model.token_joints:
+            raise InputError("model: has no words to align. Load one that has.")
+        rate, frame_samples = frontend.sample_rate, frontend.frame_samples
+        seconds = spans[-1][1] / rate
+        if seconds < SHORTEST:
+            return self._annotate(name, Heard(seconds, [], None, None, None), notes, "transcript")
+        counts = [len(each.streams.emotion) for each in encoded]
+        rows, parts = join_rows(spans, counts, frame_samples, self._count_frames(spans))
+        joined = zip(*(each.streams for each in encoded), strict=True)
+        streams = Streams(*(torch.cat(stream)[rows][None] for stream in joined))
+        passages = [Passage(text)] if isinstance(text, str) else text
+        words, emissions, told = self._place(streams, passages, seconds, label)
+        heard = []
+        for each, (begin, end) in zip(encoded, parts, strict=True):
+            if begin < end:
+                within = [(token, t - begin) for token, t in emissions if begin <= t < end]
+                path = TokenPath(*map(list, zip(*within, strict=True)) if within else ([], []), 0.0)
+                part = Streams(*(stream[:, begin:end] for stream in streams))
+                lens = torch.tensor([end - begin], device=self.device)
+                found = judge_frames(model, part, lens, [path])
+                [found] = judge_events(model, part, found, self.segment_decoder)
+                words_of = self.hparams.tokens.words(found.tokens)
+                heard.append(self._heard(found, words_of, each.samples / rate, each.silent))
+        parts = [
+            (begin * frame_samples, end * frame_samples) for begin, end in parts if begin < end
+        ]
+        parts[-1] = parts[-1][0], spans[-1][1]
+        joined = join(parts, heard, rate, frame_samples, len(rows))
+        joined = joined._replace(words=[word[:3] for word in words], seconds=seconds)
+        annotation = self._annotate(name, joined, (*notes, *told), "transcript")
+        turns = [
+            Turn(each.start, seconds if each.end is None else each.end, each.speaker)
+            for each in passages
+            if each.speaker is not None
+        ]
+        if not turns:
+            return annotation
+        annotation = name_speakers(annotation, turns)
+        return replace(  # whoever speaks at the same time
+            annotation,
+            words=tuple(
+                word._replace(speaker=speaker)
+                for word, (*_, speaker) in zip(annotation.words, words, strict=True)
+            ),
+        )
+
+    def _place(self, streams, passages, seconds, label):
+        """Align the words of passages with encoder streams [1, T, D].
+
+        Returns
+        -------
+        list, list, list[str]
+            (text, start, end, speaker) of each word; (token, frame) of each token; notes. The first
+            two by time.
+        """
+        frame_duration, tokens = self.mods.frontend.frame_duration, self.hparams.tokens
+        words, emissions, unspelled, implausible = [], [], [], []
+        check_passages(passages, seconds, label)
+        for passage in passages:
+            until = seconds if passage.end is None else min(passage.end, seconds)
+            count = streams.emotion.size(1)
+            begin = min(round(passage.start / frame_duration), count - 1)
+            end = count if until == seconds else round(until / frame_duration)
+            end = min(max(end, begin + 1), count)
+            spelling = spell(passage.text, tokens, self.language)
+            if (end - begin) * len(spelling.tokens) > MOST_NODES:
+                raise InputError(
+                    f"{label}: {until - passage.start:.0f} s with {len(spelling.tokens)} tokens "
+                    "are too long to align at once. Give a TextGrid with utterances, or cut it."
+                )
+            part = Streams(*(stream[:, begin:end] for stream in streams))
+            frames, scores = align_tokens(self.mods.model, part, spelling.tokens)
+            offset = begin * frame_duration
+            limit = min(seconds, end * frame_duration) - offset
+            times = word_times(spelling.words, frames, frame_duration, limit)
+            for (word, first, last), (_, start, stop) in zip(spelling.words, times, strict=True):
+                span = (start + offset, stop + offset)
+                if passage.is_word:
+                    span = passage.start, until
+                words.append((word, *span, passage.speaker))
+                if first < last and sum(scores[first:last]) < IMPLAUSIBLE * (last - first):
+                    implausible.append(f"{word} at {span[0]:.2f} s")
+            if emissions and frames:  # the space between two passages, where tokens have one
+                emissions += [(token, begin + frames[0]) for token in tokens.encode(" ")]
+            emissions += zip(spelling.tokens, [begin + frame for frame in frames], strict=True)
+            unspelled += spelling.unspelled
+        notes = []
+        if unspelled:
+            notes.append(f"the model's tokens cannot spell {_count(unspelled)}")
+        if implausible:
+            notes.append(f"the recording may not have {_count(implausible)}")
+        words.sort(key=lambda word: word[1])
+        return words, sorted(emissions, key=lambda emission: emission[1]), notes
 
     @torch.no_grad()
-    def _hear(self, wavs, wav_lens):
-        """What the model makes of waveforms, list[Heard]."""
+    def _encode(self, wavs, wav_lens):
+        """Encode waveforms.
+
+        Returns
+        -------
+        (Streams, Tensor, Tensor, Tensor, Tensor)
+            [B, T, D] each; [B] frames; [B] samples; [B] whether a waveform is silent; and the front
+            end's features.
+        """
         frontend, model = self.mods.frontend, self.mods.model
         if (dtype := next(model.parameters()).dtype) != torch.float32:  # as SpeechBrain's Fbank is
             raise InputError(f"model: weights are {dtype}. Call model.float() first.")
@@ -387,7 +577,13 @@ class EmotionTransducer(Pretrained):
         shortest = int(SHORTEST * frontend.sample_rate)
         wavs = torch.nn.functional.pad(wavs, (0, max(0, shortest - wavs.size(1))))
         features, frame_lens = frontend(wavs, samples.clamp(min=shortest) / wavs.size(1))
-        encoded = model.encode(features, frame_lens)
+        return model.encode(features, frame_lens), frame_lens, samples, silent, features
+
+    @torch.no_grad()
+    def _hear(self, wavs, wav_lens):
+        """What the model makes of waveforms, list[Heard]."""
+        frontend, model = self.mods.frontend, self.mods.model
+        encoded, frame_lens, samples, silent, features = self._encode(wavs, wav_lens)
         hypotheses = [
             best
             for (best,) in search(
@@ -406,8 +602,8 @@ class EmotionTransducer(Pretrained):
             rows = [row for row, each in enumerate(hypotheses) if each.tokens and not silent[row]]
             texts = self._ask_whisper(wavs, samples, features, rows)
             spelled = [spell(text, self.hparams.tokens, self.language) for text in texts]
-            words = [words for _, words in spelled]
-            paths = [TokenPath(ids, [], 0.0) for ids, _ in spelled]
+            words = [each.words for each in spelled]
+            paths = [TokenPath(each.tokens, [], 0.0) for each in spelled]
             paths = align(model, encoded, frame_lens, paths)
             hypotheses = judge_frames(model, encoded, frame_lens, paths)
         hypotheses = judge_events(model, encoded, hypotheses, self.segment_decoder)
@@ -446,6 +642,33 @@ class EmotionTransducer(Pretrained):
             labels = self.segment_decoder.labels(of_frames, hypothesis.event_log_probs)
         times = word_times(words, hypothesis.frames, frame_duration, seconds)
         return Heard(seconds, times, of_frames, labels, of_utterance)
+
+
+def _check_batch(wavs, wav_lens):
+    """Waveforms [B, S] and relative lengths [B] of what somebody gives."""
+    wavs = torch.as_tensor(wavs)
+    shape = list(wavs.shape)
+    wavs = wavs[None] if wavs.dim() == 1 else wavs
+    if wavs.dim() != 2 or not wavs.numel() or not wavs.is_floating_point():
+        raise InputError(
+            f"wavs: {wavs.dtype} of shape {shape}. Give floating-point samples from -1 to 1, "
+            "[S] or [B, S], none of them 0."
+        )
+    lens = torch.ones(len(wavs)) if wav_lens is None else torch.as_tensor(wav_lens)
+    if lens.shape != (len(wavs),) or not ((lens > 0) & (lens <= 1)).all():
+        raise InputError(
+            f"wav_lens: {lens.tolist()} for {len(wavs)} waveforms. Give each a share of the "
+            "longest, above 0 and up to 1."
+        )
+    return wavs, lens
+
+
+def _count(names):
+    """How many words there are, and the first of them (str)."""
+    more = len(names) - SHOWN_PROBLEMS
+    rest = f" and {more} more" if more > 0 else ""
+    number = "1 word" if len(names) == 1 else f"{len(names)} words"
+    return f"{number}: {', '.join(names[:SHOWN_PROBLEMS])}{rest}"
 
 
 def _text(heard):

@@ -157,14 +157,7 @@ def join(spans, results, sample_rate, frame_samples, frame_count):
     rows = labels = utterance = None
     if results[0].frame_log_probs is not None:
         counts = [len(result.frame_log_probs) for result in results]
-        # The left window may have no row for its last frame, which the right window then has.
-        ends = [
-            max(min(end, left + count), right)
-            for end, left, count, right in zip(ends, firsts, counts, firsts[1:], strict=False)
-        ]
-    bounds = np.maximum.accumulate([0, *ends, frame_count]).clip(max=frame_count).tolist()
-    parts = list(pairwise(bounds))
-    if results[0].frame_log_probs is not None:
+        parts = _parts(firsts, ends, counts, frame_count)
         source = _source_rows(firsts, counts, parts)
         rows = torch.cat([result.frame_log_probs for result in results])[source]
         labels = [label for result in results for label in result.labels]
@@ -176,6 +169,50 @@ def join(spans, results, sample_rate, frame_samples, frame_count):
         ).log()
     words = [(text, a / sample_rate, b / sample_rate) for text, a, b in _parted(words)]
     return Heard(spans[-1][1] / sample_rate, words, rows, labels, utterance)
+
+
+def join_rows(spans, counts, frame_samples, frame_count):
+    """Say which rows of the windows make one row for each frame of a recording.
+
+    Windows that overlap meet in the middle of their overlap.
+
+    Arguments
+    ---------
+    spans, frame_samples, frame_count
+        As for ``join``.
+    counts : sequence of int
+        Number of rows of each window.
+
+    Returns
+    -------
+    (list[int], list[tuple[int, int]])
+        For each frame, its row among the rows of all windows; and for each window, the first frame
+        that it gives and the one after the last.
+
+    Example
+    -------
+    >>> join_rows([(0, 1600), (960, 2560)], [5, 5], 320, 8)
+    ([0, 1, 2, 3, 6, 7, 8, 9], [(0, 4), (4, 8)])
+    """
+    firsts = [start // frame_samples for start, _ in spans]
+    ends = [
+        (max(start, before) + min(left_end, end)) // 2 // frame_samples
+        for (before, left_end), (start, end) in pairwise(spans)
+    ]
+    parts = _parts(firsts, ends, counts, frame_count)
+    return _source_rows(firsts, counts, parts), parts
+
+
+def _parts(firsts, ends, counts, frame_count):
+    """Frames (first, end) that each window gives, where the left one of two ends at ``ends``."""
+    # The left window may have no row for its last frame, which the right window then has.
+    ends = [
+        max(min(end, left + count), right)
+        for end, left, count, right in zip(ends, firsts, counts, firsts[1:], strict=False)
+    ]
+    return list(
+        pairwise(np.maximum.accumulate([0, *ends, frame_count]).clip(max=frame_count).tolist())
+    )
 
 
 def _source_rows(firsts, counts, parts):

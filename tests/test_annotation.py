@@ -6,10 +6,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ent_brain.annotation import Annotation, Heard, Word, annotate
+from ent_brain.annotation import Annotation, Heard, Speaker, SpokenSegment, Word, annotate
 from ent_brain.emotions import PUBLISHED
 from ent_brain.errors import InputError
 from ent_brain.segments import Segment
+from ent_brain.speakers import Turn, join_channels, name_speakers, read_rttm, turns_of
 
 emotions = st.sampled_from(PUBLISHED.names)
 texts = st.text("ABC'<>&\"É", min_size=1, max_size=12)
@@ -95,12 +96,92 @@ def test_no_time_lies_after_the_audio():
     assert annotate("click", heard, 0.02, PUBLISHED).segments == (Segment(0.0, 0.0001, "neutral"),)
 
 
+def test_turns_give_words_and_segments_their_speakers():
+    said = dataclasses.replace(
+        SILENCE,
+        emotions=("sad", "neutral"),
+        duration=4.0,
+        words=tuple(Word("W", *span, "sad", 0.9) for span in ((0.1, 0.9), (0.9, 2.0), (3.2, 3.4))),
+        segments=(Segment(0.0, 1.5, "sad"), Segment(1.5, 3.0, "neutral"), Segment(3.0, 4.0, "sad")),
+    )
+    turns = [Turn(0.0, 1.2, "bo"), Turn(1.0, 2.5, "anna"), Turn(2.6, 2.8, "bo")]
+    named = name_speakers(said, turns)
+    assert [word.speaker for word in named.words] == ["bo", "anna", None]
+    assert named.segments == (
+        SpokenSegment(0.0, 1.5, "sad", "bo"),
+        SpokenSegment(1.5, 3.0, "neutral", "anna"),
+        SpokenSegment(3.0, 4.0, "sad", None),
+    )
+    assert named.speakers == (Speaker("anna", (0.5, 1.0)), Speaker("bo", (1.2, 0.2)))
+    assert named.to_dict()["speakers"][1]["seconds"] == {"sad": 1.2, "neutral": 0.2}
+    assert Annotation.from_json(named.to_json()) == named
+
+
+def test_channels_become_the_speakers_of_one_recording():
+    left = Annotation(
+        name="call.1",
+        duration=1.0,
+        text="ONE THREE",
+        emotions=("sad", "neutral"),
+        neutral="neutral",
+        emotion="neutral",
+        probabilities=(0.3, 0.7),
+        words=(Word("ONE", 0.0, 0.3, "sad", 0.9), Word("THREE", 0.5, 0.9, "sad", 0.9)),
+        segments=(Segment(0.0, 0.4, "sad"), Segment(0.4, 1.0, "neutral")),
+        frame_duration=0.5,
+        frame_probabilities=((0.9, 0.1), (0.2, 0.8)),
+        notes=("noise",),
+    )
+    right = dataclasses.replace(
+        left,
+        words=(Word("TWO", 0.2, 0.6, "sad", 0.9),),
+        probabilities=(0.9, 0.1),
+        segments=(Segment(0.0, 1.0, "sad"),),
+        frame_probabilities=((0.8, 0.2), (0.7, 0.3)),
+    )
+    call = join_channels("call", [left, right])
+    assert (call.name, call.text, call.notes) == ("call", "ONE TWO THREE", ("noise",))
+    assert [word.speaker for word in call.words] == ["channel1", "channel2", "channel1"]
+    assert (call.emotion, call.probabilities) == ("sad", (0.6, 0.4))
+    assert call.speakers == (
+        Speaker("channel1", (0.4, 0.6), left.frame_probabilities),
+        Speaker("channel2", (1.0, 0.0), right.frame_probabilities),
+    )
+    assert [segment.speaker for segment in call.segments] == ["channel1", "channel2", "channel1"]
+    assert Annotation.from_json(call.to_json()) == call
+
+
+def test_turns_are_read_from_rttm(tmp_path):
+    path = tmp_path / "a.rttm"
+    path.write_text(
+        "SPKR-INFO a 1 <NA> <NA> <NA> unknown bo <NA>\n"
+        "SPEAKER a 1 2.5 0.5 <NA> <NA> bo <NA> <NA>\n"
+        "SPEAKER b%20c 1 0 1 <NA> <NA> SPEAKER_00 <NA> <NA>\n"
+        "SPEAKER a 1 0.25 0.5 <NA> <NA> anna <NA> <NA>\n"
+    )
+    turns = read_rttm(path)
+    assert turns == {
+        "a": (Turn(0.25, 0.75, "anna"), Turn(2.5, 3.0, "bo")),
+        "b c": (Turn(0.0, 1.0, "SPEAKER_00"),),
+    }
+    assert turns_of("folder/b c", turns, path) == turns["b c"]
+    with pytest.raises(InputError, match=r"d: no turns in .*a\.rttm\. Add them"):
+        turns_of("d", turns, path)
+    for line in ("SPEAKER a 1 x 0.5 <NA> <NA> bo", "SPEAKER a 1 -1 2 <NA> <NA> bo", "SPEAKER a"):
+        path.write_text(f"SPEAKER a 1 0 1 <NA> <NA> bo <NA> <NA>\n{line}\n")
+        with pytest.raises(InputError, match=r"a\.rttm: line 2: not SPEAKER NAME"):
+            read_rttm(path)
+    path.write_text("\n")
+    with pytest.raises(InputError, match="has no turn of a speaker"):
+        read_rttm(path)
+
+
 def test_files_are_written_beside_one_another(tmp_path):
     paths = SILENCE.write(tmp_path / "new", ["json", "webvtt"])
     assert [path.name for path in paths] == ["silence.json", "silence.vtt"]
     assert Annotation.from_json(paths[0].read_text()) == SILENCE
     [path] = SILENCE.write(tmp_path, ["csv"], "talk")
-    assert path.read_bytes() == b"word,start,end,emotion,probability\n"
+    assert path.read_bytes() == b"word,start,end,emotion,probability,speaker\n"
 
 
 def test_an_unknown_format_is_refused(tmp_path):

@@ -268,10 +268,44 @@ def test_channels_are_annotated_alone(model, tmp_path, capsys):
     assert problem == f"error: {path}: has no channel 3: give one from 1 to 2"
     assert run(*asked, "0") == 1
     assert capsys.readouterr().err == "error: --channel: '0': give a number from 1 on, or each\n"
+    said = Annotation.from_json((tmp_path / "out" / "call.json").read_text())
+    assert [path.name for path in (tmp_path / "out").glob("*.json")] == ["call.json"]
+    assert said.name == "call"
     for number, alone in enumerate(expected, 1):
-        said = Annotation.from_json((tmp_path / "out" / f"call.channel{number}.json").read_text())
-        assert (said.name, said.words) == (f"call.channel{number}", alone.words)
-    assert len(list((tmp_path / "out").glob("*.json"))) == 2
+        own = [word for word in said.words if word.speaker == f"channel{number}"]
+        assert tuple(word._replace(speaker=None) for word in own) == alone.words
+        assert said.speakers[number - 1].frame_probabilities == alone.frame_probabilities
+        assert sum(said.speakers[number - 1].seconds) == pytest.approx(0.6)
+    assert len(said.words) == sum(len(alone.words) for alone in expected)
+
+
+def test_turns_of_an_rttm_name_the_speakers(model, tmp_path, capsys):
+    write(tmp_path / "in" / "a.wav")
+    write(tmp_path / "in" / "long.wav", 5.0)
+    write(tmp_path / "in" / "other.wav")
+    rttm = tmp_path / "turns.rttm"
+    lines = ["a 1 0.1 0.2 <NA> <NA> bo", "long 1 0 4.5 <NA> <NA> anna", "a 1 0.3 0.1 <NA> <NA> cy"]
+    rttm.write_text("".join(f"SPEAKER {line} <NA> <NA>\n" for line in lines))
+    asked = ("annotate", tmp_path / "in", "--model", model, "--quiet", "--speakers", rttm)
+    assert run(*asked, "--out", tmp_path / "out") == 1
+    said = [
+        Annotation.from_json((tmp_path / "out" / f"{n}.json").read_text()) for n in ["a", "long"]
+    ]
+    assert [[speaker.name for speaker in each.speakers] for each in said] == [
+        ["bo", "cy"],
+        ["anna"],
+    ]
+    totals = [sum(speaker.seconds) for each in said for speaker in each.speakers]
+    assert totals == pytest.approx([0.2, 0.1, 4.5], abs=1e-3)
+    assert capsys.readouterr().err.splitlines()[0] == (
+        f"error: other: no turns in {rttm}. Add them under this name."
+    )
+    rttm.write_text(rttm.read_text().replace("anna", "Anna"))
+    assert run(*asked, "--out", tmp_path / "out") == 1
+    again = Annotation.from_json((tmp_path / "out" / "long.json").read_text())
+    assert [speaker.name for speaker in again.speakers] == ["Anna"]
+    assert run(*asked, "--channel", "each") == 1
+    assert "error: --speakers: --channel each names the speakers." in capsys.readouterr().err
 
 
 def test_results_that_are_out_of_date_are_made_again(model, tmp_path):

@@ -1,6 +1,7 @@
 """Each format is read by a library that others read it with, or by a parser of its own."""
 
 import csv
+import dataclasses
 import re
 from html import unescape
 from urllib.parse import unquote
@@ -9,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ent_brain.annotation import Annotation, Word
+from ent_brain.annotation import Annotation, Speaker, SpokenSegment, Word
 from ent_brain.formats import FORMATS, describe_formats
 from ent_brain.segments import Segment
 
@@ -257,6 +258,7 @@ def test_tables_by_csv(annotation, tmp_path_factory):
             "end": f"{word.end:.4f}",
             "emotion": word.emotion,
             "probability": "0.5",
+            "speaker": "",
         }
         for word in annotation.words
         if on_one_line(word.text)
@@ -273,7 +275,65 @@ def test_tables_by_csv(annotation, tmp_path_factory):
 
 def test_a_table_of_words_without_emotions():
     table = FORMATS["csv"].serialize(example([("OH", 0.1, 0.3, None, None)]))
-    assert table == "word,start,end,emotion,probability\nOH,0.1000,0.3000,,\n"
+    assert table == "word,start,end,emotion,probability,speaker\nOH,0.1000,0.3000,,,\n"
+
+
+def two_speakers():
+    """Words and segments of two speakers that overlap."""
+    words = [
+        ("ONE", 0.1, 1.0, "sad", 0.9, "a:b"),
+        ("TWO", 0.5, 1.2, "neutral", 0.8, "<c>"),
+        ("NOBODY", 1.5, 1.8, "sad", 0.9),
+    ]
+    segments = (SpokenSegment(0.0, 2.0, "sad", "a:b"), SpokenSegment(0.0, 2.0, "sad", "<c>"))
+    speakers = (
+        Speaker("a:b", (2.0, 0.0), ((0.75, 0.25),)),
+        Speaker("<c>", (2.0, 0.0), ((0.5, 0.5),)),
+    )
+    return dataclasses.replace(
+        example(words, 2.0, segments), emotions=("sad", "neutral"), speakers=speakers
+    )
+
+
+def test_captions_of_speakers_overlap_and_name_them():
+    assert FORMATS["webvtt"].serialize(two_speakers()).split("\n\n") == [
+        "WEBVTT",
+        "00:00:00.100 --> 00:00:01.000\n<v a:b><c.sad>[sad]</c> ONE",
+        "00:00:00.500 --> 00:00:01.200\n<v &lt;c&gt;><c.neutral>[neutral]</c> TWO",
+        "00:00:01.500 --> 00:00:01.800\n<c.sad>[sad]</c> NOBODY\n",
+    ]
+    assert read_srt(FORMATS["srt"].serialize(two_speakers())) == [
+        (0.1, 1.0, "a:b: [sad] ONE"),
+        (0.5, 1.2, "<c>: [neutral] TWO"),
+        (1.5, 1.8, "[sad] NOBODY"),
+    ]
+
+
+def test_each_speaker_has_tiers(tmp_path):
+    textgrid = pytest.importorskip("praatio.textgrid")
+    elan = pytest.importorskip("pympi.Elan")
+    kinds = ("words", "word emotions", "emotions")
+    names = [*kinds, *(f"{name} - {kind}" for name in ("a:b", "<c>") for kind in kinds)]
+    paths = two_speakers().write(tmp_path, ["textgrid", "eaf"])
+    grid = textgrid.openTextgrid(str(paths[0]), includeEmptyIntervals=False)
+    assert list(grid.tierNames) == names
+    assert [tuple(entry) for entry in grid.getTier("a:b - words").entries] == [(0.1, 1.0, "ONE")]
+    assert [tuple(entry) for entry in grid.getTier("<c> - emotions").entries] == [(0, 2.0, "sad")]
+    read = elan.Eaf(str(paths[1]))
+    assert list(read.get_tier_names()) == names
+    assert read.get_annotation_data_for_tier("<c> - words") == [(500, 1200, "TWO")]
+
+
+def test_lines_and_tables_name_the_speakers():
+    said = two_speakers()
+    labels = [line.split()[7] for line in FORMATS["rttm"].serialize(said).splitlines()]
+    assert labels == ["a%3Ab:sad", "<c>:sad"]
+    table = list(csv.DictReader(FORMATS["csv"].serialize(said).splitlines()))
+    assert [row["speaker"] for row in table] == ["a:b", "<c>", ""]
+    assert FORMATS["frames.csv"].serialize(said) == (
+        "start,end,sad,neutral,speaker\n0.0000,0.0400,0.75,0.25,a:b\n0.0000,0.0400,0.5,0.5,<c>\n"
+    )
+    assert "0.500000\t1.200000\t<c>: TWO\n" in FORMATS["audacity"].serialize(said)
 
 
 @pytest.mark.parametrize("duration", [0.0001, 0.0009, 0.5])
