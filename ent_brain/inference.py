@@ -94,6 +94,7 @@ class EmotionTransducer(Pretrained):
     HPARAMS_NEEDED = ["modules", "tokens", "emotions", "neutral", *SETTINGS]
     MODULES_NEEDED = ["frontend", "model"]
     whisper = None
+    language = "en"
     """Whisper's decoder (WhisperDecoder), if it writes the words."""
 
     def __init__(self, *args, **kwargs):
