@@ -21,13 +21,14 @@ from typing import NamedTuple
 import torch
 from tqdm import tqdm
 
+from ent_brain.annotation import Annotation
 from ent_brain.audio import ENDINGS, OTHER_ENDINGS, STDIN, scan_audio
 from ent_brain.errors import SHOWN_PROBLEMS, InputError, exit_on_input_error
 from ent_brain.export import find_model
 from ent_brain.formats import FORMATS, describe_formats
 from ent_brain.inference import EmotionTransducer
 from ent_brain.manifest import DATA_ROOT, check_id, path_inside, read_entries
-from ent_brain.page import write_report
+from ent_brain.page import Utterance, write_recordings, write_report
 from ent_brain.processes import gather, take_turns
 from ent_brain.settings import check_device
 from ent_brain.windows import read_windows
@@ -35,6 +36,9 @@ from ent_brain.windows import read_windows
 INDEX = "recordings.jsonl"
 """In the output folder: a line for each recording that was annotated, with its file, the formats
 that were written, and its stamp."""
+
+PAGE_FORMAT, RECORDINGS_PAGE = "html", "recordings.html"
+"""Format of a page for all recordings of a call, and its name in the output folder."""
 
 STAMP = ("audio", "model", "settings")
 """Keys of a stamp. The first two are digests. Results with another stamp are out of date."""
@@ -55,7 +59,7 @@ standard input.
 With --out each recording becomes one file a format there, under the name that it has in its folder
 or manifest, and with its ending where only that tells two apart. Results that are there already are
 kept if the recording, the model and --channel are the same. Without --out the text goes to standard
-output: a line of JSON each.
+output: a line of JSON each. The format html is one page of all recordings, made of their JSON.
 
 Channels are mixed. --channel each annotates every channel alone, as NAME.channel1 and so on.
 """
@@ -65,6 +69,7 @@ examples:
   ent-brain annotate speech.wav --model demo/ent/pretrained
   ent-brain annotate recordings/ --model MODEL --out said --format json,textgrid,webvtt
   ent-brain annotate call.wav --model MODEL --out said --channel each
+  ent-brain annotate calls/ --model MODEL --out said --format html --channel each
   curl URL | ent-brain annotate - --model MODEL --format webvtt
   torchrun --nproc_per_node 4 -m ent_brain.cli annotate recordings/ --model MODEL --out said
 """
@@ -113,7 +118,8 @@ def _parser():
         "annotate",
         help="words, emotions and their times of recordings",
         description=ANNOTATE,
-        epilog=f"formats:\n{describe_formats()}\n\n{EXAMPLES}",
+        epilog=f"formats:\n{describe_formats()}\n  {PAGE_FORMAT:<12}{RECORDINGS_PAGE:<17}"
+        f"one page of all recordings, with a player\n\n{EXAMPLES}",
         **look,
     )
     command.add_argument("files", nargs="+", metavar="FILES", help="files, folders, manifests or -")
@@ -161,6 +167,12 @@ def annotate(options):
     formats, channel = _formats(options.format), _channel(options.channel)
     if options.out is None and len(formats) > 1:
         raise InputError("--format: several formats need --out, a folder to write them to")
+    has_page = PAGE_FORMAT in formats
+    if options.out is None and has_page:
+        raise InputError(f"--format: {PAGE_FORMAT} needs --out, a folder to write the page to")
+    if has_page:  # the page is made of the recordings' JSON
+        formats = list(dict.fromkeys(["json", *formats]))
+        formats.remove(PAGE_FORMAT)
     with tempfile.TemporaryDirectory() as scratch:
         recordings = find_recordings(options.files, options.data_root, Path(scratch))
         rank, processes = (int(os.environ.get(k, d)) for k, d in (("RANK", 0), ("WORLD_SIZE", 1)))
@@ -197,7 +209,9 @@ def annotate(options):
             rest = ", run the same command again for the rest" if options.out else ""
             message = f"{done} of {len(recordings)} recordings were annotated{rest}"
             raise KeyboardInterrupt(message) from None
-    found, failed = _of_all_processes(found, failed)
+        found, failed = _of_all_processes(found, failed)
+        if has_page and not rank:
+            _write_page(options, [each for one in there for each in _channels(one, channel)])
     if failed and not rank:
         raise InputError(
             f"{len(failed)} of {found} recordings failed: {_first(failed)}: see above; the rest is "
@@ -407,9 +421,9 @@ def _problem(recording, error):
 def _formats(text):
     formats = [name.strip() for name in text.split(",")]
     for name in formats:
-        if name not in FORMATS:
-            near = difflib.get_close_matches(name, FORMATS, 1)
-            remedy = f"did you mean {near[0]}?" if near else f"use some of {', '.join(FORMATS)}"
+        if name not in (known := [*FORMATS, PAGE_FORMAT]):
+            near = difflib.get_close_matches(name, known, 1)
+            remedy = f"did you mean {near[0]}?" if near else f"use some of {', '.join(known)}"
             raise InputError(f"--format: unknown format {name!r}: {remedy}")
     return formats
 
@@ -490,6 +504,34 @@ def _write(folder, recording, annotation, formats):
     with (folder / INDEX).open("a", encoding="utf-8") as index:
         index.write(line + "\n")
     return None
+
+
+def _write_page(options, recordings):
+    """Write the page of the recordings that have been annotated, now or before."""
+    folder = options.out
+    paths = [folder / f"{recording.name}.json" for recording in recordings]
+    there = map(os.path.exists, paths)  # Path.exists raises where a name is too long
+    utterances = (
+        Utterance(
+            replace(_read_annotation(path), name=recording.name),
+            str(recording.path),
+            channel=recording.channel,
+        )
+        for recording, path, is_there in zip(recordings, paths, there, strict=True)
+        if is_there
+    )
+    title = f"Recordings in {folder.resolve().name}"
+    page = folder / RECORDINGS_PAGE
+    write_recordings(page, title, utterances, progressbar=not options.quiet)
+    print(page)
+
+
+def _read_annotation(path):
+    try:
+        return Annotation.from_json(path.read_text(encoding="utf-8"))
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
+        reason = f"damaged ({type(error).__name__})"
+        raise InputError(f"{path}: {reason}: give --overwrite to make it again") from error
 
 
 def _say(annotation, format_name):
