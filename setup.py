@@ -1,4 +1,4 @@
-"""Installation: ``pip install .``, with the extras ``demo`` and ``dev``."""
+"""Installation: ``pip install .``, with the extras ``app``, ``listen``, ``demo`` and ``dev``."""
 
 from pathlib import Path
 
@@ -41,9 +41,13 @@ setup(
         "tqdm",
     ],
     extras_require={
+        "app": ["gradio>=6,<7"],
+        "listen": ["sounddevice>=0.5"],
         "demo": ["espeakng-loader>=0.2.4"],
         "dev": [
+            "axe-core-python>=0.1",
             "espeakng-loader>=0.2.4",
+            "gradio>=6,<7",
             "hypothesis>=6",
             "praatio>=6",
             "pyannote.database>=6",

@@ -1,12 +1,14 @@
-"""Annotate recordings, show an evaluation, run the demo: the command line ``ent-brain``."""
+"""Annotate recordings, show a model or an evaluation: the command line ``ent-brain``."""
 
 import argparse
 import difflib
 import errno
 import hashlib
+import importlib
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -143,6 +145,20 @@ def _parser():
         "--quiet", action="store_true", help="no progress bar; notes and errors remain"
     )
     command.set_defaults(run=annotate)
+
+    command = commands.add_parser(
+        "app",
+        help="a page in the browser for recordings and the microphone",
+        description="Show a model in the browser. Needs: pip install 'ent_brain[app]'.",
+    )
+    command.add_argument("--model", required=True, help="folder, or hub name")
+    command.add_argument(
+        "--host", default="127.0.0.1", help="address to listen on (this computer alone)"
+    )
+    command.add_argument("--port", type=int, default=7860, help="(7860)")
+    command.add_argument("--minutes", type=float, default=60, help="longest recording (60)")
+    command.add_argument("--megabytes", type=float, default=500, help="largest file (500)")
+    command.set_defaults(run=app)
 
     command = commands.add_parser(
         "report",
@@ -537,6 +553,26 @@ def _read_annotation(path):
 def _say(annotation, format_name):
     text = FORMATS[format_name][1](annotation)
     print(json.dumps(json.loads(text)) if format_name == "json" else text, flush=True)
+
+
+def app(options):
+    """Show a model in the browser until Ctrl-C."""
+    serve = _import("app").serve
+    limits = options.minutes, options.megabytes
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit())  # which removes temporary files
+    print(f"http://{options.host}:{options.port}", "Ctrl-C ends it.", flush=True)
+    serve(options.model, options.host, options.port, *limits)
+    return 0
+
+
+def _import(name):
+    """Import a module of this package that needs the extra of its name."""
+    try:
+        return importlib.import_module(f"ent_brain.{name}")
+    except ModuleNotFoundError as error:
+        raise InputError(
+            f"{error.name}: is not installed. Run pip install 'ent_brain[{name}]'."
+        ) from error
 
 
 def report(options):

@@ -217,8 +217,9 @@ class EmotionTransducer(Pretrained):
         ---------
         path : str, Path or Audio
             ``-`` is standard input.
-        progressbar : bool
-            Whether to show one where the file is long.
+        progressbar : bool or callable
+            Whether to show one where the file is long. A callable gets the share that is done, from
+            0 to 1, after some windows each, and may raise an error to stop.
         channel : int, optional
             The channel to use, from 1 on. By default the channels are mixed.
 
@@ -275,7 +276,7 @@ class EmotionTransducer(Pretrained):
         seconds = audio.seconds
         stream = read_windows(audio, frontend.sample_rate, longest, frontend.frame_samples)
         spans, heard = [], []
-        hidden = not progressbar or seconds <= longest
+        hidden = progressbar is not True or seconds <= longest
         with tqdm(total=round(seconds), desc=audio.path.name, unit="s", disable=hidden) as bar:
             while windows := list(islice(stream, WINDOWS_AT_ONCE)):
                 wavs = [window.wav for window in windows]
@@ -284,6 +285,8 @@ class EmotionTransducer(Pretrained):
                 heard += self._hear(padded, lens / padded.size(1))
                 spans += [(window.start, window.start + len(window.wav)) for window in windows]
                 bar.update(round(spans[-1][1] / frontend.sample_rate) - bar.n)
+                if callable(progressbar):
+                    progressbar(min(1.0, spans[-1][1] / frontend.sample_rate / seconds))
         frames = frontend.count_frames(max(spans[-1][1], int(SHORTEST * frontend.sample_rate)))
         joined = join(spans, heard, frontend.sample_rate, frontend.frame_samples, frames)
         return _unless_too_short(joined)

@@ -324,6 +324,7 @@ def _describe(utterance, emotions):
         "targets": _indexed(emotions, targets) or None,
         "frames": np.round(255 * probabilities).astype(np.uint8).tobytes() or None,
         "frame": together * annotation.frame_duration,
+        "notes": annotation.notes,
     }
 
 

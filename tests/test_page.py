@@ -286,6 +286,13 @@ MANY = 1000
 @pytest.fixture(scope="module")
 def browser():
     """One Chromium for all tests, without a window."""
+    driver = start_chromium()
+    yield driver
+    driver.quit()
+
+
+def start_chromium(*flags):
+    """Start a Chromium without a window, or skip the test."""
     webdriver = pytest.importorskip("selenium.webdriver")
     names = ("chromium", "chromium-browser", "google-chrome", "chrome")
     chromium = next(filter(None, map(shutil.which, names)), None)
@@ -294,13 +301,11 @@ def browser():
         pytest.skip("no Chromium with its chromedriver")
     options = webdriver.ChromeOptions()
     options.binary_location = chromium
-    for flag in CHROMIUM_FLAGS:
+    for flag in CHROMIUM_FLAGS + flags:
         options.add_argument(flag)
     options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
     service = webdriver.ChromeService(executable_path=chromedriver)
-    driver = webdriver.Chrome(options=options, service=service)
-    yield driver
-    driver.quit()
+    return webdriver.Chrome(options=options, service=service)
 
 
 @pytest.fixture(scope="module")

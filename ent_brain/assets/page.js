@@ -335,7 +335,7 @@
   }
   byId("word-details").addEventListener("toggle", () => chosen && fillTable());
 
-  function tell({ target, emotion, probabilities, wrong, wer, eder, seconds, set }) {
+  function tell({ target, emotion, probabilities, wrong, wer, eder, seconds, set, notes }) {
     const parts = [];
     if (target !== null) parts.push(["target ", swatch(target), nameOf(target)]);
     if (emotion !== null) {
@@ -347,6 +347,7 @@
     parts.push([`${seconds.toFixed(2)} s`]);
     if (set) parts.push([set]);
     byId("told").replaceChildren(...parts.flatMap((part) => [make("span", {}, ...part), " "]));
+    byId("notes").textContent = notes.map((note) => `Note: ${note}.`).join(" ");
   }
 
   let address = null;
