@@ -54,6 +54,7 @@ watch("value", fit);
 
 CSS = """
 .gradio-container { max-width: 84rem !important; }
+.gradio-container .or { color: inherit; }
 #player iframe { width: 100%; border: 0; display: block; }
 #player iframe[hidden] { display: none; }
 """
@@ -237,7 +238,15 @@ def serve(
     if not isinstance(model, EmotionTransducer):
         model = EmotionTransducer.from_hparams(source=model)
     app = make_app(model, minutes=minutes)
-    system = ["system-ui", "sans-serif"], ["ui-monospace", "monospace"]  # no font is fetched
+    # No font is fetched, and white on the button can be read.
+    theme = gr.themes.Default(
+        primary_hue="blue", font=["system-ui", "sans-serif"], font_mono=["ui-monospace"]
+    ).set(
+        button_primary_background_fill="*primary_700",
+        button_primary_background_fill_dark="*primary_700",
+        button_primary_background_fill_hover="*primary_800",
+        button_primary_background_fill_hover_dark="*primary_800",
+    )
     try:
         return app.launch(
             server_name=host,
@@ -249,7 +258,7 @@ def serve(
             run_history=False,
             enable_monitoring=False,
             ssr_mode=False,
-            theme=gr.themes.Default(font=system[0], font_mono=system[1]),
+            theme=theme,
             css=CSS,
             **settings,
         )

@@ -21,6 +21,9 @@ from ent_brain.export import export  # noqa: E402
 from ent_brain.formats import FORMATS  # noqa: E402
 from ent_brain.inference import EmotionTransducer  # noqa: E402
 
+# Gradio's own call of pandas.
+pytestmark = pytest.mark.filterwarnings("ignore:.*no_silent_downcasting")
+
 RATE = 16000
 HOSTILE = "<img src=x onerror=alert(1)><script>.wav"
 MICROPHONE = ("--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream")
@@ -161,7 +164,7 @@ def test_nothing_is_left_when_the_page_is_closed(opened, served, tmp_path):
     assert list(served.folder.rglob("private.*"))
     opened.get("about:blank")
     until = time.time() + 20
-    while (left := [p for p in served.folder.rglob("private*")]) and time.time() < until:
+    while (left := list(served.folder.rglob("private*"))) and time.time() < until:
         time.sleep(0.1)
     assert not left
 
