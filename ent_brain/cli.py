@@ -13,7 +13,7 @@ import subprocess
 import sys
 import tempfile
 from collections import Counter
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import replace
 from datetime import timedelta
 from itertools import groupby
@@ -29,6 +29,7 @@ from ent_brain.errors import SHOWN_PROBLEMS, InputError, exit_on_input_error
 from ent_brain.export import find_model
 from ent_brain.formats import FORMATS, describe_formats
 from ent_brain.inference import EmotionTransducer
+from ent_brain.live import Listener, listen_to, microphone, standard_input
 from ent_brain.manifest import DATA_ROOT, check_id, path_inside, read_entries
 from ent_brain.page import Utterance, write_recordings, write_report
 from ent_brain.processes import gather, take_turns
@@ -64,6 +65,12 @@ kept if the recording, the model and --channel are the same. Without --out the t
 output: a line of JSON each. The format html is one page of all recordings, made of their JSON.
 
 Channels are mixed. --channel each annotates every channel alone, as NAME.channel1 and so on.
+"""
+
+LISTEN = """\
+Print each word of the microphone, a line of JSON with its times, its emotion and the emotion's
+probability, at most 2 s after it was said. Ctrl-C ends: the last words are printed, and with --out
+everything is written. The microphone needs: pip install 'ent_brain[listen]'.
 """
 
 EXAMPLES = """\
@@ -159,6 +166,24 @@ def _parser():
     command.add_argument("--minutes", type=float, default=60, help="longest recording (60)")
     command.add_argument("--megabytes", type=float, default=500, help="largest file (500)")
     command.set_defaults(run=app)
+
+    command = commands.add_parser(
+        "listen",
+        help="words and emotions while they are spoken",
+        description=LISTEN,
+    )
+    command.add_argument(
+        "source", nargs="?", choices=[STDIN], help="raw 16 kHz s16le audio on standard input"
+    )
+    command.add_argument("--model", required=True, help="folder, or hub name")
+    command.add_argument(
+        "--out", type=Path, metavar="DIR", help="where files are written at the end"
+    )
+    command.add_argument(
+        "--format", default="json", metavar="LIST", help="formats of annotate (json)"
+    )
+    command.add_argument("--name", default="live", help="name of the files (live)")
+    command.set_defaults(run=listen)
 
     command = commands.add_parser(
         "report",
@@ -562,6 +587,28 @@ def app(options):
     signal.signal(signal.SIGTERM, lambda *_: sys.exit())  # which removes temporary files
     print(f"http://{options.host}:{options.port}", "Ctrl-C ends it.", flush=True)
     serve(options.model, options.host, options.port, *limits)
+    return 0
+
+
+def listen(options):
+    """Print words while they are spoken, until Ctrl-C or the end of standard input."""
+    formats = _formats(options.format)
+    if PAGE_FORMAT in formats:
+        raise InputError(f"--format: {PAGE_FORMAT}: is for annotate. Name other formats.")
+    check_id(options.name)
+    if options.out is not None:
+        _make_folder(options.out)
+    listener = Listener(EmotionTransducer.from_hparams(options.model))
+    with ExitStack() as stack:
+        if options.source == STDIN:
+            chunks = standard_input()
+        else:
+            chunks = stack.enter_context(microphone(listener.sample_rate))
+        for words in listen_to(chunks, listener):
+            for word in words:
+                print(json.dumps(word._asdict(), ensure_ascii=False), flush=True)
+    if options.out is not None:
+        listener.annotate(options.name).write(options.out, formats)
     return 0
 
 
