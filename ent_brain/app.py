@@ -242,6 +242,9 @@ def serve(
     theme = gr.themes.Default(
         primary_hue="blue", font=["system-ui", "sans-serif"], font_mono=["ui-monospace"]
     ).set(
+        link_text_color_dark="*primary_200",
+        link_text_color_hover_dark="*primary_100",
+        link_text_color_visited_dark="*primary_200",
         button_primary_background_fill="*primary_700",
         button_primary_background_fill_dark="*primary_700",
         button_primary_background_fill_hover="*primary_800",

@@ -86,9 +86,9 @@ def test_an_uploaded_file_is_shown_played_and_downloaded(opened, model, tmp_path
     upload(opened, path)
     wait_for_player(opened)
     words = find(opened, "#words").find_elements("css selector", ".word")
-    assert len(words) == len(expected.words) > 3
-    words[2].click()
-    wait(opened, f"Math.abs(audio.currentTime - {expected.words[2].start}) < 0.02")
+    assert len(words) == len(expected.words) > 0
+    words[-1].click()
+    wait(opened, f"Math.abs(audio.currentTime - {expected.words[-1].start}) < 0.02")
     find(opened, "#play").click()
     wait(opened, "document.querySelector('.word[aria-current]')")
     opened.switch_to.default_content()
@@ -116,7 +116,7 @@ def test_a_broken_file_with_a_hostile_name_is_told_as_text(opened, tmp_path):
     path.write_text("no sound")
     upload(opened, path)
     wait(opened, "document.querySelector('.toast-body')")
-    assert "cannot be read" in find(opened, ".toast-body").text
+    assert "cannot be read" in find(opened, ".toast-body").get_property("textContent")
     assert not opened.find_elements("css selector", "img[src=x]")
     path.unlink()
     write(path)
@@ -133,7 +133,9 @@ def test_a_broken_file_with_a_hostile_name_is_told_as_text(opened, tmp_path):
 def test_a_recording_that_is_too_long_is_refused(opened, tmp_path):
     upload(opened, write(tmp_path / "long.wav", seconds=31))
     wait(opened, "document.querySelector('.toast-body')")
-    assert "lasts 0.5 minutes. Cut it to 0.5 minutes." in find(opened, ".toast-body").text
+    assert "lasts 0.5 minutes. Cut it to 0.5 minutes." in find(opened, ".toast-body").get_property(
+        "textContent"
+    )
 
 
 def test_an_annotation_can_be_cancelled(opened, served, tmp_path, monkeypatch):
