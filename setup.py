@@ -1,4 +1,4 @@
-"""Installation: ``pip install .``, with the extras ``demo``, ``dev`` and ``peers``."""
+"""Installation: ``pip install .``, with the extras app, demo, dev, listen and peers."""
 
 import re
 from pathlib import Path
@@ -46,10 +46,14 @@ setup(
         "tqdm",
     ],
     extras_require={
+        "app": ["gradio>=6,<7"],
+        "listen": ["sounddevice>=0.5"],
         "demo": ["espeakng-loader>=0.2.4"],
         "peers": ["faster-whisper>=1.1"],
         "dev": [
+            "axe-core-python>=0.1",
             "espeakng-loader>=0.2.4",
+            "gradio>=6,<7",
             "hypothesis>=6",
             "praatio>=6",
             "pyannote.database>=6",

@@ -97,7 +97,7 @@ class Annotation:
     notes: tuple[str, ...] = ()
     """What was noticed about the recording, a line each."""
     words_by: str = "model"
-    """Who wrote the words: ``model`` or ``transcript``."""
+    """Who wrote the words: ``model``, ``transcript`` or ``whisper``."""
     speakers: tuple[Speaker, ...] = ()
     """Those that are known."""
 

@@ -1,16 +1,18 @@
-"""Annotate recordings, show an evaluation, run the demo: the command line ``ent-brain``."""
+"""Annotate recordings, show a model or an evaluation: the command line ``ent-brain``."""
 
 import argparse
 import difflib
 import errno
 import hashlib
+import importlib
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
@@ -19,12 +21,15 @@ import torch
 from tqdm import tqdm
 
 from ent_brain import versions
-from ent_brain.audio import scan_audio
+from ent_brain.annotation import Annotation
+from ent_brain.audio import STDIN, scan_audio
 from ent_brain.errors import SHOWN_PROBLEMS, InputError, exit_on_input_error
 from ent_brain.export import OPEN_ENGLISH, find_model
 from ent_brain.formats import FORMATS, describe_formats
 from ent_brain.inference import WORDS, EmotionTransducer
-from ent_brain.page import write_report
+from ent_brain.live import Listener, listen_to, microphone, standard_input
+from ent_brain.manifest import check_id
+from ent_brain.page import Utterance, write_recordings, write_report
 from ent_brain.processes import gather, take_turns
 from ent_brain.recordings import find_recordings
 from ent_brain.settings import check_device
@@ -35,6 +40,9 @@ from ent_brain.windows import read_windows
 INDEX = "recordings.jsonl"
 """In the output folder: a line for each recording that was annotated, with its file, the formats
 that were written, and its stamp."""
+
+PAGE_FORMAT, RECORDINGS_PAGE = "html", "recordings.html"
+"""Format of a page for all recordings of a call, and its name in the output folder."""
 
 STAMP = ("audio", "model", "settings")
 """Keys of a stamp. The first two are digests. Results with another stamp are out of date."""
@@ -55,7 +63,7 @@ standard input.
 With --out each recording becomes one file a format there, under the name that it has in its folder
 or manifest, and with its ending where only that tells two apart. Results that are there already are
 kept if the recording, the model and --channel are the same. Without --out the text goes to standard
-output: a line of JSON each.
+output: a line of JSON each. The format html is one page of all recordings, made of their JSON.
 
 Channels are mixed. --channel each annotates every channel alone: the result has a speaker for
 each, channel1 and so on. --speakers names the speakers of words and segments by the turns in an
@@ -81,11 +89,18 @@ examples:
   ent-brain align recordings/ --table data.csv --model MODEL --out aligned
 """
 
+LISTEN = """\
+Print each word of the microphone, a line of JSON with its times, its emotion and the emotion's
+probability, at most 2 s after it was said. Ctrl-C ends: the last words are printed, and with --out
+everything is written. The microphone needs: pip install 'ent_brain[listen]'.
+"""
+
 EXAMPLES = """\
 examples:
   ent-brain annotate speech.wav --model demo/ent/pretrained
   ent-brain annotate recordings/ --model MODEL --out said --format json,textgrid,webvtt
   ent-brain annotate call.wav --model MODEL --out said --channel each
+  ent-brain annotate calls/ --model MODEL --out said --format html --channel each
   curl URL | ent-brain annotate - --model MODEL --format webvtt
   torchrun --nproc_per_node 4 -m ent_brain.cli annotate recordings/ --model MODEL --out said
 """
@@ -113,7 +128,7 @@ def _parser():
             "annotate",
             help="words, emotions and their times of recordings",
             description=ANNOTATE,
-            epilog=f"formats:\n{describe_formats()}\n\n{EXAMPLES}",
+            epilog=f"formats:\n{_describe_formats()}\n\n{EXAMPLES}",
             **look,
         )
     )
@@ -121,12 +136,44 @@ def _parser():
         "align",
         help="times and emotions of the words of transcripts",
         description=ALIGN,
-        epilog=f"formats:\n{describe_formats()}\n\n{ALIGN_EXAMPLES}",
+        epilog=f"formats:\n{_describe_formats()}\n\n{ALIGN_EXAMPLES}",
         **look,
     )
     command.add_argument("--table", type=Path, metavar="CSV", help="table of the transcripts")
     _add_annotate(command)
     command.set_defaults(run=align)
+
+    command = commands.add_parser(
+        "app",
+        help="a page in the browser for recordings and the microphone",
+        description="Show a model in the browser. Needs: pip install 'ent_brain[app]'.",
+    )
+    command.add_argument("--model", required=True, help="folder, or hub name")
+    command.add_argument(
+        "--host", default="127.0.0.1", help="address to listen on (this computer alone)"
+    )
+    command.add_argument("--port", type=int, default=7860, help="(7860)")
+    command.add_argument("--minutes", type=float, default=60, help="longest recording (60)")
+    command.add_argument("--megabytes", type=float, default=500, help="largest file (500)")
+    command.set_defaults(run=app)
+
+    command = commands.add_parser(
+        "listen",
+        help="words and emotions while they are spoken",
+        description=LISTEN,
+    )
+    command.add_argument(
+        "source", nargs="?", choices=[STDIN], help="raw 16 kHz s16le audio on standard input"
+    )
+    command.add_argument("--model", required=True, help="folder, or hub name")
+    command.add_argument(
+        "--out", type=Path, metavar="DIR", help="where files are written at the end"
+    )
+    command.add_argument(
+        "--format", default="json", metavar="LIST", help="formats of annotate (json)"
+    )
+    command.add_argument("--name", default="live", help="name of the files (live)")
+    command.set_defaults(run=listen)
 
     command = commands.add_parser(
         "report",
@@ -169,6 +216,11 @@ def _add_model_options(command):
     command.add_argument(
         "--language", default="en", metavar="CODE", help="that Whisper's decoder writes (en)"
     )
+
+
+def _describe_formats():
+    page = f"  {PAGE_FORMAT:<12}{RECORDINGS_PAGE:<17}one page of all recordings, with a player"
+    return f"{describe_formats()}\n{page}"
 
 
 def _add_annotate(command):
@@ -234,6 +286,12 @@ def annotate(options, *preparations):
         preparations = *preparations, add_turns
     if options.out is None and len(formats) > 1:
         raise InputError("--format: several formats need --out, a folder to write them to")
+    has_page = PAGE_FORMAT in formats
+    if options.out is None and has_page:
+        raise InputError(f"--format: {PAGE_FORMAT} needs --out, a folder to write the page to")
+    if has_page:  # the page is made of the recordings' JSON
+        formats = list(dict.fromkeys(["json", *formats]))
+        formats.remove(PAGE_FORMAT)
     with tempfile.TemporaryDirectory() as scratch:
         recordings = find_recordings(options.files, options.data_root, Path(scratch))
         rank, processes = (int(os.environ.get(k, d)) for k, d in (("RANK", 0), ("WORLD_SIZE", 1)))
@@ -278,7 +336,9 @@ def annotate(options, *preparations):
             rest = ", run the same command again for the rest" if options.out else ""
             message = f"{done} of {len(recordings)} recordings were annotated{rest}"
             raise KeyboardInterrupt(message) from None
-    found, failed = _of_all_processes(found, failed)
+        found, failed = _of_all_processes(found, failed)
+        if has_page and not rank:
+            _write_page(options, [each._replace(channel=channel) for each in there])
     if failed and not rank:
         raise InputError(
             f"{len(failed)} of {found} recordings failed: {_first(failed)}: see above; the rest is "
@@ -424,9 +484,9 @@ def _problem(recording, error):
 def _formats(text):
     formats = [name.strip() for name in text.split(",")]
     for name in formats:
-        if name not in FORMATS:
-            near = difflib.get_close_matches(name, FORMATS, 1)
-            remedy = f"did you mean {near[0]}?" if near else f"use some of {', '.join(FORMATS)}"
+        if name not in (known := [*FORMATS, PAGE_FORMAT]):
+            near = difflib.get_close_matches(name, known, 1)
+            remedy = f"did you mean {near[0]}?" if near else f"use some of {', '.join(known)}"
             raise InputError(f"--format: unknown format {name!r}: {remedy}")
     return formats
 
@@ -516,9 +576,79 @@ def _write(folder, recording, annotation, formats):
     return None
 
 
+def _write_page(options, recordings):
+    """Write the page of the recordings that have been annotated, now or before."""
+    folder = options.out
+    paths = [folder / f"{recording.name}.json" for recording in recordings]
+    there = map(os.path.exists, paths)  # Path.exists raises where a name is too long
+    utterances = (
+        Utterance(
+            replace(_read_annotation(path), name=recording.name),
+            str(recording.path),
+            channel=None if recording.channel == "each" else recording.channel,
+        )
+        for recording, path, is_there in zip(recordings, paths, there, strict=True)
+        if is_there
+    )
+    title = f"Recordings in {folder.resolve().name}"
+    page = folder / RECORDINGS_PAGE
+    write_recordings(page, title, utterances, progressbar=not options.quiet)
+    print(page)
+
+
+def _read_annotation(path):
+    try:
+        return Annotation.from_json(path.read_text(encoding="utf-8"))
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
+        reason = f"damaged ({type(error).__name__})"
+        raise InputError(f"{path}: {reason}: give --overwrite to make it again") from error
+
+
 def _say(annotation, format_name):
     text = FORMATS[format_name][1](annotation)
     print(json.dumps(json.loads(text)) if format_name == "json" else text, flush=True)
+
+
+def app(options):
+    """Show a model in the browser until Ctrl-C."""
+    serve = _import("app").serve
+    limits = options.minutes, options.megabytes
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit())  # which removes temporary files
+    print(f"http://{options.host}:{options.port}", "Ctrl-C ends it.", flush=True)
+    serve(options.model, options.host, options.port, *limits)
+    return 0
+
+
+def listen(options):
+    """Print words while they are spoken, until Ctrl-C or the end of standard input."""
+    formats = _formats(options.format)
+    if PAGE_FORMAT in formats:
+        raise InputError(f"--format: {PAGE_FORMAT}: is for annotate. Name other formats.")
+    check_id(options.name)
+    if options.out is not None:
+        _make_folder(options.out)
+    listener = Listener(EmotionTransducer.from_hparams(options.model))
+    with ExitStack() as stack:
+        if options.source == STDIN:
+            chunks = standard_input()
+        else:
+            chunks = stack.enter_context(microphone(listener.sample_rate))
+        for words in listen_to(chunks, listener):
+            for word in words:
+                print(json.dumps(word._asdict(), ensure_ascii=False), flush=True)
+    if options.out is not None:
+        listener.annotate(options.name).write(options.out, formats)
+    return 0
+
+
+def _import(name):
+    """Import a module of this package that needs the extra of its name."""
+    try:
+        return importlib.import_module(f"ent_brain.{name}")
+    except ModuleNotFoundError as error:
+        raise InputError(
+            f"{error.name}: is not installed. Run pip install 'ent_brain[{name}]'."
+        ) from error
 
 
 def report(options):

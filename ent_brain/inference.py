@@ -299,8 +299,9 @@ class EmotionTransducer(Pretrained):
         ---------
         path : str, Path or Audio
             ``-`` is standard input.
-        progressbar : bool
-            Whether to show one where the file is long.
+        progressbar : bool or callable
+            Whether to show one where the file is long. A callable gets the share that is done, from
+            0 to 1, after some windows each, and may raise an error to stop.
         channel : int, optional
             The channel to use, from 1 on. By default the channels are mixed.
 
@@ -427,7 +428,7 @@ class EmotionTransducer(Pretrained):
         frontend, longest = self.mods.frontend, self.hparams.longest_window
         seconds = audio.seconds
         stream = read_windows(audio, frontend.sample_rate, longest, frontend.frame_samples)
-        hidden = not progressbar or seconds <= longest
+        hidden = progressbar is not True or seconds <= longest
         with tqdm(total=round(seconds), desc=audio.path.name, unit="s", disable=hidden) as bar:
             while windows := list(islice(stream, WINDOWS_AT_ONCE)):
                 wavs = [window.wav for window in windows]
@@ -436,6 +437,8 @@ class EmotionTransducer(Pretrained):
                 yield windows, padded, lens / padded.size(1)
                 end = windows[-1].start + len(windows[-1].wav)
                 bar.update(round(end / frontend.sample_rate) - bar.n)
+                if callable(progressbar):
+                    progressbar(min(1.0, end / frontend.sample_rate / seconds))
 
     def _count_frames(self, spans):
         """Frames (int) of a recording that windows cover."""

@@ -1,12 +1,13 @@
-"""The page of an evaluation: one HTML file to look at, to listen to, and to pass on.
+"""The page of an evaluation or of recordings: one HTML file to look at, listen to and pass on.
 
 An evaluation leaves its ``results.json`` and, of every utterance, what was heard and what was to be
-heard (``write_utterances``); ``write_report`` makes the page of the two. The page fetches nothing
-but the sound that it links.
+heard (``write_utterances``); ``write_report`` makes the page of the two. ``write_recordings`` makes
+the page of annotated recordings. The page fetches nothing but the sound that it links.
 """
 
 import base64
 import hashlib
+import heapq
 import io
 import json
 import math
@@ -25,6 +26,7 @@ from speechbrain.utils.logger import get_logger
 from tqdm import tqdm
 
 from ent_brain.annotation import Annotation
+from ent_brain.audio import read_blocks, scan_audio
 from ent_brain.dataio import read_audio
 from ent_brain.errors import InputError
 from ent_brain.files import check_kinds, read_rows, whole_or_nothing
@@ -39,6 +41,9 @@ EVALUATE_AGAIN = "give the training's command again, which evaluates once more"
 EMBEDDED_BYTES = 16 * 2**20
 """Of MP3, some 50 minutes of speech: more is linked, so that the page opens at once. Every browser
 plays MP3 and goes to any place in it, which Chromium does not in a short FLAC."""
+
+MOMENTS, MOMENT_SECONDS = 10, 1.0
+"""Number of the strongest moments in a summary, and seconds over which strength is averaged."""
 
 POINTS = 1000
 """Of a waveform's outline and of the probabilities over time: no screen shows more."""
@@ -62,6 +67,8 @@ class Utterance:
     """WER and EDER in percent, those that were measured."""
     start: float | None = None
     """Seconds into a sound file that holds more than the recording."""
+    channel: int | None = None
+    """Channel that the recording is, from 1 on; None for the mix of all."""
 
     def __post_init__(self):
         """Refuse parts of other kinds (``TypeError``) or values (``ValueError``)."""
@@ -71,6 +78,7 @@ class Utterance:
             (str, [self.audio, self.test_set]),
             (dict, [self.rates]),
             (float | int | None, [self.start]),
+            (int | None, [self.channel]),
         )
         check_kinds((str, self.rates), (float | int, self.rates.values()))
 
@@ -84,6 +92,7 @@ def write_utterances(utterances, path):
                 "test_set": utterance.test_set,
                 "audio": str(utterance.audio),
                 "start": utterance.start,
+                "channel": utterance.channel,
                 "rates": utterance.rates,
                 "reference": None if reference is None else reference.to_dict(),
                 "annotation": utterance.annotation.to_dict(),
@@ -142,7 +151,37 @@ def write_report(folder, progressbar=True):
     return path
 
 
-def write_page(path, title, results, utterances, embedded_bytes=EMBEDDED_BYTES, progressbar=False):
+def write_recordings(path, title, recordings, embedded_bytes=EMBEDDED_BYTES, progressbar=False):
+    """Write a page of annotated recordings, with their summary and a player.
+
+    The summary has the seconds of each emotion, by speaker where they are known, and the
+    strongest moments: those whose emotion, averaged over a second, is most probable. Neutral counts
+    as no emotion.
+
+    Arguments
+    ---------
+    path, title, embedded_bytes, progressbar
+        As ``write_page`` takes them.
+    recordings : iterable of Utterance
+        Without references; their names differ.
+
+    Example
+    -------
+    >>> write_recordings(getfixture("tmp_path") / "recordings.html", "nothing yet", [])
+    """
+    summary = _Summary()
+    write_page(path, title, [], recordings, embedded_bytes, progressbar, summary)
+
+
+def write_page(
+    path,
+    title,
+    results,
+    utterances,
+    embedded_bytes=EMBEDDED_BYTES,
+    progressbar=False,
+    summary=None,
+):
     """Write a page with a table of results and a player of utterances, whole or not at all.
 
     Audio is part of the page, as MP3 of 16 kHz, until there is ``embedded_bytes`` of it; that of
@@ -159,6 +198,8 @@ def write_page(path, title, results, utterances, embedded_bytes=EMBEDDED_BYTES, 
         May be empty. The smallest test set is embedded first, so that it is so as a whole.
     embedded_bytes : int
     progressbar : bool
+    summary : _Summary, optional
+        What ``write_recordings`` adds.
 
     Example
     -------
@@ -170,13 +211,16 @@ def write_page(path, title, results, utterances, embedded_bytes=EMBEDDED_BYTES, 
     for utterance in utterances:
         emotions = _label_set(utterance)
         label_sets |= {emotions} - {None}
-        described.append((_describe(utterance, emotions), Path(utterance.audio), utterance.start))
+        if summary is not None:
+            summary.add(utterance)
+        described.append((_describe(utterance, emotions), utterance))
     if len(label_sets) > 1:
         sets = " and ".join(sorted(", ".join(emotions) for emotions in label_sets))
         raise InputError(f"{path}: utterances of several label sets ({sets}): make a page of each")
     emotions = next(iter(label_sets), None)
-    sizes = Counter(description["set"] for description, *_ in described)
+    sizes = Counter(description["set"] for description, _ in described)
     described.sort(key=lambda each: (sizes[each[0]["set"]], each[0]["set"], each[0]["id"]))
+    noun = "utterance" if summary is None else "recording"
     player = _asset("wavesurfer/wavesurfer.min.js")
     script = _asset("page.js")
     parts = {
@@ -186,6 +230,9 @@ def write_page(path, title, results, utterances, embedded_bytes=EMBEDDED_BYTES, 
         "emotions": _json(_looks(emotions) if emotions else []),
         "neutral": _json(emotions and emotions.neutral_index),
         "results": _json(_table(results)),
+        "summary": _json(summary and summary.to_dict(emotions)),
+        "noun": noun,
+        "nouns": f"{noun.capitalize()}s",
         "licence": escape(_asset("wavesurfer/LICENSE")),
         "player": player,
         "script": script,
@@ -196,20 +243,19 @@ def write_page(path, title, results, utterances, embedded_bytes=EMBEDDED_BYTES, 
     with whole_or_nothing(path) as partial, partial.open("w", encoding="utf-8") as file:
         file.write(_filled(before, parts))
         comma = ""
-        for description, audio, start in tqdm(described, desc=path.name, disable=not progressbar):
-            part = start, description["seconds"]
-            sound = _sound(audio, part, path.parent, left)
+        for description, utterance in tqdm(described, desc=path.name, disable=not progressbar):
+            sound = _sound(utterance, path.parent, left)
             kind = "linked" if sound["link"] else "embedded" if sound["audio"] else "missing"
-            kinds[kind].append(audio)
+            kinds[kind].append(utterance.audio)
             left = 0 if sound["link"] else left - len(sound["audio"] or b"")
             file.write(comma + _json({**description, **sound}))
             comma = ","
         if silent := kinds["missing"]:
             logger.warning(
-                f"{path}: without the sound of {len(silent)} utterances: {silent[0]} is not there "
+                f"{path}: without the sound of {len(silent)} {noun}s: {silent[0]} is not there "
                 "or cannot be read"
             )
-        parts["audio_note"] = escape(_audio_note(kinds, embedded_bytes))
+        parts["audio_note"] = escape(_audio_note(kinds, embedded_bytes, noun))
         file.write(_filled(after, parts))
 
 
@@ -278,6 +324,7 @@ def _describe(utterance, emotions):
         "targets": _indexed(emotions, targets) or None,
         "frames": np.round(255 * probabilities).astype(np.uint8).tobytes() or None,
         "frame": together * annotation.frame_duration,
+        "notes": annotation.notes,
     }
 
 
@@ -304,7 +351,7 @@ def _index(emotions, emotion):
 
 
 def _indexed(emotions, segments):
-    return [(start, end, emotions.index(emotion)) for start, end, emotion in segments]
+    return [(each.start, each.end, emotions.index(each.emotion)) for each in segments]
 
 
 def _pairs(target, predicted):
@@ -319,31 +366,118 @@ def _pairs(target, predicted):
     return pairs
 
 
-def _sound(audio, part, folder, left):
+def _sound(utterance, folder, left):
     """A recording's outline (``peaks``), and either the sound itself or a link to its file.
 
-    A part of a file is never a link, which would play all of the file.
+    A part of a file is never a link, which would play all of the file. A whole file is read block
+    by block, so that an hour needs no more memory than a minute.
     """
     sound = {"peaks": None, "audio": None, "link": None}
     try:
-        samples = read_audio(audio, SAMPLE_RATE, *part).numpy()
+        total, blocks = _open_sound(utterance)
+        outline = np.zeros(min(POINTS, total), dtype=np.float32)
+        edges = np.linspace(0, total, len(outline), endpoint=False).astype(int)
+        stream, done = io.BytesIO(), 0
+        mp3 = None
+        if left > 0 and "MP3" in soundfile.available_formats():  # some builds are without
+            mp3 = soundfile.SoundFile(stream, "w", SAMPLE_RATE, 1, format="MP3")
+        for block in blocks:
+            samples = block.numpy()[: total - done]
+            if not len(samples):
+                break
+            first = np.searchsorted(edges, done, "right") - 1
+            last = np.searchsorted(edges, done + len(samples))
+            starts = np.maximum(edges[first:last] - done, 0)
+            loudest = np.maximum.reduceat(np.abs(samples), starts)
+            outline[first:last] = np.maximum(outline[first:last], loudest)
+            done += len(samples)
+            if mp3 is not None and stream.tell() <= left:
+                mp3.write(samples)
     except InputError:
         return sound
-    edges = np.linspace(0, len(samples), min(POINTS, len(samples)), endpoint=False).astype(int)
-    outline = np.maximum.reduceat(np.abs(samples), edges)
-    sound["peaks"] = np.round(255 * outline / max(outline.max(), 1e-8)).astype(np.uint8).tobytes()
-    if left > 0 and "MP3" in soundfile.available_formats():  # some builds are without
-        stream = io.BytesIO()
-        soundfile.write(stream, samples, SAMPLE_RATE, format="MP3")
+    if mp3 is not None:
+        mp3.close()
         if len(stream.getvalue()) <= left:
             sound["audio"] = stream.getvalue()
-    if sound["audio"] is None and part[0] is None:
-        relative = Path(os.path.relpath(audio.resolve(), folder.resolve()))
+    sound["peaks"] = np.round(255 * outline / max(outline.max(), 1e-8)).astype(np.uint8).tobytes()
+    if sound["audio"] is None and utterance.start is None:
+        relative = Path(os.path.relpath(Path(utterance.audio).resolve(), folder.resolve()))
         sound["link"] = quote(relative.as_posix())
     return sound
 
 
-def _audio_note(kinds, embedded_bytes):
+def _open_sound(utterance):
+    """The number of a recording's samples at ``SAMPLE_RATE``, and its blocks of samples."""
+    if utterance.start is not None:
+        part = utterance.start, utterance.annotation.duration
+        samples = read_audio(utterance.audio, SAMPLE_RATE, *part)
+        return len(samples), iter([samples])
+    audio = scan_audio(utterance.audio, utterance.channel)
+    if audio.lost:
+        raise InputError(f"{audio.label}: {'; '.join(audio.notes)}")
+    return -(-audio.frames * SAMPLE_RATE // audio.samplerate), read_blocks(audio, SAMPLE_RATE)
+
+
+class _Summary:
+    """Seconds of each emotion, and the strongest moments, of recordings that come one by one."""
+
+    def __init__(self):
+        self._seconds = defaultdict(Counter)
+        self._moments = []
+
+    def add(self, recording):
+        annotation = recording.annotation
+        for segment in annotation.segments if not annotation.speakers else ():
+            self._seconds["all"][segment.emotion] += segment.end - segment.start
+        for speaker in annotation.speakers:
+            self._seconds[speaker.name].update(
+                dict(zip(annotation.emotions, speaker.seconds, strict=True))
+            )
+        moments = self._moments + list(_moments(annotation))
+        self._moments = heapq.nlargest(MOMENTS, moments, key=lambda moment: moment["strength"])
+
+    def to_dict(self, emotions):
+        """What the page's script needs to know, emotions by their indices."""
+        if emotions is None:
+            return None
+        seconds = [
+            (name, [self._seconds[name][emotion] for emotion in emotions])
+            for name in sorted(self._seconds)
+        ]
+        moments = [{**each, "emotion": emotions.index(each["emotion"])} for each in self._moments]
+        return {"seconds": seconds, "moments": moments}
+
+
+def _moments(annotation):
+    """The strongest moment of each segment that has an emotion."""
+    frame = annotation.frame_duration
+    width = max(1, round(MOMENT_SECONDS / frame))
+    of_channels = {each.name: each.frame_probabilities for each in annotation.speakers}
+    for segment in annotation.segments:
+        start, end, emotion = segment[:3]
+        rows = of_channels.get(getattr(segment, "speaker", None)) or annotation.frame_probabilities
+        if emotion == annotation.neutral:
+            continue
+        first = int(start / frame)
+        last = max(first + 1, round(end / frame))
+        values = np.array(rows[first:last])[:, annotation.emotions.index(emotion)]
+        if not len(values):
+            continue
+        # Sums of the frames up to each; a segment shorter than a moment counts as less strong.
+        sums = np.convolve(values, np.ones(width))[: len(values)]
+        best = int(sums.argmax())
+        since = max(start, (first + best + 1 - width) * frame)
+        until = min(end, (first + best + 1) * frame)
+        yield {
+            "id": annotation.name,
+            "start": round(since, 4),
+            "emotion": emotion,
+            "strength": float(sums[best] / width),
+            "text": " ".join(w.text for w in annotation.words if w.start < until and w.end > since),
+        }
+
+
+def _audio_note(kinds, embedded_bytes, noun):
     """Where the page has its sound from."""
     notes = {
         "embedded": "in this file",
@@ -352,7 +486,7 @@ def _audio_note(kinds, embedded_bytes):
         "missing": "missing, as it could not be read when the page was made",
     }
     return " ".join(
-        f"The sound of {len(kinds[kind])} utterance{'s' * (len(kinds[kind]) > 1)} is {note}."
+        f"The sound of {len(kinds[kind])} {noun}{'s' * (len(kinds[kind]) > 1)} is {note}."
         for kind, note in notes.items()
         if kinds[kind]
     )

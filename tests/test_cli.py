@@ -308,6 +308,36 @@ def test_turns_of_an_rttm_name_the_speakers(model, tmp_path, capsys):
     assert "error: --speakers: --channel each names the speakers." in capsys.readouterr().err
 
 
+def test_a_page_shows_all_recordings_of_the_folder(model, tmp_path, capsys):
+    for name in ("a/call.wav", "b/call.wav"):
+        path = write(tmp_path / "in" / name)
+        soundfile.write(path, np.stack([soundfile.read(path)[0]] * 2, 1), RATE)
+    (tmp_path / "in" / "broken.wav").write_text("no sound")
+    out = tmp_path / "out"
+    asked = ("annotate", tmp_path / "in", "--model", model, "--quiet", "--out", out)
+    channels = ("--channel", "each", "--format", "html")
+    assert run(*asked, *channels) == 1  # for the broken file; the page is there nevertheless
+    assert capsys.readouterr().out == f"{out / 'recordings.html'}\n"
+    text = (out / "recordings.html").read_text("utf-8")
+    data = text.split('<script type="application/json" id="data">')[1].split("</script>")[0]
+    data = json.loads(data)
+    names = [f"{folder}/call" for folder in "ab"]
+    assert [each["id"] for each in data["utterances"]] == names
+    assert [name for name, _ in data["summary"]["seconds"]] == ["channel1", "channel2"]
+    said = [Annotation.from_json((out / f"{name}.json").read_text()) for name in names]
+    for index, emotion in enumerate(said[0].emotions):
+        expected = sum(
+            segment.end - segment.start
+            for each in said
+            for segment in each.segments
+            if (segment.speaker, segment.emotion) == ("channel1", emotion)
+        )
+        assert data["summary"]["seconds"][0][1][index] == pytest.approx(expected)
+    (out / "a" / "call.json").write_text("{")
+    assert run(*asked, *channels, "--keep") == 1
+    assert "call.json: damaged (JSONDecodeError)" in capsys.readouterr().err
+
+
 def test_results_that_are_out_of_date_are_made_again(model, tmp_path):
     path, out, other = tmp_path / "a.wav", tmp_path / "out", tmp_path / "model"
     shutil.copytree(model, other)
@@ -498,11 +528,15 @@ def test_processes_share_the_files(model, tmp_path, monkeypatch, processes):
         (
             ["{tmp}/a.wav", "--format", "docx"],
             "--format: unknown format 'docx': use some of json, rttm, textgrid, webvtt, audacity, "
-            "srt, csv, frames.csv, eaf",
+            "srt, csv, frames.csv, eaf, html",
         ),
         (
             ["{tmp}/a.wav", "--format", "json,rttm"],
             "--format: several formats need --out, a folder to write them to",
+        ),
+        (
+            ["{tmp}/a.wav", "--format", "html"],
+            "--format: html needs --out, a folder to write the page to",
         ),
         (
             ["{tmp}/a.wav", "--out", "{tmp}/a.wav"],

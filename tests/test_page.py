@@ -15,10 +15,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ent_brain import page
-from ent_brain.annotation import Annotation, Word
+from ent_brain.annotation import Annotation, Speaker, Word
 from ent_brain.emotions import PUBLISHED
 from ent_brain.errors import InputError
-from ent_brain.page import Utterance, read_utterances, write_page, write_report, write_utterances
+from ent_brain.page import (
+    Utterance,
+    read_utterances,
+    write_page,
+    write_recordings,
+    write_report,
+    write_utterances,
+)
 from ent_brain.segments import Segment
 
 HOSTILE = "</script><img src=x onerror=alert(1)>&lt;\u2028{{data}}'\""
@@ -182,6 +189,70 @@ def test_of_a_long_recording_frames_are_averaged():
     assert np.array_equal(page._overview(frames[:7])[0], frames[:7])
 
 
+def test_a_long_sound_is_outlined_block_by_block(tmp_path):
+    """Against the whole signal at once: 70 s are more than two blocks."""
+    wav = np.random.default_rng(0).uniform(-1, 1, (70 * 16000 + 123, 2)) * 0.5
+    wav[:, 1] *= np.linspace(0.1, 1, len(wav))
+    soundfile.write(tmp_path / "a.flac", wav, 16000)
+    one = make_utterance("a", str(tmp_path / "a.flac"))
+    second = Utterance(one.annotation, one.audio, channel=2)
+    sound = page._sound(second, tmp_path, 2**30)
+    samples, _ = soundfile.read(io.BytesIO(sound["audio"]))
+    assert np.corrcoef(samples, wav[:, 1])[0, 1] > 0.8 and len(samples) == len(wav)
+    edges = [int(i * len(wav) / 1000) for i in range(1001)]
+    outline = [np.abs(wav[a:b, 1]).max() for a, b in zip(edges, edges[1:], strict=False)]
+    peaks = np.frombuffer(sound["peaks"], dtype=np.uint8)
+    assert np.allclose(peaks, 255 * np.array(outline) / max(outline), atol=1)
+    assert page._sound(second, tmp_path, 1000)["link"] == "a.flac"
+
+
+def recording(name, runs, speaker=None, frame=0.1):
+    """A recording whose frames have one emotion each: (emotion, probability, frames)."""
+    frames, segments, start = [], [], 0.0
+    for emotion, probability, count in runs:
+        rest = (1 - probability) / 3
+        frames += [[probability if e == emotion else rest for e in PUBLISHED.names]] * count
+        segments.append(Segment(start, start + count * frame, emotion))
+        start += count * frame
+    words = (Word("FIRST", 0.0, 0.5, "neutral", 0.9), Word("LAST", start - 0.5, start, "sad", 0.9))
+    told = "sad", (0.1, 0.1, 0.7, 0.1)
+    seconds = [sum(n * frame for e, _, n in runs if e == emotion) for emotion in PUBLISHED.names]
+    speakers = () if speaker is None else (Speaker(speaker, tuple(seconds)),)
+    annotation = Annotation(
+        name, start, "FIRST LAST", PUBLISHED.names, "neutral", *told, words, tuple(segments), frame,
+        tuple(map(tuple, frames)), speakers=speakers,
+    )  # fmt: skip
+    return Utterance(annotation, "gone.wav")
+
+
+def test_a_summary_has_the_seconds_of_emotions_and_the_strongest_moments(tmp_path):
+    recordings = [
+        recording("a", [("neutral", 1.0, 20), ("angry", 0.8, 15), ("neutral", 1.0, 5)], "Ann"),
+        recording("a2", [("sad", 0.9, 20)], "Bob"),
+        recording("b", [("happy", 1.0, 3), ("neutral", 0.9, 7)], "Ann"),  # short: 0.3 of a second
+    ]
+    write_recordings(tmp_path / "page.html", "calls", iter(recordings))
+    summary = Document(tmp_path / "page.html").data["summary"]
+    one, two = summary["seconds"]
+    seconds = dict(zip(PUBLISHED.names, one[1], strict=True))
+    assert one[0] == "Ann"
+    expected = {"happy": 0.3, "angry": 1.5, "sad": 0.0, "neutral": 3.2}
+    assert seconds == {emotion: pytest.approx(value) for emotion, value in expected.items()}
+    assert two[0] == "Bob" and sum(two[1]) == pytest.approx(2.0)
+    told = [(each["id"], each["strength"], each["text"]) for each in summary["moments"]]
+    assert told == [
+        ("a2", pytest.approx(0.9), "FIRST"),
+        ("a", pytest.approx(0.8), ""),
+        ("b", pytest.approx(0.3), "FIRST"),
+    ]
+    assert summary["moments"][1]["start"] == pytest.approx(2.0)
+    many = [recording(f"{i}", [("sad", 0.5 + i / 100, 10)]) for i in range(20)]
+    write_recordings(tmp_path / "page.html", "calls", many)
+    summary = Document(tmp_path / "page.html").data["summary"]
+    assert [each["id"] for each in summary["moments"]] == [str(19 - i) for i in range(10)]
+    assert [name for name, _ in summary["seconds"]] == ["all"]
+
+
 words = st.lists(st.sampled_from(["A", "B", "C"]), max_size=6)
 
 
@@ -217,6 +288,13 @@ MANY = 1000
 @pytest.fixture(scope="module")
 def browser():
     """One Chromium for all tests, without a window."""
+    driver = start_chromium()
+    yield driver
+    driver.quit()
+
+
+def start_chromium(*flags):
+    """Start a Chromium without a window, or skip the test."""
     webdriver = pytest.importorskip("selenium.webdriver")
     names = ("chromium", "chromium-browser", "google-chrome", "chrome")
     chromium = next(filter(None, map(shutil.which, names)), None)
@@ -225,13 +303,11 @@ def browser():
         pytest.skip("no Chromium with its chromedriver")
     options = webdriver.ChromeOptions()
     options.binary_location = chromium
-    for flag in CHROMIUM_FLAGS:
+    for flag in CHROMIUM_FLAGS + flags:
         options.add_argument(flag)
     options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
     service = webdriver.ChromeService(executable_path=chromedriver)
-    driver = webdriver.Chrome(options=options, service=service)
-    yield driver
-    driver.quit()
+    return webdriver.Chrome(options=options, service=service)
 
 
 @pytest.fixture(scope="module")
@@ -421,4 +497,25 @@ def test_linked_sound_plays_and_missing_sound_is_said(browser, tmp_path):
         find(browser, "#words").text.split() == ["OH", "MY", "s", "DEAR"]
         or "MY" in find(browser, "#words").text
     )
+    assert browser.get_log("browser") == []
+
+
+def test_a_click_on_a_moment_plays_it(browser, tmp_path):
+    audio = write_tone(tmp_path / "tone.wav")
+    one, two = (make_utterance(HOSTILE + name, audio, number) for number, name in enumerate("ab"))
+    recordings = [Utterance(each.annotation, each.audio) for each in (one, two)]
+    write_recordings(tmp_path / "page.html", "calls", recordings)
+    open_page(browser, tmp_path / "page.html")
+    moments = browser.find_elements("css selector", "#moments button")
+    assert len(moments) == 2 and not browser.find_elements("css selector", "#moments img")
+    place = find(browser, "#moments li:nth-child(2) .place").get_property("textContent")
+    moments[1].click()
+    wait(browser, "document.getElementById('audio').currentTime > 0.31")
+    assert place == f"{chosen(browser)} at 0.3 s" and chosen(browser) in (
+        HOSTILE + "a",
+        HOSTILE + "b",
+    )
+    find(browser, "#word-details summary").click()
+    wait(browser, "document.querySelectorAll('#word-details tbody tr').length === 3")
+    assert find(browser, "#word-details tbody tr").text == "OH 0.10 0.30 neutral 0.90"
     assert browser.get_log("browser") == []

@@ -1,4 +1,4 @@
-// The page of an evaluation. All that is shown comes from the JSON in the page, and every text of it
+// The page of an evaluation or of recordings. All that is shown comes from the JSON in the page, and every text of it
 // becomes text, never markup.
 "use strict";
 (() => {
@@ -45,6 +45,16 @@
     table.append(make("thead", {}, cells(columns, "th", { scope: "col" })));
     table.append(make("tbody", {}, ...rows.map((row) => cells(row, "td"))));
     byId("results").hidden = false;
+  }
+
+  // Seconds as people read them: 12.3 s, 4:05 or 1:02:30.
+  function lasting(seconds) {
+    if (seconds < 60) return `${seconds.toFixed(1)} s`;
+    const whole = Math.round(seconds);
+    const two = (value) => String(value).padStart(2, "0");
+    const hours = Math.floor(whole / 3600);
+    const minutes = Math.floor(whole / 60) % 60;
+    return (hours ? `${hours}:${two(minutes)}` : `${minutes}`) + `:${two(whole % 60)}`;
   }
 
   // --- the list
@@ -305,7 +315,27 @@
     byId("marks").hidden = !columns.some((column) => column.querySelector("abbr"));
   }
 
-  function tell({ target, emotion, probabilities, wrong, wer, eder, seconds, set }) {
+  // Of the words, made when somebody looks at it.
+  function fillTable() {
+    const details = byId("word-details");
+    details.hidden = !chosen.words.length;
+    if (!details.open) return;
+    const [head, rows] = ["thead", "tbody"].map((name) => details.querySelector(name));
+    const felt = data.emotions.length > 0;
+    const titles = ["word", "start, s", "end, s", ...(felt ? ["emotion", "probability"] : [])];
+    const look = (index) => (index === 0 || index === 3 ? {} : { class: "number" });
+    head.replaceChildren(make("tr", {}, ...titles.map((title, i) => make("th", { scope: "col", ...look(i) }, title))));
+    rows.replaceChildren(
+      ...chosen.words.map(([text, start, end, emotion, probability]) => {
+        const cells = [[text], [start.toFixed(2)], [end.toFixed(2)]];
+        if (felt) cells.push(emotion === null ? ["–"] : [swatch(emotion), nameOf(emotion)], [decimal(probability, 2)]);
+        return make("tr", {}, ...cells.map((cell, i) => make("td", look(i), ...cell)));
+      }),
+    );
+  }
+  byId("word-details").addEventListener("toggle", () => chosen && fillTable());
+
+  function tell({ target, emotion, probabilities, wrong, wer, eder, seconds, set, notes }) {
     const parts = [];
     if (target !== null) parts.push(["target ", swatch(target), nameOf(target)]);
     if (emotion !== null) {
@@ -317,6 +347,7 @@
     parts.push([`${seconds.toFixed(2)} s`]);
     if (set) parts.push([set]);
     byId("told").replaceChildren(...parts.flatMap((part) => [make("span", {}, ...part), " "]));
+    byId("notes").textContent = notes.map((note) => `Note: ${note}.`).join(" ");
   }
 
   let address = null;
@@ -346,7 +377,7 @@
     if (chosen) chosen.row.removeAttribute("aria-current");
     chosen = utterance;
     utterance.row.setAttribute("aria-current", "true");
-    history.replaceState(null, "", utterance.address);
+    if (location.protocol !== "about:") history.replaceState(null, "", utterance.address);
     byId("utterance-title").textContent = utterance.id;
     byId("utterance").hidden = false;
     tell(utterance);
@@ -367,6 +398,7 @@
     stage.setAttribute("aria-valuemax", seconds.toFixed(2));
     makeAxis(seconds);
     makeWords(utterance);
+    fillTable();
     byId("waveform").hidden = !utterance.peaks;
     if (utterance.peaks) {
       waveform = WaveSurfer.create({
@@ -487,9 +519,45 @@
     act();
   });
 
+  // --- the summary
+
+  function makeSummary({ seconds, moments }) {
+    const isOne = seconds.length === 1;
+    const head = make("tr", {}, ...(isOne ? [] : [make("td")]));
+    data.emotions.forEach(({ name }, index) =>
+      head.append(make("th", { scope: "col", class: "number" }, swatch(index), name)),
+    );
+    const rows = seconds.map(([speaker, each]) => {
+      const total = each.reduce((a, b) => a + b, 0);
+      const cells = each.map((value) => {
+        const share = make("small", {}, percent(total && value / total));
+        return make("td", { class: "number" }, lasting(value), " ", share);
+      });
+      return make("tr", {}, ...(isOne ? [] : [make("th", { scope: "row" }, speaker)]), ...cells);
+    });
+    const table = byId("summary").querySelector("table");
+    table.append(make("thead", {}, head), make("tbody", {}, ...rows));
+    const items = moments.map(({ id, start, emotion, strength, text }) => {
+      const felt = make("span", {}, swatch(emotion), `${nameOf(emotion)} ${percent(strength)}`);
+      const place = make("span", { class: "place" }, ...breakable(id), ` at ${lasting(start)}`);
+      const button = make("button", { type: "button" }, felt, " ", place);
+      if (text) button.append(" ", make("q", {}, text));
+      button.addEventListener("click", () => {
+        show(utterances.find((utterance) => utterance.id === id), { scroll: true });
+        seek(start);
+        audio.play().catch(failed);
+      });
+      return make("li", {}, button);
+    });
+    byId("moments").replaceChildren(...(items.length ? items : [make("li", {}, "None: all is neutral.")]));
+    byId("summary").hidden = false;
+  }
+
   const addressed = () => utterances.find(({ address }) => address === location.hash);
   if (utterances.length) {
     makeList();
+    if (data.summary) makeSummary(data.summary);
+    list.hidden = utterances.length < 2;
     show(addressed() ?? shown[0]);
     addEventListener("hashchange", () => addressed() && show(addressed()));
   }

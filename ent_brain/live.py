@@ -1,0 +1,281 @@
+"""Words and emotions of speech while it is spoken.
+
+The models read an utterance in both directions. A ``Listener`` therefore hears the same stretch of
+audio again and again as it grows, and settles a word as soon as enough has been said after it.
+"""
+
+import os
+import queue
+import signal
+import sys
+import threading
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+
+from ent_brain.annotation import Heard, Word, annotate
+from ent_brain.errors import InputError
+from ent_brain.inference import SHORTEST
+from ent_brain.windows import OVERLAP, SAME_WORD, _find_pause, join
+
+HOP = 0.5
+"""Seconds of new audio after which the window is heard again."""
+
+LAG = 1.0
+"""Seconds that a word must be old to be settled: what follows it can still change it. A word is
+thus settled at most ``HOP + LAG`` after its end, and the time that hearing takes."""
+
+PREFERRED, LONGEST = 4.0, 10.0
+"""Seconds of a window after which it ends at its longest pause, and after which it ends anyway: the
+cost of hearing it again grows with it."""
+
+
+class Listener:
+    """Turns a stream of audio into settled words.
+
+    The size of the chunks changes nothing in the result. Memory grows by some bytes per frame.
+
+    Arguments
+    ---------
+    model : EmotionTransducer
+
+    Example
+    -------
+    >>> listener = Listener(model)  # doctest: +SKIP
+    >>> for chunk in microphone(listener.sample_rate):  # doctest: +SKIP
+    ...     for word in listener.feed(chunk):
+    ...         print(word.text, word.emotion)
+    >>> listener.finish()  # doctest: +SKIP
+    [Word(text='BYE', start=61.24, end=61.6, emotion='happy', probability=0.91)]
+    """
+
+    def __init__(self, model):
+        self._model, self._frontend = model, model.mods.frontend
+        self.sample_rate = self._frontend.sample_rate
+        """Hz, of the chunks."""
+        self._hop = round(HOP * self.sample_rate)
+        self._longest = self._whole_frames(min(LONGEST, model.hparams.longest_window))
+        self._preferred = min(self._whole_frames(PREFERRED), self._longest)
+        self._wav, self._start, self._total = torch.zeros(0), 0, 0
+        self._overlap = 0
+        self._next = self._hop  # samples of the stream at which the window is heard again
+        self._settled = []  # (text, start, end) in seconds
+        self._spans, self._results = [], []  # of the windows that have ended
+
+    @property
+    def seconds(self):
+        """Duration of what was fed (float)."""
+        return self._total / self.sample_rate
+
+    def feed(self, samples):
+        """Take the next chunk.
+
+        Arguments
+        ---------
+        samples : Tensor or array
+            [S] floating-point samples from -1 to 1.
+
+        Returns
+        -------
+        list[Word]
+            Words that are settled by now, in the order of time.
+
+        Raises
+        ------
+        InputError
+            If the chunk has another shape or type.
+        """
+        samples = torch.as_tensor(samples)
+        if samples.dim() != 1 or not samples.is_floating_point():
+            raise InputError(
+                f"samples: {samples.dtype} of shape {list(samples.shape)}. Give floating-point "
+                "samples from -1 to 1, [S]."
+            )
+        self._wav = torch.cat((self._wav, samples.float()))
+        self._total += len(samples)
+        words = []
+        while self._total >= self._next:
+            words += self._listen(self._next)
+            self._next += self._hop
+        return words
+
+    def finish(self):
+        """End the stream, and settle the rest of the words (list[Word])."""
+        if len(self._wav):
+            return self._end(self._total, self._total, float("inf"))
+        return []
+
+    def annotate(self, name):
+        """Everything about a stream that has ended (Annotation), with the words that were settled.
+
+        Raises
+        ------
+        InputError
+            If the stream has no audio.
+        """
+        if not self._spans:
+            raise InputError(f"{name}: no audio. Check the microphone, or what is piped in.")
+        rate, frame_samples = self.sample_rate, self._frontend.frame_samples
+        frames = self._frontend.count_frames(max(self._total, int(SHORTEST * rate)))
+        joined = join(self._spans, self._results, rate, frame_samples, frames)
+        joined = joined._replace(words=self._settled, seconds=self.seconds)
+        if self.seconds < SHORTEST:
+            joined = Heard(self.seconds, [], None, None, None)
+        return annotate(name, joined, self._frontend.frame_duration, self._model.emotions)
+
+    def _whole_frames(self, seconds):
+        frame_samples = self._frontend.frame_samples
+        return int(seconds * self.sample_rate) // frame_samples * frame_samples
+
+    def _listen(self, now):
+        """Hear the window up to a sample of the stream, and settle words."""
+        size = now - self._start
+        if size >= self._longest:
+            end = _find_pause(self._wav[: self._longest], self.sample_rate, self._overlap)
+            if end is not None:
+                end = self._start + self._whole(end)
+                return self._end(end, end, float("inf")) + self._listen(now)
+            end = self._start + self._longest
+            following = self._start + self._whole(round(self._longest * (1 - OVERLAP)))
+            limit = following / self.sample_rate
+            return self._end(end, following, limit) + self._listen(now)
+        if size >= self._preferred:
+            before = self._wav[: size - round(LAG * self.sample_rate)]
+            end = _find_pause(before, self.sample_rate, self._overlap)
+            if end is not None:
+                end = self._start + self._whole(end)
+                return self._end(end, end, float("inf")) + self._listen(now)
+        return self._settle(self._hear(now), now / self.sample_rate - LAG)
+
+    def _whole(self, samples):
+        return samples - samples % self._frontend.frame_samples
+
+    def _hear(self, end):
+        wav = self._wav[None, : end - self._start]
+        return self._model._hear(wav, torch.ones(1))[0]
+
+    def _end(self, end, following, limit):
+        """End a window, whose words are settled up to ``limit`` seconds; the next follows."""
+        result = self._hear(end)
+        words = self._settle(result, limit)
+        self._spans.append((self._start, end))
+        self._results.append(result._replace(words=[]))
+        self._wav = self._wav[following - self._start :].clone()
+        self._start, self._overlap = following, end - following
+        return words
+
+    def _settle(self, result, limit):
+        """Words of the window that are new and end before ``limit``, in seconds of the stream."""
+        offset = self._start / self.sample_rate
+        words = [(text, start + offset, end + offset) for text, start, end in result.words]
+        words = words[self._count_settled(words) :]
+        count = next((i for i, word in enumerate(words) if word[2] > limit), len(words))
+        if not count:
+            return []
+        free = self._settled[-1][2] if self._settled else 0.0
+        words = [(text, max(start, free), max(end, free)) for text, start, end in words[:count]]
+        self._settled += words
+        within = [(text, start - offset, end - offset) for text, start, end in words]
+        told = annotate(
+            "",
+            result._replace(words=[(text, max(a, 0.0), max(b, 0.0)) for text, a, b in within]),
+            self._frontend.frame_duration,
+            self._model.emotions,
+        )
+        return [
+            Word(text, round(start, 4), round(end, 4), word.emotion, word.probability)
+            for (text, start, end), word in zip(words, told.words, strict=True)
+        ]
+
+    def _count_settled(self, words):
+        """Number of the first words of a window that have been settled."""
+        if not self._settled:
+            return 0
+        text, start, end = self._settled[-1]
+        same = [
+            (abs(word[1] - start), index + 1)
+            for index, word in enumerate(words)
+            if word[0] == text and abs(word[1] - start) <= SAME_WORD
+        ]
+        if same:
+            return min(same)[1]
+        return sum((word[1] + word[2]) / 2 <= end for word in words)
+
+
+def listen_to(chunks, listener):
+    """Yield lists of settled words of a queue of chunks, until its end or Ctrl-C.
+
+    Ctrl-C ends the stream between two hearings, and so loses nothing; a second one stops at once.
+
+    Arguments
+    ---------
+    chunks : queue.Queue
+        Of bytes, 16-bit little-endian samples at the listener's rate; None is the end.
+    listener : Listener
+    """
+    ended = threading.Event()
+
+    def end(*_):
+        ended.set()
+        signal.signal(signal.SIGINT, before)
+
+    before = signal.signal(signal.SIGINT, end)
+    rest = b""
+    try:
+        while not ended.is_set():
+            try:
+                chunk = chunks.get(timeout=0.1)
+            except queue.Empty:
+                continue
+            if chunk is None:
+                break
+            chunk = rest + chunk
+            whole = len(chunk) // 2 * 2  # a pipe may part a sample
+            rest = chunk[whole:]
+            yield listener.feed(np.frombuffer(chunk[:whole], dtype="<i2") / np.float32(2**15))
+        yield listener.finish()
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def standard_input():
+    """Give a queue of chunks (bytes), None last, that standard input fills with its raw bytes."""
+    # No more is read ahead than this: a file may come faster than the model hears it.
+    chunks = queue.Queue(maxsize=16)
+
+    def read():
+        # Not sys.stdin.buffer, whose lock a thread that waits would hold as Python ends.
+        while chunk := os.read(sys.stdin.fileno(), 2**15):
+            chunks.put(chunk)
+        chunks.put(None)
+
+    threading.Thread(target=read, daemon=True).start()
+    return chunks
+
+
+@contextmanager
+def microphone(sample_rate):
+    """Yield a queue of chunks (bytes) that the default microphone fills while the block runs.
+
+    Raises
+    ------
+    InputError
+        If there is no microphone, or sounddevice is not installed.
+    """
+    try:
+        import sounddevice
+    except (ModuleNotFoundError, OSError) as error:  # OSError: PortAudio is missing
+        raise InputError(f"microphone: {error}. Run pip install 'ent_brain[listen]'.") from error
+    chunks = queue.Queue()
+    try:
+        stream = sounddevice.RawInputStream(
+            samplerate=sample_rate,
+            channels=1,
+            dtype="int16",
+            callback=lambda data, *_: chunks.put(bytes(data)),
+        )
+    except sounddevice.PortAudioError as error:
+        raise InputError(f"microphone: {error}. Connect one, or pipe audio to `-`.") from error
+    with stream:
+        yield chunks

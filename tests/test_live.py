@@ -1,0 +1,186 @@
+"""Words while they are spoken: the listener, and the command."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+from ent_brain import live
+from ent_brain.annotation import Annotation, Heard
+from ent_brain.emotions import PUBLISHED
+from ent_brain.errors import InputError
+from ent_brain.export import export
+from ent_brain.inference import EmotionTransducer
+from ent_brain.live import Listener
+
+RATE = 16000
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory, trained):
+    folder = tmp_path_factory.mktemp("model") / "pretrained"
+    export(trained(), folder, 5.0)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def model(folder):
+    return EmotionTransducer.from_hparams(source=folder)
+
+
+def speech(seconds, seed=0):
+    """Bursts of noise with pauses between them, as float32."""
+    generator = np.random.default_rng(seed)
+    wav = 0.1 * generator.normal(size=int(seconds * RATE))
+    loud = np.repeat(generator.choice([0.001, 0.3, 1.0], size=4 * int(seconds) + 4), RATE // 4)
+    return torch.from_numpy((wav * loud[: len(wav)]).astype(np.float32))
+
+
+def hear(model, wav, sizes):
+    """All words with the second of the stream at which each was given, and the annotation."""
+    listener, words, start = Listener(model), [], 0
+    while start < len(wav):
+        size = next(sizes)
+        given = listener.feed(wav[start : start + size])
+        start += size
+        words += [(word, listener.seconds) for word in given]
+    words += [(word, None) for word in listener.finish()]
+    return words, listener.annotate("a")
+
+
+def same_size(size):
+    while True:
+        yield size
+
+
+def any_size(generator):
+    while True:
+        yield int(generator.integers(1, 40_000))
+
+
+@pytest.fixture(scope="module")
+def heard(model):
+    wav = speech(23.3)
+    return wav, *hear(model, wav, same_size(1600))
+
+
+def test_the_size_of_chunks_changes_nothing(model, heard):
+    wav, words, annotation = heard
+    for sizes in (any_size(np.random.default_rng(1)), same_size(len(wav))):
+        others, other = hear(model, wav, sizes)
+        assert [word for word, _ in others] == [word for word, _ in words]
+        assert other == annotation
+
+
+def test_words_come_in_order_and_soon(heard):
+    _, words, annotation = heard
+    assert len(words) > 5
+    assert [word.text for word, _ in words] == [word.text for word in annotation.words]
+    starts = [word.start for word, _ in words]
+    assert starts == sorted(starts)
+    assert any(now is not None for _, now in words[: len(words) // 2])
+    assert annotation.duration == pytest.approx(23.3)
+    assert annotation.segments[-1].end == pytest.approx(23.3)
+
+
+def test_no_word_is_lost_doubled_or_late():
+    """With a model that hears each burst as a word, and its loudness as the text."""
+
+    def hear_bursts(wavs, lens):
+        loud = np.diff([0, *(wavs[0].abs() > 0).tolist(), 0])
+        bounds = zip(np.flatnonzero(loud == 1), np.flatnonzero(loud == -1), strict=True)
+        words = [
+            (f"W{round(100 * float(wavs[0, a:b].max()))}", a / RATE, b / RATE) for a, b in bounds
+        ]
+        return [Heard(wavs.size(1) / RATE, words, None, None, None)]
+
+    frontend = SimpleNamespace(sample_rate=RATE, frame_samples=640, frame_duration=0.04)
+    frontend.count_frames = lambda samples: samples // 640
+    stub = SimpleNamespace(
+        mods=SimpleNamespace(frontend=frontend),
+        hparams=SimpleNamespace(longest_window=8.0),
+        emotions=PUBLISHED,
+        _hear=hear_bursts,
+    )
+    wav = torch.zeros(60 * RATE // 2)
+    for number in range(60):
+        wav[number * RATE // 2 :][: RATE // 4] = (number + 20) / 100
+    words, annotation = hear(stub, wav, same_size(1600))
+    assert [word.text for word, _ in words] == [f"W{number + 20}" for number in range(60)]
+    assert annotation.text.split() == [word.text for word, _ in words]
+    delays = [now - word.end for word, now in words if now is not None]
+    assert max(delays) <= live.HOP + live.LAG + 1e-6
+    assert len(delays) > 55
+
+
+def test_a_short_recording_has_the_emotions_of_annotate(model):
+    wav = speech(2.9, seed=3)
+    words, annotation = hear(model, wav, same_size(800))
+    [whole] = model.annotate_batch(wav, names=["a"])
+    assert annotation.frame_probabilities == whole.frame_probabilities
+    assert annotation.segments == whole.segments and annotation.emotion == whole.emotion
+
+
+def test_each_second_is_heard_a_bounded_number_of_times(model, monkeypatch):
+    """The cost is linear, and no window grows beyond its limit."""
+    sizes = []
+    original = EmotionTransducer._hear
+
+    def count(self, wavs, lens):
+        sizes.append(wavs.size(1) / RATE)
+        return original(self, wavs, lens)
+
+    monkeypatch.setattr(EmotionTransducer, "_hear", count)
+    costs = []
+    for seconds in (10, 20):
+        sizes.clear()
+        listener = Listener(model)
+        noise = 0.1 * torch.randn(seconds * RATE, generator=torch.Generator().manual_seed(0))
+        listener.feed(noise)  # without any pause
+        listener.finish()
+        costs.append(sum(sizes) / seconds)
+        assert max(sizes) <= 5.0 + 1e-6
+    assert costs[1] < 1.2 * costs[0]
+
+
+def test_wrong_samples_are_refused(model):
+    listener = Listener(model)
+    with pytest.raises(InputError, match="torch.int16 of shape"):
+        listener.feed(np.zeros(10, dtype=np.int16))
+    assert listener.finish() == []
+    with pytest.raises(InputError, match="no audio"):
+        listener.annotate("a")
+
+
+@pytest.mark.parametrize("interrupted", [False, True])
+def test_the_command_ends_with_everything_written(folder, heard, tmp_path, interrupted):
+    wav, words, annotation = heard
+    raw = (wav * 2**15).round().clamp(-(2**15), 2**15 - 1).numpy().astype("<i2").tobytes()
+    command = [sys.executable, "-m", "ent_brain.cli", "listen", "-", "--model", str(folder)]
+    command += ["--out", str(tmp_path), "--format", "json,csv"]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    process = subprocess.Popen(command, env=dict(os.environ), **pipes)
+    process.stdin.write(raw)
+    process.stdin.flush()
+    lines = []
+    if interrupted:
+        lines.append(process.stdout.readline())
+        time.sleep(0.5)
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=100)
+    else:
+        out, err = process.communicate(timeout=100)
+    assert process.returncode == 0, err.decode()
+    lines += out.splitlines()
+    said = Annotation.from_json((tmp_path / "live.json").read_text())
+    assert [json.loads(line)["text"] for line in lines] == [word.text for word in said.words]
+    assert (tmp_path / "live.csv").is_file()
+    if not interrupted:
+        assert said.duration == annotation.duration
