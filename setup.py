@@ -34,6 +34,7 @@ setup(
         "soundfile>=0.12",
         "av>=14",
         "pympi-ling>=1.70",
+        "silero-vad>=6.2,<7",
         # SpeechBrain needs these too; our own code imports them.
         "huggingface_hub",
         "num2words>=0.5.13",

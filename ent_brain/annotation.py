@@ -53,7 +53,13 @@ class Annotation:
 
     Times are in seconds, probabilities in the order of ``emotions``; in JSON each stands beside its
     name. A model without words leaves the words empty; one without emotions leaves those None or
-    empty.
+    empty. So does a recording with less than 0.1 s of speech, and ``notes`` says so.
+
+    ``emotion`` and ``probabilities`` are those of the model's pooled head, which hears a recording,
+    or each window of a long one, as a whole. ``segments`` and the emotions of words come from the
+    frames. If no segment has the emotion of the whole, ``notes`` says so.
+
+    Frames in which nobody speaks are neutral in all formats, if the model has a neutral label.
 
     Example
     -------
@@ -253,6 +259,8 @@ class Heard(NamedTuple):
     """Emotion of each frame, as ``SegmentDecoder`` tells them: class indices."""
     utterance_log_probs: Tensor | None
     """[E]"""
+    notes: tuple[str, ...] = ()
+    """What was noticed about the recording, a line each."""
 
 
 def annotate(name, heard, frame_duration, emotions, notes=(), words_by="model"):
@@ -291,6 +299,8 @@ def annotate(name, heard, frame_duration, emotions, notes=(), words_by="model"):
             for start, end, label in segments_from_frames(heard.labels, frame_duration, emotions)
         ]
         segments = end_at(segments, duration)
+        if emotion not in {segment.emotion for segment in segments}:
+            notes = *notes, f"the recording as a whole is {emotion}, but none of its segments is"
         of_utterance = of_utterance.tolist()
         of_words = []
         for _, start, end in words:

@@ -32,6 +32,7 @@ from ent_brain.manifest import check_id
 from ent_brain.page import Utterance, write_recordings, write_report
 from ent_brain.processes import gather, take_turns
 from ent_brain.recordings import find_recordings
+from ent_brain.segments import SEGMENT_DECODINGS
 from ent_brain.settings import check_device
 from ent_brain.speakers import join_channels, name_speakers, read_rttm, turns_of
 from ent_brain.transcripts import check_passages, find_transcript, read_table, read_transcript
@@ -235,6 +236,14 @@ def _add_annotate(command):
         "--channel", metavar="N", help="a channel, from 1 on, or `each`; all are mixed by default"
     )
     command.add_argument(
+        "--segment_decoding",
+        choices=SEGMENT_DECODINGS,
+        help="how frames become segments; the model's own by default",
+    )
+    command.add_argument(
+        "--segment_seconds", type=float, help="shortest segment, or window of the median"
+    )
+    command.add_argument(
         "--speakers", metavar="RTTM", help="file with the turns of the speakers, by recording"
     )
     again = command.add_mutually_exclusive_group()
@@ -314,6 +323,7 @@ def annotate(options, *preparations):
             ssl=options.ssl,
             words=options.words,
             language=options.language,
+            overrides=_segment_settings(options),
             **device,
         )
         done = 0
@@ -382,6 +392,16 @@ def _part_missing(recordings, rank):
 def _first(names):
     more = len(names) - SHOWN_PROBLEMS
     return ", ".join(names[:SHOWN_PROBLEMS]) + (f" and {more} more" if more > 0 else "")
+
+
+def _segment_settings(options):
+    """Settings of segments that the command line gives, which replace the model's (dict)."""
+    names = ("segment_decoding", "segment_seconds")
+    given = {name: getattr(options, name) for name in names}
+    seconds = given["segment_seconds"]
+    if seconds is not None and not 0 < seconds <= 3600:
+        raise InputError(f"--segment_seconds: {seconds}: give a number above 0, up to 3600")
+    return {name: value for name, value in given.items() if value is not None}
 
 
 def _channel(text):
@@ -542,7 +562,7 @@ def _not_done(options, recordings, formats, model):
                 f"{recording.path}: {folder} holds {recording.name!r}, made of {known}: name "
                 "another --out"
             )
-        settings = {"channel": recording.channel}
+        settings = {"channel": recording.channel, **_segment_settings(options)}
         if options.words != "own":
             settings |= {"words": options.words, "language": options.language}
         if recording.passages is not None:

@@ -298,7 +298,7 @@ def _segments(entry, emotions):
     return [Segment(**segment) for segment in entry["segments"]]
 
 
-def make_batch_sampler(dataset, max_batch_nodes):
+def make_batch_sampler(dataset, max_batch_nodes, max_utterances=None):
     """Make batches of utterances with lattices of similar size, as many as a limit allows.
 
     Arguments
@@ -308,6 +308,8 @@ def make_batch_sampler(dataset, max_batch_nodes):
     max_batch_nodes : int
         Nodes that the lattices of a batch have together at most; an utterance with more is a batch
         of its own.
+    max_utterances : int, optional
+        Utterances of a batch at most, where short ones would make few large batches.
 
     Returns
     -------
@@ -331,6 +333,7 @@ def make_batch_sampler(dataset, max_batch_nodes):
     return DynamicBatchSampler(
         dataset,
         max_batch_length=max_batch_nodes,
+        max_batch_ex=max_utterances,
         bucket_boundaries=np.unique(ascending[ends]).tolist(),
         lengths_list=nodes.tolist(),
         seed=int(os.environ.get("SB_GLOBAL_SEED", 0)),  # as SpeechBrain's random sampler

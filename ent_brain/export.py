@@ -93,6 +93,10 @@ PLAIN = re.compile(r"(?!.*\.\.)([\w.+ -]+(/[\w.+@ -]+)*)?")
 """Numbers, names, and names on the hub, with or without a revision. A text in brackets would be
 read as a tuple, by a loader of YAML that runs what it is told."""
 
+SEGMENT_SETTINGS = {"segment_decoding": "min_duration", "segment_seconds": 0.3}
+"""How an exported model finds segments. A corpus's own decoding may expect one event a file, and so
+finds an emotion in every window of neutral speech."""
+
 INTERFACE = """\
 # For SpeechBrain's foreign_class(source=..., pymodule_file="interface.py",
 # classname="EmotionTransducer"), which runs this file; from_hparams of the class itself does not.
@@ -157,8 +161,7 @@ def export(brain, folder, longest_window, results="Not measured.", utterances=0,
         f"emotions: [{', '.join(brain.emotions)}]",
         f"neutral: {'null' if brain.emotions.neutral is None else brain.emotions.neutral}",
         *(f"{key}: {getattr(brain.hparams, key)}" for key in ("max_symbols", "beam_size")),
-        f"segment_decoding: {brain.hparams.segment_decoding}",
-        f"segment_seconds: {brain.hparams.segment_seconds}",
+        *(f"{key}: {value}" for key, value in SEGMENT_SETTINGS.items()),
         f"longest_window: {longest_window}",
         "",
         *_loading(loadables),

@@ -4,13 +4,14 @@ from dataclasses import replace
 from itertools import islice
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from speechbrain.inference.interfaces import Pretrained
 from tqdm import tqdm
 
 from ent_brain.alignment import MOST_NODES, align, align_tokens, word_times
 from ent_brain.annotation import Heard, annotate
-from ent_brain.audio import LOUDEST, scan_audio
+from ent_brain.audio import LOUDEST, read_blocks, scan_audio
 from ent_brain.decoding import TokenPath, judge_events, judge_frames, search
 from ent_brain.emotions import EmotionSet
 from ent_brain.errors import SHOWN_PROBLEMS, InputError, one_line
@@ -22,27 +23,38 @@ from ent_brain.export import (
     find_encoder,
     find_model,
 )
+from ent_brain.level import STEP, gain, step_means, step_powers
+from ent_brain.manifest import SAMPLE_RATE
 from ent_brain.model import Streams
 from ent_brain.segments import SegmentDecoder
 from ent_brain.settings import check_device, wrong_values
 from ent_brain.speakers import Turn, name_speakers
+from ent_brain.speech import MARGIN, NARROW, Speech, find_speech, highest_frequency
 from ent_brain.tokens import CharacterTokens, CharTokens, SentencePieceTokens
 from ent_brain.transcripts import Passage, check_passages, spell
-from ent_brain.windows import join, join_rows, read_windows
+from ent_brain.windows import cut, join, join_rows, read_windows
 
 WORDS = ("own", "whisper")
 """Whose words may be written down: the transducer's, or those of Whisper's decoder."""
 
 SHORTEST = 0.1
-"""Seconds below which a recording gets no words and no emotion. Shorter windows are padded to it
-with silence: no front end needs more."""
+"""Seconds of speech below which a recording gets no words and no emotion. Shorter windows are
+padded to it with silence: no front end needs more."""
 
-SILENCE = -60.0
-"""dB of full scale. Nothing is said where no 20 ms are louder, and the emotion is neutral, if the
-model has such a label."""
+NO_SPEECH = f"less than {SHORTEST} s of speech was found: no words and no emotion"
+
+OFFSET = 0.1
+"""Mean of a recording's samples, as a share of their deviation from it, from which on it is
+removed. Smaller ones are left, because training leaves them."""
+
+AROUND = 1.0
+"""Seconds before and after speech that the model hears, too."""
+
+BREAK = 0.5
+"""Seconds between two speech regions up to which the frames between them count as speech."""
 
 CERTAIN = 1 - 1e-6
-"""Probability of what no model was asked for: that silence is neutral."""
+"""Probability of the neutral label where nobody speaks."""
 
 SETTINGS = {
     **{"max_symbols": 1, "beam_size": 1, "longest_window": 1.0},
@@ -65,7 +77,6 @@ class Encoded(NamedTuple):
     streams: Streams
     """[T, D] each."""
     samples: int
-    silent: bool
 
 
 class EmotionTransducer(Pretrained):
@@ -78,7 +89,9 @@ class EmotionTransducer(Pretrained):
     rate, and SpeechBrain's relative lengths [B]; without lengths all waveforms are whole. They
     raise ``InputError`` for other shapes, an empty batch, and samples that are no sound, as NaN.
 
-    A recording shorter than 0.1 s has no words and no emotion.
+    The model hears the stretches of a recording in which silero-vad finds speech, with a second
+    around them. Frames without speech are neutral. A recording with less than 0.1 s of speech has
+    no words and no emotion.
 
     Example
     -------
@@ -368,10 +381,13 @@ class EmotionTransducer(Pretrained):
         """
         audio = scan_audio(path, channel)
         spans, encoded = [], []
-        for windows, wavs, lens in self._read(audio, progressbar):
+        survey = _survey(read_blocks(audio, self.mods.frontend.sample_rate), self.mods.frontend)
+        for windows, wavs, lens in self._read(audio, survey, progressbar):
             encoded += self._encode_each(wavs, lens)
             spans += [(window.start, window.start + len(window.wav)) for window in windows]
-        return self._align(audio.path.stem, spans, encoded, text, audio.label, audio.notes)
+        return self._align(
+            audio.path.stem, spans, encoded, survey.speech, text, audio.label, audio.notes
+        )
 
     def align_batch(self, wavs, texts, wav_lens=None, names=None):
         """Times and emotions of the known words of waveforms.
@@ -387,7 +403,10 @@ class EmotionTransducer(Pretrained):
         -------
         list[Annotation]
         """
-        encoded = self._encode_each(*_check_batch(wavs, wav_lens))
+        wavs, lens, samples = self._check_batch(wavs, wav_lens)
+        alone = [wav[:count] for wav, count in zip(wavs, samples, strict=True)]
+        surveys = [_survey([wav], self.mods.frontend) for wav in alone]
+        encoded = self._encode_each(_prepare(alone, surveys), lens)
         names = list(map(str, range(len(encoded))) if names is None else names)
         for key, values in (("names", names), ("texts", texts)):
             if isinstance(values, str) or len(values) != len(encoded):
@@ -395,14 +414,13 @@ class EmotionTransducer(Pretrained):
                     f"{key}: {len(values)} for {len(encoded)} waveforms. Give one for each."
                 )
         return [
-            self._align(name, [(0, each.samples)], [each], text, name)
-            for name, each, text in zip(names, encoded, texts, strict=True)
+            self._align(name, [(0, each.samples)], [each], survey.speech, text, name)
+            for name, each, survey, text in zip(names, encoded, surveys, texts, strict=True)
         ]
 
     def _annotate(self, name, heard, notes=(), words_by=None):
         words_by = words_by or ("model" if self.whisper is None else "whisper")
-        if heard.seconds < SHORTEST:
-            notes = *notes, f"{heard.seconds:.3f} s are too short for words and an emotion"
+        notes = *notes, *heard.notes
         emotions, frame_duration = self.emotions, self.mods.frontend.frame_duration
         return annotate(name, heard, frame_duration, emotions, notes, words_by)
 
@@ -414,31 +432,81 @@ class EmotionTransducer(Pretrained):
 
     def _hear_file(self, audio, progressbar):
         """What the model makes of a sound file (``Audio``), ``Heard``."""
-        frontend = self.mods.frontend
-        spans, heard = [], []
-        for windows, wavs, lens in self._read(audio, progressbar):
-            heard += self._hear(wavs, lens)
-            spans += [(window.start, window.start + len(window.wav)) for window in windows]
-        frames = self._count_frames(spans)
-        joined = join(spans, heard, frontend.sample_rate, frontend.frame_samples, frames)
-        return _unless_too_short(joined)
+        rate, seconds = self.mods.frontend.sample_rate, audio.seconds
+        survey = _survey(read_blocks(audio, rate), self.mods.frontend)
+        [heard] = self._hear_speech(
+            [(survey, read_blocks(audio, rate))], self._progress(audio, progressbar)
+        )
+        return heard._replace(seconds=seconds)
 
-    def _read(self, audio, progressbar):
-        """Yield some windows of a sound file, their waveforms [B, S] and relative lengths [B]."""
-        frontend, longest = self.mods.frontend, self.hparams.longest_window
+    def _progress(self, audio, progressbar):
+        """A function that is told the seconds done, and shows them as is asked for."""
         seconds = audio.seconds
-        stream = read_windows(audio, frontend.sample_rate, longest, frontend.frame_samples)
-        hidden = progressbar is not True or seconds <= longest
-        with tqdm(total=round(seconds), desc=audio.path.name, unit="s", disable=hidden) as bar:
-            while windows := list(islice(stream, WINDOWS_AT_ONCE)):
-                wavs = [window.wav for window in windows]
-                lens = torch.tensor([len(wav) for wav in wavs])
-                padded = torch.nn.utils.rnn.pad_sequence(wavs, batch_first=True)
-                yield windows, padded, lens / padded.size(1)
-                end = windows[-1].start + len(windows[-1].wav)
-                bar.update(round(end / frontend.sample_rate) - bar.n)
-                if callable(progressbar):
-                    progressbar(min(1.0, end / frontend.sample_rate / seconds))
+        hidden = progressbar is not True or seconds <= self.hparams.longest_window
+        bar = tqdm(total=round(seconds), desc=audio.path.name, unit="s", disable=hidden)
+
+        def tell(done):
+            bar.update(round(done) - bar.n)
+            if callable(progressbar):
+                progressbar(min(1.0, done / seconds))
+            if done >= seconds:
+                bar.close()
+
+        return tell
+
+    def _hear_speech(self, recordings, tell=None):
+        """What the model makes of pairs of a Survey and blocks of samples, list[Heard].
+
+        The model hears the stretches with speech alone.
+        """
+        frontend, longest = self.mods.frontend, self.hparams.longest_window
+        rate, step = frontend.sample_rate, frontend.frame_samples
+        spans = [[] for _ in recordings]
+
+        def windows():
+            for row, (survey, blocks) in enumerate(recordings):
+                for window in cut(blocks, _stretches(survey.speech), rate, longest, step):
+                    spans[row].append((window.start, window.start + len(window.wav)))
+                    yield survey.apply(window.wav)
+
+        results, stream = [], windows()
+        while wavs := list(islice(stream, max(WINDOWS_AT_ONCE, len(recordings)))):
+            lens = torch.tensor([len(wav) for wav in wavs])
+            padded = torch.nn.utils.rnn.pad_sequence(wavs, batch_first=True)
+            results += self._hear(padded, lens / padded.size(1))
+            if tell:
+                tell(spans[-1][-1][1] / rate)
+        if tell:
+            tell(recordings[0][0].speech.samples / rate)
+        rest = iter(results)
+        return [
+            self._whole(survey.speech, own, list(islice(rest, len(own))))
+            for (survey, _), own in zip(recordings, spans, strict=True)
+        ]
+
+    def _whole(self, speech, spans, results):
+        """Join what the model makes of the windows of a recording, ``Heard``."""
+        frontend = self.mods.frontend
+        rate, step = frontend.sample_rate, frontend.frame_samples
+        seconds = speech.samples / rate
+        if not spans:
+            return Heard(seconds, [], None, None, None, (NO_SPEECH,))
+        frames = frontend.count_frames(max(speech.samples, int(SHORTEST * rate)))
+        spoken = _spoken_frames(speech, frames, step)
+        joined = join(spans, results, rate, step, frames, spoken)
+        return self._only_speech(joined._replace(seconds=seconds), speech)
+
+    def _read(self, audio, survey, progressbar):
+        """Yield some windows of a whole sound file, their waveforms [B, S] and lengths [B]."""
+        frontend, longest = self.mods.frontend, self.hparams.longest_window
+        rate, tell = frontend.sample_rate, self._progress(audio, progressbar)
+        stream = read_windows(audio, rate, longest, frontend.frame_samples)
+        while windows := list(islice(stream, WINDOWS_AT_ONCE)):
+            wavs = [survey.apply(window.wav) for window in windows]
+            lens = torch.tensor([len(wav) for wav in wavs])
+            padded = torch.nn.utils.rnn.pad_sequence(wavs, batch_first=True)
+            yield windows, padded, lens / padded.size(1)
+            tell((windows[-1].start + len(windows[-1].wav)) / rate)
 
     def _count_frames(self, spans):
         """Frames (int) of a recording that windows cover."""
@@ -447,19 +515,66 @@ class EmotionTransducer(Pretrained):
 
     def _hear_batch(self, wavs, wav_lens):
         """What the model makes of waveforms [B, S] or [S] that somebody gives, list[Heard]."""
-        return [_unless_too_short(heard) for heard in self._hear(*_check_batch(wavs, wav_lens))]
+        wavs, _, samples = self._check_batch(wavs, wav_lens)
+        alone = [wav[:count] for wav, count in zip(wavs, samples, strict=True)]
+        return self._hear_speech([(_survey([wav], self.mods.frontend), [wav]) for wav in alone])
+
+    def _hear_window(self, wav):
+        """What the model makes of samples [S] that are a part of a recording (``Heard``)."""
+        survey = _survey([wav], self.mods.frontend)
+        [heard] = self._hear(_prepare([wav], [survey]), torch.ones(1))
+        return self._only_speech(heard, survey.speech)
+
+    def _check_batch(self, wavs, wav_lens):
+        """Waveforms [B, S] and relative lengths [B] of what somebody gives, and sample counts."""
+        wavs = torch.as_tensor(wavs)
+        shape = list(wavs.shape)
+        wavs = wavs[None] if wavs.dim() == 1 else wavs
+        if wavs.dim() != 2 or not wavs.numel() or not wavs.is_floating_point():
+            raise InputError(
+                f"wavs: {wavs.dtype} of shape {shape}. Give floating-point samples from -1 to 1, "
+                "[S] or [B, S], none of them 0."
+            )
+        lens = torch.ones(len(wavs)) if wav_lens is None else torch.as_tensor(wav_lens).cpu()
+        if lens.shape != (len(wavs),) or not ((lens > 0) & (lens <= 1)).all():
+            raise InputError(
+                f"wav_lens: {lens.tolist()} for {len(wavs)} waveforms. Give each a share of the "
+                "longest, above 0 and up to 1."
+            )
+        wavs = wavs.float().cpu()
+        samples = self.mods.frontend.sample_lens(wavs, lens).tolist()
+        for index, count in enumerate(samples):
+            if not (wavs[index, :count].abs() <= LOUDEST).all():  # NaN is not below it
+                raise InputError(
+                    f"wavs: waveform {index} has samples that are no sound. Replace it."
+                )
+        return wavs, lens, samples
+
+    def _only_speech(self, heard, speech):
+        """What was heard of a recording, with neutral frames where nobody speaks."""
+        neutral = self.emotions.neutral_index
+        heard = heard._replace(notes=(*heard.notes, *_note_band(speech)))
+        if heard.frame_log_probs is None or neutral is None:
+            return heard
+        rows, labels = heard.frame_log_probs.clone(), np.array(heard.labels)
+        silent = ~_spoken_frames(speech, len(rows), self.mods.frontend.frame_samples)
+        rest = torch.full((rows.size(1),), (1 - CERTAIN) / (rows.size(1) - 1))
+        rest[neutral] = CERTAIN
+        rows[torch.from_numpy(silent)] = rest.log().to(rows)
+        labels[silent] = neutral
+        return heard._replace(frame_log_probs=rows, labels=labels.tolist())
 
     def _encode_each(self, wavs, wav_lens):
         """Encode waveforms (list[Encoded])."""
-        streams, frame_lens, samples, silent, _ = self._encode(wavs, wav_lens)
+        streams, frame_lens, samples, _ = self._encode(wavs, wav_lens)
         return [
             Encoded(Streams(*(stream[row, :count] for stream in streams)), *of_row)
             for row, (count, *of_row) in enumerate(
-                zip(frame_lens.tolist(), samples.tolist(), silent.tolist(), strict=True)
+                zip(frame_lens.tolist(), samples.tolist(), strict=True)
             )
         ]
 
-    def _align(self, name, spans, encoded, text, label, notes=()):
+    def _align(self, name, spans, encoded, speech, text, label, notes=()):
         """Annotate a recording whose words are known, from its encoded windows."""
         frontend, model = self.mods.frontend, self.mods.model
         if not model.token_joints:
@@ -467,7 +582,8 @@ class EmotionTransducer(Pretrained):
         rate, frame_samples = frontend.sample_rate, frontend.frame_samples
         seconds = spans[-1][1] / rate
         if seconds < SHORTEST:
-            return self._annotate(name, Heard(seconds, [], None, None, None), notes, "transcript")
+            without = Heard(seconds, [], None, None, None, (NO_SPEECH,))
+            return self._annotate(name, without, notes, "transcript")
         counts = [len(each.streams.emotion) for each in encoded]
         rows, parts = join_rows(spans, counts, frame_samples, self._count_frames(spans))
         joined = zip(*(each.streams for each in encoded), strict=True)
@@ -484,12 +600,13 @@ class EmotionTransducer(Pretrained):
                 found = judge_frames(model, part, lens, [path])
                 [found] = judge_events(model, part, found, self.segment_decoder)
                 words_of = self.hparams.tokens.words(found.tokens)
-                heard.append(self._heard(found, words_of, each.samples / rate, each.silent))
+                heard.append(self._heard(found, words_of, each.samples / rate))
         parts = [
             (begin * frame_samples, end * frame_samples) for begin, end in parts if begin < end
         ]
         parts[-1] = parts[-1][0], spans[-1][1]
         joined = join(parts, heard, rate, frame_samples, len(rows))
+        joined = self._only_speech(joined, speech)
         joined = joined._replace(words=[word[:3] for word in words], seconds=seconds)
         annotation = self._annotate(name, joined, (*notes, *told), "transcript")
         turns = [
@@ -562,9 +679,8 @@ class EmotionTransducer(Pretrained):
 
         Returns
         -------
-        (Streams, Tensor, Tensor, Tensor, Tensor)
-            [B, T, D] each; [B] frames; [B] samples; [B] whether a waveform is silent; and the front
-            end's features.
+        (Streams, Tensor, Tensor, Tensor)
+            [B, T, D] each; [B] frames; [B] samples; and the front end's features.
         """
         frontend, model = self.mods.frontend, self.mods.model
         if (dtype := next(model.parameters()).dtype) != torch.float32:  # as SpeechBrain's Fbank is
@@ -573,21 +689,16 @@ class EmotionTransducer(Pretrained):
         samples = frontend.sample_lens(wavs, torch.as_tensor(wav_lens, device=self.device))
         beyond = torch.arange(wavs.size(1), device=self.device) >= samples[:, None]
         wavs = wavs.masked_fill(beyond, 0.0)
-        no_sound = ~(wavs.abs() <= LOUDEST).all(1)  # NaN is not below it
-        if no_sound.any():
-            index = int(no_sound.nonzero()[0])
-            raise InputError(f"wavs: waveform {index} has samples that are no sound. Replace it.")
-        silent = _loudest(wavs, frontend.sample_rate // 50) < SILENCE
         shortest = int(SHORTEST * frontend.sample_rate)
         wavs = torch.nn.functional.pad(wavs, (0, max(0, shortest - wavs.size(1))))
         features, frame_lens = frontend(wavs, samples.clamp(min=shortest) / wavs.size(1))
-        return model.encode(features, frame_lens), frame_lens, samples, silent, features
+        return model.encode(features, frame_lens), frame_lens, samples, features
 
     @torch.no_grad()
     def _hear(self, wavs, wav_lens):
         """What the model makes of waveforms, list[Heard]."""
         frontend, model = self.mods.frontend, self.mods.model
-        encoded, frame_lens, samples, silent, features = self._encode(wavs, wav_lens)
+        encoded, frame_lens, samples, features = self._encode(wavs, wav_lens)
         hypotheses = [
             best
             for (best,) in search(
@@ -603,7 +714,7 @@ class EmotionTransducer(Pretrained):
             words = [self.hparams.tokens.words(hypothesis.tokens) for hypothesis in hypotheses]
         else:
             # Where the model itself hears no word, Whisper makes some up.
-            rows = [row for row, each in enumerate(hypotheses) if each.tokens and not silent[row]]
+            rows = [row for row, each in enumerate(hypotheses) if each.tokens]
             texts = self._ask_whisper(wavs, samples, features, rows)
             spelled = [spell(text, self.hparams.tokens, self.language) for text in texts]
             words = [each.words for each in spelled]
@@ -612,10 +723,7 @@ class EmotionTransducer(Pretrained):
             hypotheses = judge_frames(model, encoded, frame_lens, paths)
         hypotheses = judge_events(model, encoded, hypotheses, self.segment_decoder)
         lengths = [count / frontend.sample_rate for count in samples.tolist()]  # not in float32
-        return [
-            self._heard(*parts)
-            for parts in zip(hypotheses, words, lengths, silent.tolist(), strict=True)
-        ]
+        return [self._heard(*parts) for parts in zip(hypotheses, words, lengths, strict=True)]
 
     def _ask_whisper(self, wavs, samples, features, rows):
         """Whisper's texts (list[str]) of waveforms [B, S]; empty but for some rows."""
@@ -629,42 +737,94 @@ class EmotionTransducer(Pretrained):
                 texts[row] = text
         return texts
 
-    def _heard(self, hypothesis, words, seconds, silent):
+    def _heard(self, hypothesis, words, seconds):
         frame_duration = self.mods.frontend.frame_duration
         of_frames, of_utterance = hypothesis.emotion_log_probs, hypothesis.utterance_log_probs
         labels = None
-        if silent:
-            words, neutral = [], self.emotions.neutral_index
-            of_frames, of_utterance = (
-                log_probs
-                if log_probs is None or neutral is None
-                else _certain_like(log_probs, neutral)
-                for log_probs in (of_frames, of_utterance)
-            )
-            hypothesis = hypothesis._replace(event_log_probs=None)
         if of_frames is not None:
             labels = self.segment_decoder.labels(of_frames, hypothesis.event_log_probs)
         times = word_times(words, hypothesis.frames, frame_duration, seconds)
         return Heard(seconds, times, of_frames, labels, of_utterance)
 
 
-def _check_batch(wavs, wav_lens):
-    """Waveforms [B, S] and relative lengths [B] of what somebody gives."""
-    wavs = torch.as_tensor(wavs)
-    shape = list(wavs.shape)
-    wavs = wavs[None] if wavs.dim() == 1 else wavs
-    if wavs.dim() != 2 or not wavs.numel() or not wavs.is_floating_point():
-        raise InputError(
-            f"wavs: {wavs.dtype} of shape {shape}. Give floating-point samples from -1 to 1, "
-            "[S] or [B, S], none of them 0."
-        )
-    lens = torch.ones(len(wavs)) if wav_lens is None else torch.as_tensor(wav_lens)
-    if lens.shape != (len(wavs),) or not ((lens > 0) & (lens <= 1)).all():
-        raise InputError(
-            f"wav_lens: {lens.tolist()} for {len(wavs)} waveforms. Give each a share of the "
-            "longest, above 0 and up to 1."
-        )
-    return wavs, lens
+class Survey(NamedTuple):
+    """What one look through a recording tells before the model hears it."""
+
+    speech: Speech
+    offset: float
+    """Constant that is taken from all samples."""
+    gain: float
+    """Factor that brings the speech to the front end's level; 1 if it has none."""
+
+    def apply(self, wav):
+        """Samples [S] as the model is to hear them."""
+        return (wav - self.offset) * self.gain
+
+
+def _survey(blocks, frontend):
+    """Look through the samples of a recording, in blocks at 16 kHz (``Survey``)."""
+    means, powers, rate = [], [], frontend.sample_rate
+
+    def measured():
+        for block in blocks:
+            means.append(step_means(block, rate))
+            powers.append(step_powers(block, rate))
+            yield block
+
+    speech = find_speech(measured())
+    means, powers = torch.cat(means), torch.cat(powers)
+    mean, power = float(means.mean()), float(powers.mean())
+    deviation = max(power - mean**2, 0.0) ** 0.5
+    offset = mean if abs(mean) > OFFSET * deviation else 0.0
+    if frontend.level is None:
+        return Survey(speech, offset, 1.0)
+    powers = powers - 2 * offset * means + offset**2
+    spoken = _spoken_frames(speech, len(powers), round(STEP * rate))
+    if spoken.any():
+        powers = powers[torch.from_numpy(spoken)]
+    return Survey(speech, offset, gain(powers.clamp(min=0), frontend.level))
+
+
+def _prepare(wavs, surveys):
+    """Waveforms (list of [S]) as the model is to hear them, padded: [B, S]."""
+    prepared = [survey.apply(wav) for wav, survey in zip(wavs, surveys, strict=True)]
+    return torch.nn.utils.rnn.pad_sequence(prepared, batch_first=True)
+
+
+def _spoken_frames(speech, frames, step):
+    """Whether each frame of ``step`` samples is speech, or a short break in it ([frames] bool)."""
+    spoken, margin = np.zeros(frames, dtype=bool), round(MARGIN * SAMPLE_RATE)
+    before = None
+    for first, end in speech.regions:
+        if before is not None and first - before < BREAK * SAMPLE_RATE:
+            first = before
+        before = end
+        spoken[max(0, first - margin) // step : -(-(end + margin) // step)] = True
+    return spoken
+
+
+def _stretches(speech):
+    """Stretches of a recording that hold speech and some of what is around it: (start, end)."""
+    if speech.seconds < SHORTEST:
+        return []
+    around, stretches = round(AROUND * SAMPLE_RATE), []
+    for first, end in speech.regions:
+        first, end = max(0, first - around), min(end + around, speech.samples)
+        if stretches and first <= stretches[-1][1]:
+            first = stretches.pop()[0]
+        stretches.append((first, end))
+    return stretches
+
+
+def _note_band(speech):
+    """A note (in a tuple) if the speech has no high frequencies."""
+    highest = highest_frequency(speech.spectrum)
+    if highest >= NARROW:
+        return ()
+    return (
+        f"the recording holds nothing above {highest:.0f} Hz. The model learnt from wideband "
+        "speech, so words will be worse",
+    )
 
 
 def _count(names):
@@ -679,31 +839,10 @@ def _text(heard):
     return " ".join(text for text, _, _ in heard.words)
 
 
-def _unless_too_short(heard):
-    return Heard(heard.seconds, [], None, None, None) if heard.seconds < SHORTEST else heard
-
-
 def _probabilities(heard, label):
     """Probabilities [E] of the emotions of a recording."""
     if heard.utterance_log_probs is None:
-        if heard.seconds < SHORTEST:
-            raise InputError(
-                f"{label}: {heard.seconds:.3f} s are too short for an emotion. Give {SHORTEST} s "
-                "or more."
-            )
+        if NO_SPEECH in heard.notes:
+            raise InputError(f"{label}: {NO_SPEECH}. Give more speech.")
         raise InputError(f"{label}: the model has no emotions. Load one that has.")
     return heard.utterance_log_probs.exp()
-
-
-def _certain_like(log_probs, emotion):
-    rest = (1 - CERTAIN) / (log_probs.size(-1) - 1)
-    probabilities = torch.full_like(log_probs, rest)
-    probabilities[..., emotion] = CERTAIN
-    return probabilities.log()
-
-
-def _loudest(wavs, samples):
-    """Level of the loudest run of samples of each waveform, dB of full scale, [B]."""
-    padded = torch.nn.functional.pad(wavs, (0, -wavs.size(1) % samples))
-    power = padded.unflatten(1, (-1, samples)).square().mean(-1).amax(-1)
-    return 10 * power.log10()

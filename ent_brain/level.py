@@ -16,6 +16,12 @@ def step_powers(wav, sample_rate):
     return padded.view(-1, step).double().square().mean(1)
 
 
+def step_means(wav, sample_rate):
+    """Mean of each 20 ms of samples [S], float64 [S / 20 ms], rounded up."""
+    step = round(STEP * sample_rate)
+    return torch.nn.functional.pad(wav, (0, -len(wav) % step)).view(-1, step).double().mean(1)
+
+
 def active_level(powers):
     """Level of the active speech of a recording, whose pauses do not count.
 

@@ -152,8 +152,7 @@ class Listener:
         return samples - samples % self._frontend.frame_samples
 
     def _hear(self, end):
-        wav = self._wav[None, : end - self._start]
-        return self._model._hear(wav, torch.ones(1))[0]
+        return self._model._hear_window(self._wav[: end - self._start])
 
     def _end(self, end, following, limit):
         """End a window, whose words are settled up to ``limit`` seconds; the next follows."""

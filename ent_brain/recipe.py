@@ -288,7 +288,8 @@ def train_and_test(hparams, run_opts, train, valid, tests, whole=()):
         sampler = CorpusSampler(train_set, weights)
         train_opts |= {"shuffle": False, "sampler": sampler}
     elif hparams["max_batch_nodes"] is not None:
-        sampler = make_batch_sampler(train_set, hparams["max_batch_nodes"])
+        most = hparams.get("max_batch_utterances")
+        sampler = make_batch_sampler(train_set, hparams["max_batch_nodes"], most)
         train_opts |= {"batch_size": 1, "shuffle": False, "batch_sampler": sampler}
     elif hparams.get("curriculum_epochs"):
         sampler = CurriculumSampler(train_set, hparams["curriculum_epochs"])

@@ -40,7 +40,8 @@ TRAINED_BY = {
     ),
     "training settings": (
         *("seed", "lr", "start_lr", "final_lr", "warmup_epochs", "decay_epochs"),
-        *("batch_size", "max_batch_nodes", "curriculum_epochs", "max_grad_norm"),
+        *("batch_size", "max_batch_nodes", "max_batch_utterances"),
+        *("curriculum_epochs", "max_grad_norm"),
         *("grad_accumulation_factor", "corpus_weights", "variants"),
         *("weight_decay", "remove_vector_weight_decay"),
         *("band_warp", "band_masks", "time_masks", "mask_time_prob", "mask_time_length"),
@@ -70,13 +71,15 @@ KEYS_READ_BY_CODE = {
     *("table", "test_share", "corpus_weights"),
     *("mixed", "keep_neutral", "mixed_folder", "mixed_speeds", "variants"),
     *("curriculum_epochs", "only_fill_cache", "average_checkpoints", "speeds"),
+    "max_batch_utterances",
 }
 """Top-level keys that the recipes' code reads, beside SpeechBrain's run options."""
 
 
 ABOVE_0 = {
     *("number_of_epochs", "batch_size", "lr", "max_grad_norm", "vocab_size"),
-    *("max_tokens_per_frame", "max_train_seconds", "max_batch_nodes", "aligned_top"),
+    *("max_tokens_per_frame", "max_train_seconds", "aligned_top"),
+    *("max_batch_nodes", "max_batch_utterances"),
     *("frame_duration", "encoder_dim", "predictor_dim", "joint_dim", "max_symbols", "beam_size"),
     *("segment_seconds", "aligned_seconds", "longest_window"),
     *("mask_time_length", "mask_feature_length", "stacked", "time_mask", "feature_mask"),

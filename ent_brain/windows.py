@@ -1,5 +1,6 @@
 """Recordings of any length: heard in windows no longer than what a model was trained on."""
 
+import math
 from difflib import SequenceMatcher
 from itertools import pairwise
 from typing import NamedTuple
@@ -65,22 +66,50 @@ def read_windows(path, sample_rate, longest, frame_samples):
     InputError
         If the file cannot be read, or holds no sample or one that is not a number.
     """
-    most = round(longest * sample_rate) // frame_samples * frame_samples
-    kept, start, overlap = torch.zeros(0), 0, 0
     blocks = read_blocks(scan_audio(path), sample_rate)
-    ended = False
-    while not ended:
-        while len(kept) <= most and (block := next(blocks, None)) is not None:
-            kept = torch.cat((kept, block))
-        ended = len(kept) <= most
-        end = following = len(kept)
-        if not ended:
-            end = _find_pause(kept[:most], sample_rate, overlap)
-            following = end if end is not None else round(most * (1 - OVERLAP))
-            following -= following % frame_samples
-            end = most if end is None else following
-        yield Window(start, kept[:end])
-        kept, start, overlap = kept[following:].clone(), start + following, end - following
+    yield from cut(blocks, [(0, math.inf)], sample_rate, longest, frame_samples)
+
+
+def cut(blocks, stretches, sample_rate, longest, frame_samples):
+    """Cut stretches of a recording into windows, as ``read_windows`` does the whole.
+
+    Arguments
+    ---------
+    blocks : iterable of Tensor
+        [S] samples of the recording, in order.
+    stretches : sequence of (int, int)
+        First sample and the one after the last of each stretch, in order, without overlap.
+    sample_rate, longest, frame_samples
+        As for ``read_windows``.
+
+    Yields
+    ------
+    Window
+    """
+    most = round(longest * sample_rate) // frame_samples * frame_samples
+    blocks, kept, start = iter(blocks), torch.zeros(0), 0
+    for first, last in stretches:
+        first -= first % frame_samples
+        overlap, ended = 0, False
+        while not ended:
+            while start + len(kept) < min(last, first + most + 1):
+                if (block := next(blocks, None)) is None:
+                    break
+                kept = torch.cat((kept, block))
+                dropped = min(first - start, len(kept))  # before the stretch
+                kept, start = kept[dropped:], start + dropped
+            kept, start = kept[first - start :], first
+            wav = kept[: min(last - first, len(kept))]
+            ended = len(wav) <= most
+            end = following = len(wav)
+            if not ended:
+                end = _find_pause(wav[:most], sample_rate, overlap)
+                following = end if end is not None else round(most * (1 - OVERLAP))
+                following -= following % frame_samples
+                end = most if end is None else following
+            yield Window(first, wav[:end])
+            overlap, first = end - following, first + following
+            kept, start = kept[following:].clone(), first
 
 
 def _find_pause(wav, sample_rate, overlap):
@@ -101,7 +130,7 @@ def _find_pause(wav, sample_rate, overlap):
     return (first + last) * step // 2 if (last - first) * step >= PAUSE * sample_rate else None
 
 
-def join(spans, results, sample_rate, frame_samples, frame_count):
+def join(spans, results, sample_rate, frame_samples, frame_count, spoken=None):
     """Join the results of windows, so that no frame and no word is lost or doubled.
 
     Time is whole frames of the recording. Two windows that overlap meet at one frame, and each
@@ -124,12 +153,14 @@ def join(spans, results, sample_rate, frame_samples, frame_count):
     frame_count : int
         Rows of the whole recording: as many as one pass over it would give, which the front end's
         ``count_frames`` computes from the number of samples.
+    spoken : array, optional
+        [frame_count] bool: frames with speech; all, if it is not given.
 
     Returns
     -------
     Heard
         The probabilities of the utterance are the mean over the windows, weighted by the number of
-        frames that each contributes.
+        frames with speech that each contributes.
 
     Example
     -------
@@ -163,8 +194,9 @@ def join(spans, results, sample_rate, frame_samples, frame_count):
         labels = [label for result in results for label in result.labels]
         labels = [labels[index] for index in source]
     if results[0].utterance_log_probs is not None:
+        counted = np.ones(frame_count) if spoken is None else spoken
         utterance = sum(
-            result.utterance_log_probs.exp() * ((end - begin) / frame_count)
+            result.utterance_log_probs.exp() * float(counted[begin:end].sum() / counted.sum())
             for result, (begin, end) in zip(results, parts, strict=True)
         ).log()
     words = [(text, a / sample_rate, b / sample_rate) for text, a, b in _parted(words)]
@@ -223,7 +255,7 @@ def _source_rows(firsts, counts, parts):
     """
     source, offset = np.zeros(parts[-1][1], dtype=np.int64), 0
     for first, count, (begin, end) in zip(firsts, counts, parts, strict=True):
-        frames = np.arange(begin, min(end, first + count))
+        frames = np.arange(max(begin, first), min(end, first + count))
         source[frames] = offset + frames - first
         offset += count
     return np.maximum.accumulate(source).tolist()  # the row before fills a gap

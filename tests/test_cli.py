@@ -20,7 +20,7 @@ from ent_brain.annotation import FORMATS, Annotation
 from ent_brain.errors import exit_on_input_error
 from ent_brain.export import export
 from ent_brain.files import write_json
-from ent_brain.inference import EmotionTransducer
+from ent_brain.inference import NO_SPEECH, EmotionTransducer
 
 RATE = 16000
 A_MANIFEST = "name a manifest of a recipe, or sound files"
@@ -232,7 +232,7 @@ def test_what_is_too_short_for_words_is_noted(model, tmp_path, capsys):
     path = write(tmp_path / "a.wav", 0.05)
     assert run("annotate", path, "--model", model, "--quiet") == 0
     captured = capsys.readouterr()
-    assert captured.err == f"note: {path}: 0.050 s are too short for words and an emotion\n"
+    assert captured.err == f"note: {path}: {NO_SPEECH}\n"
     said = json.loads(captured.out)
     assert (said["text"], said["emotion"], said["segments"]) == ("", None, [])
 

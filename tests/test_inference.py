@@ -11,7 +11,7 @@ from ent_brain.emotions import PUBLISHED
 from ent_brain.errors import InputError
 from ent_brain.export import export
 from ent_brain.frontend import SSLFrontend
-from ent_brain.inference import EmotionTransducer
+from ent_brain.inference import NO_SPEECH, EmotionTransducer
 from ent_brain.model import ENT, FENT
 
 RATE = 16000
@@ -115,7 +115,7 @@ def test_files_of_any_kind_are_heard(loaded, tmp_path, name, rate, channels, set
 @pytest.mark.parametrize("seconds", [0.1, 0.3])
 def test_a_fraction_of_a_second_is_heard(loaded, tmp_path, seconds):
     annotation = loaded.annotate_file(write(tmp_path / "a.wav", noise(seconds)))
-    assert (annotation.duration, annotation.notes) == (seconds, ())
+    assert annotation.duration == seconds
     assert (annotation.segments[0].start, annotation.segments[-1].end) == (0, seconds)
 
 
@@ -127,16 +127,12 @@ def test_less_than_a_tenth_of_a_second_has_no_words_and_no_emotion(loaded, tmp_p
     for annotation in (loaded.annotate_file(path), in_batch):
         assert (annotation.text, annotation.words) == ("", ())
         assert (annotation.emotion, annotation.segments) == (None, ())
-        assert annotation.notes == (
-            f"{samples / RATE:.3f} s are too short for words and an emotion",
-        )
+        assert annotation.notes == (NO_SPEECH,)
         assert Annotation.from_json(annotation.to_json()) == annotation
     assert loaded.transcribe_file(path) == ""
     with pytest.raises(InputError) as caught:
         loaded.classify_file(path)
-    assert str(caught.value) == (
-        f"{path}: {samples / RATE:.3f} s are too short for an emotion. Give 0.1 s or more."
-    )
+    assert str(caught.value) == f"{path}: {NO_SPEECH}. Give more speech."
 
 
 def test_one_waveform_is_a_batch_of_one_and_lengths_may_be_left_out(loaded):
@@ -206,13 +202,24 @@ def test_a_device_may_be_an_object_and_weights_are_of_single_precision(tmp_path,
 
 
 @pytest.mark.parametrize("seconds", [0.5, 5.0])
-def test_silence_has_no_words_and_is_neutral(loaded, tmp_path, seconds):
+def test_silence_has_no_words_and_no_emotion(loaded, tmp_path, seconds):
     path = write(tmp_path / "a.wav", np.zeros(int(seconds * RATE), dtype=np.float32))
     annotation = loaded.annotate_file(path)
-    assert (annotation.text, annotation.words) == ("", ())
-    assert annotation.emotion == "neutral"
-    assert [(s.start, s.end, s.emotion) for s in annotation.segments] == [(0, seconds, "neutral")]
-    assert loaded.classify_file(path)[0][PUBLISHED.index("neutral")] > 0.99
+    assert (annotation.duration, annotation.text, annotation.words) == (seconds, "", ())
+    assert (annotation.emotion, annotation.segments) == (None, ())
+    assert annotation.notes == (NO_SPEECH,)
+
+
+def test_frames_without_speech_are_neutral_and_their_sound_changes_nothing(loaded):
+    speech, faint = noise(2.0), 5e-4 * noise(15.0, seed=1)
+    [alone] = loaded.annotate_batch(torch.from_numpy(speech))
+    [after] = loaded.annotate_batch(torch.from_numpy(np.concatenate((faint, speech))))
+    neutral = PUBLISHED.index("neutral")
+    frames = np.array(after.frame_probabilities)
+    before = int(14.8 / after.frame_duration)  # up to a margin of 0.1 s
+    assert (frames[:before].argmax(1) == neutral).all() and (frames[:before].max(1) > 0.99).all()
+    assert len(frames) - before > len(alone.frame_probabilities)
+    assert all(word.start > 13.9 for word in after.words)
 
 
 def test_a_long_recording_is_what_is_heard_in_its_parts(loaded, tmp_path, capsys):
