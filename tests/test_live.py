@@ -93,13 +93,11 @@ def test_words_come_in_order_and_soon(heard):
 def test_no_word_is_lost_doubled_or_late():
     """With a model that hears each burst as a word, and its loudness as the text."""
 
-    def hear_bursts(wavs, lens):
-        loud = np.diff([0, *(wavs[0].abs() > 0).tolist(), 0])
+    def hear_bursts(wav):
+        loud = np.diff([0, *(wav.abs() > 0).tolist(), 0])
         bounds = zip(np.flatnonzero(loud == 1), np.flatnonzero(loud == -1), strict=True)
-        words = [
-            (f"W{round(100 * float(wavs[0, a:b].max()))}", a / RATE, b / RATE) for a, b in bounds
-        ]
-        return [Heard(wavs.size(1) / RATE, words, None, None, None)]
+        words = [(f"W{round(100 * float(wav[a:b].max()))}", a / RATE, b / RATE) for a, b in bounds]
+        return Heard(len(wav) / RATE, words, None, None, None)
 
     frontend = SimpleNamespace(sample_rate=RATE, frame_samples=640, frame_duration=0.04)
     frontend.count_frames = lambda samples: samples // 640
@@ -107,7 +105,7 @@ def test_no_word_is_lost_doubled_or_late():
         mods=SimpleNamespace(frontend=frontend),
         hparams=SimpleNamespace(longest_window=8.0),
         emotions=PUBLISHED,
-        _hear=hear_bursts,
+        _hear_window=hear_bursts,
     )
     wav = torch.zeros(60 * RATE // 2)
     for number in range(60):

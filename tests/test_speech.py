@@ -10,8 +10,6 @@ from ent_brain.speech import _probabilities, find_speech, highest_frequency
 
 RATE = 16000
 
-pytestmark = pytest.mark.real_speech
-
 
 @pytest.fixture(scope="module")
 def spoken(ravdess):
