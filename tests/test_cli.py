@@ -56,6 +56,13 @@ def test_a_recording_is_one_line_of_json(model, tmp_path, capsys):
     assert Annotation.from_json(line) == expected
 
 
+def told(errors):
+    """What is told, but for notes on what a model without training makes of noise."""
+    notes = ("none of its segments is", NO_SPEECH)
+    lines = errors.splitlines(keepends=True)
+    return "".join(line for line in lines if not line.rstrip().endswith(notes))
+
+
 def test_a_folder_is_written_as_it_is_laid_out_and_only_once(model, tmp_path, capsys):
     corpus, out = tmp_path / "corpus", tmp_path / "out"
     for index, name in enumerate(("x.wav", "a/x.wav", "b/x.FLAC", "b/long.wav")):
@@ -66,7 +73,7 @@ def test_a_folder_is_written_as_it_is_laid_out_and_only_once(model, tmp_path, ca
     asked = ("annotate", corpus, "--model", model, "--out", out, "--format", ",".join(formats))
     assert run(*asked, "--quiet") == 0
     captured = capsys.readouterr()
-    assert (captured.out, captured.err) == ("", "")
+    assert (captured.out, told(captured.err)) == ("", "")
     names = {"x", "a/x", "b/x", "b/long"}
     found = {str(path.relative_to(out)) for path in out.rglob("*") if path.is_file()}
     assert found == {cli.INDEX, *(f"{name}.{FORMATS[f][0]}" for name in names for f in formats)}
@@ -128,7 +135,7 @@ def test_who_reads_the_output_may_stop(model, tmp_path):
         text=True,
     )
     os.close(writer)
-    assert (done.returncode, done.stderr) == (1, "")
+    assert (done.returncode, told(done.stderr)) == (1, "")
 
 
 def test_files_of_one_name_are_kept_apart(model, tmp_path, capsys):
@@ -141,7 +148,7 @@ def test_files_of_one_name_are_kept_apart(model, tmp_path, capsys):
     assert {each.name: each.duration for each in said} == {"x.wav": 0.4, "x.flac": 0.8, "y": 0.5}
     other = write(tmp_path / "other" / "y.wav")
     assert run(*asked, other) == 1
-    assert capsys.readouterr().err == (
+    assert told(capsys.readouterr().err) == (
         f"error: {other}: {tmp_path}/out holds 'y', made of {tmp_path}/in/y.wav: name another "
         "--out\n"
     )
@@ -264,7 +271,7 @@ def test_channels_are_annotated_alone(model, tmp_path, capsys):
     assert (said.name, said.words) == ("call", expected[1].words)
     assert run(*asked, "each", "--out", tmp_path / "out") == 0
     assert run(*asked, "3") == 1
-    problem = capsys.readouterr().err.splitlines()[0]
+    problem = told(capsys.readouterr().err).splitlines()[0]
     assert problem == f"error: {path}: has no channel 3: give one from 1 to 2"
     assert run(*asked, "0") == 1
     assert capsys.readouterr().err == "error: --channel: '0': give a number from 1 on, or each\n"
@@ -439,7 +446,7 @@ def test_ctrl_c_is_one_line_and_the_rest_is_done_later(model, tmp_path, capsys, 
     monkeypatch.setattr(cli, "BATCH_SECONDS", 1.0)  # each file is a batch
     monkeypatch.setattr(EmotionTransducer, "annotate_batch", interrupted)
     assert run(*asked) == 130
-    assert capsys.readouterr().err == (
+    assert told(capsys.readouterr().err) == (
         "interrupted: 1 of 3 recordings were annotated, run the same command again for the rest\n"
     )
     [first] = (tmp_path / "out").glob("*.json")
@@ -601,5 +608,5 @@ def test_it_is_a_program_that_says_json_and_nothing_else(model, tmp_path):
         capture_output=True,
         text=True,
     )
-    assert (done.returncode, done.stderr) == (0, "")
+    assert (done.returncode, told(done.stderr)) == (0, "")
     assert json.loads(done.stdout)["name"] == "a"
