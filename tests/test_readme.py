@@ -1,4 +1,4 @@
-"""What the README tells people to type, typed."""
+"""What the README and its page on recordings tell people to type, typed."""
 
 import re
 import shlex
@@ -16,7 +16,8 @@ from ent_brain.page import RESULTS_FILE, UTTERANCES_FILE, Utterance, write_utter
 
 REPOSITORY = Path(__file__).parents[1]
 README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
-IN_USE = README.split("## A trained model in use")[1].split("\n## ")[0]
+ANNOTATING = (REPOSITORY / "docs" / "annotating.md").read_text(encoding="utf-8")
+IN_USE = ANNOTATING.split("## From the shell and from Python")[1].split("\n## ")[0]
 
 
 @pytest.fixture
@@ -70,3 +71,7 @@ def test_what_the_readme_shows_is_there():
     links = re.findall(r"\]\((?!https?://)([^)]+)\)", README)
     assert links
     assert all((REPOSITORY / link).is_file() for link in links)
+
+
+def test_the_readme_is_short():
+    assert len(README.splitlines()) <= 150
