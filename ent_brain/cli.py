@@ -149,7 +149,7 @@ def _parser():
         help="a page in the browser for recordings and the microphone",
         description="Show a model in the browser. Needs: pip install 'ent_brain[app]'.",
     )
-    command.add_argument("--model", required=True, help="folder, or hub name")
+    _add_model_options(command)
     command.add_argument(
         "--host", default="127.0.0.1", help="address to listen on (this computer alone)"
     )
@@ -166,7 +166,7 @@ def _parser():
     command.add_argument(
         "source", nargs="?", choices=[STDIN], help="raw 16 kHz s16le audio on standard input"
     )
-    command.add_argument("--model", required=True, help="folder, or hub name")
+    _add_model_options(command)
     command.add_argument(
         "--out", type=Path, metavar="DIR", help="where files are written at the end"
     )
@@ -195,7 +195,7 @@ def _parser():
 
 
 def _add_model_options(command):
-    """Add the options of which model annotates."""
+    """Add the options that say which model is loaded, and whose words it writes."""
     command.add_argument(
         "--model",
         default=OPEN_ENGLISH,
@@ -216,6 +216,17 @@ def _add_model_options(command):
     )
     command.add_argument(
         "--language", default="en", metavar="CODE", help="that Whisper's decoder writes (en)"
+    )
+
+
+def _load_model(options, **settings):
+    return EmotionTransducer.from_hparams(
+        options.model,
+        revision=options.revision,
+        ssl=options.ssl,
+        words=options.words,
+        language=options.language,
+        **settings,
     )
 
 
@@ -317,15 +328,7 @@ def annotate(options, *preparations):
             recordings = _not_done(options, recordings, formats, model_digest)
             if recordings:  # a folder with all results may be read-only
                 _make_folder(options.out)
-        model = EmotionTransducer.from_hparams(
-            options.model,
-            revision=options.revision,
-            ssl=options.ssl,
-            words=options.words,
-            language=options.language,
-            overrides=_segment_settings(options),
-            **device,
-        )
+        model = _load_model(options, overrides=_segment_settings(options), **device)
         done = 0
         try:
             with tqdm(total=len(recordings), unit="file", disable=options.quiet) as bar:
@@ -635,7 +638,7 @@ def app(options):
     limits = options.minutes, options.megabytes
     signal.signal(signal.SIGTERM, lambda *_: sys.exit())  # which removes temporary files
     print(f"http://{options.host}:{options.port}", "Ctrl-C ends it.", flush=True)
-    serve(options.model, options.host, options.port, *limits)
+    serve(_load_model(options), options.host, options.port, *limits)
     return 0
 
 
@@ -647,7 +650,7 @@ def listen(options):
     check_id(options.name)
     if options.out is not None:
         _make_folder(options.out)
-    listener = Listener(EmotionTransducer.from_hparams(options.model))
+    listener = Listener(_load_model(options))
     with ExitStack() as stack:
         if options.source == STDIN:
             chunks = standard_input()
