@@ -7,7 +7,6 @@ from them, and every time in seconds follows from it.
 
 import copy
 import re
-from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -22,6 +21,7 @@ from ent_brain.cache import FeatureCache, model_digest, weights_digest
 from ent_brain.errors import InputError, one_line
 from ent_brain.files import written
 from ent_brain.manifest import SAMPLE_RATE
+from ent_brain.quiet import quiet_transformers
 
 
 class SSLKind(NamedTuple):
@@ -591,23 +591,6 @@ def _load(kind, source, save_path, spec_augment):
         name, trust_remote_code=False, **place
     )
     return model, extractor
-
-
-@contextmanager
-def quiet_transformers(hide_bars=True):
-    """Let transformers show no warnings and, if the files are here already, no progress bars."""
-    from transformers import logging
-
-    verbosity, shows_bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    if hide_bars:
-        logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(verbosity)
-        if shows_bars:
-            logging.enable_progress_bar()
 
 
 def _check_digest(ssl, source, digest):

@@ -10,7 +10,7 @@ from transformers.modeling_outputs import BaseModelOutput
 from transformers.models.whisper.modeling_whisper import WhisperEncoder, WhisperPreTrainedModel
 
 from ent_brain.errors import InputError
-from ent_brain.frontend import quiet_transformers
+from ent_brain.quiet import quiet_transformers
 
 MOST_TOKENS = 8
 """Tokens a second, at most: a decoder that repeats itself would not end."""

@@ -468,7 +468,8 @@ def test_ctrl_c_in_any_program_is_one_line(capsys):
 
 
 def test_ctrl_c_while_pytorch_is_imported_is_one_line(tmp_path):
-    (tmp_path / "torch.py").write_text("import os, signal\nos.kill(os.getpid(), signal.SIGINT)\n")
+    stub = "import os, signal\nsignal.signal(signal.SIGINT, signal.default_int_handler)\n"
+    (tmp_path / "torch.py").write_text(f"{stub}os.kill(os.getpid(), signal.SIGINT)\n")
     path = f"{tmp_path}{os.pathsep}{Path(cli.__file__).parents[1]}"
     command = [sys.executable, "-m", "ent_brain", "--version"]
     ended = subprocess.run(

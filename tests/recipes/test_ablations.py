@@ -3,7 +3,7 @@
 import subprocess
 import sys
 
-from conftest import RECIPES
+from recipe_runs import RECIPES
 
 from ent_brain.files import read_json
 

@@ -6,7 +6,7 @@ import subprocess
 import sys
 
 import pytest
-from conftest import RECIPES
+from recipe_runs import RECIPES
 
 from ent_brain.files import read_json
 

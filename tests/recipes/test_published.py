@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import RECIPES, run_recipe
+from recipe_runs import RECIPES, run_recipe
 
 RECORDED = Path(__file__).with_name("published.json")
 STEPS = 10

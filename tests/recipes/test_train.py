@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from conftest import RECIPES, run_recipe
+from recipe_runs import RECIPES, run_recipe
 from speechbrain.utils.checkpoints import Checkpointer
 
 from ent_brain.cache import FeatureCache
