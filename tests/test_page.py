@@ -434,6 +434,7 @@ def test_a_thousand_utterances_are_sorted_and_filtered(shown, many):
 
 
 def test_the_keyboard_is_enough(shown):
+    wait(shown, "document.querySelector('#rows [aria-current]')")
     second = ids(shown)[1]
     press(shown, "ARROW_DOWN", "ARROW_DOWN", "ARROW_UP")
     assert chosen(shown) == second
@@ -460,6 +461,7 @@ def test_an_address_names_the_utterance(browser, many):
     address = f"{many[0].as_uri()}#one/u_7"
     browser.get("about:blank")
     browser.get(address)
+    wait(browser, "document.querySelector('#rows [aria-current]')")
     assert chosen(browser) == "u_7"
     assert (
         browser.execute_script(

@@ -293,7 +293,7 @@ VARIANTS = {
     "LibriSpeech/ent_asr_fbank": ("RAVDESS/ent_fbank", {*LIBRISPEECH, *WORDS_ALONE}),
     "LibriSpeech/ent_asr_whisper": (
         "RAVDESS/ent_whisper",
-        {*LIBRISPEECH, *WORDS_ALONE, "ctc_weight", "ssl_layers", "number_of_epochs"}
+        {*LIBRISPEECH, *WORDS_ALONE, "ctc_weight", "speeds", "ssl_layers", "number_of_epochs"}
         | {"average_checkpoints", "warmup_epochs", "time_masks", "encoder_dim", "joint_dim"}
         | {"encoder_dropout", "dropout"},
     ),
