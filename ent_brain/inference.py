@@ -107,8 +107,9 @@ class EmotionTransducer(Pretrained):
     HPARAMS_NEEDED = ["modules", "tokens", "emotions", "neutral", *SETTINGS]
     MODULES_NEEDED = ["frontend", "model"]
     whisper = None
-    language = "en"
     """Whisper's decoder (WhisperDecoder), if it writes the words."""
+    language = "en"
+    """Code of the language of texts, for the spoken forms of their numbers."""
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
@@ -267,7 +268,7 @@ class EmotionTransducer(Pretrained):
         Raises
         ------
         InputError
-            If the file cannot be read, is shorter than 0.1 s, or the model has no emotions.
+            If the file cannot be read, has less than 0.1 s of speech, or the model has no emotions.
         """
         audio = scan_audio(path)
         probabilities = _probabilities(self._hear_file(audio, progressbar=False), audio.label)
@@ -288,7 +289,7 @@ class EmotionTransducer(Pretrained):
         Raises
         ------
         InputError
-            Also if a waveform is shorter than 0.1 s, or the model has no emotions.
+            Also if a waveform has less than 0.1 s of speech, or the model has no emotions.
         """
         heard = self._hear_batch(wavs, wav_lens)
         probabilities = torch.stack(
@@ -403,8 +404,7 @@ class EmotionTransducer(Pretrained):
         -------
         list[Annotation]
         """
-        wavs, lens, samples = self._check_batch(wavs, wav_lens)
-        alone = [wav[:count] for wav, count in zip(wavs, samples, strict=True)]
+        alone, lens = self._check_batch(wavs, wav_lens)
         surveys = [_survey([wav], self.mods.frontend) for wav in alone]
         encoded = self._encode_each(_prepare(alone, surveys), lens)
         names = list(map(str, range(len(encoded))) if names is None else names)
@@ -515,8 +515,7 @@ class EmotionTransducer(Pretrained):
 
     def _hear_batch(self, wavs, wav_lens):
         """What the model makes of waveforms [B, S] or [S] that somebody gives, list[Heard]."""
-        wavs, _, samples = self._check_batch(wavs, wav_lens)
-        alone = [wav[:count] for wav, count in zip(wavs, samples, strict=True)]
+        alone, _ = self._check_batch(wavs, wav_lens)
         return self._hear_speech([(_survey([wav], self.mods.frontend), [wav]) for wav in alone])
 
     def _hear_window(self, wav):
@@ -526,7 +525,7 @@ class EmotionTransducer(Pretrained):
         return self._only_speech(heard, survey.speech)
 
     def _check_batch(self, wavs, wav_lens):
-        """Waveforms [B, S] and relative lengths [B] of what somebody gives, and sample counts."""
+        """Waveforms (list of [S]) and relative lengths [B] of what somebody gives."""
         wavs = torch.as_tensor(wavs)
         shape = list(wavs.shape)
         wavs = wavs[None] if wavs.dim() == 1 else wavs
@@ -543,12 +542,13 @@ class EmotionTransducer(Pretrained):
             )
         wavs = wavs.float().cpu()
         samples = self.mods.frontend.sample_lens(wavs, lens).tolist()
-        for index, count in enumerate(samples):
-            if not (wavs[index, :count].abs() <= LOUDEST).all():  # NaN is not below it
+        alone = [wav[:count] for wav, count in zip(wavs, samples, strict=True)]
+        for index, wav in enumerate(alone):
+            if not (wav.abs() <= LOUDEST).all():  # NaN is not below it
                 raise InputError(
                     f"wavs: waveform {index} has samples that are no sound. Replace it."
                 )
-        return wavs, lens, samples
+        return alone, lens
 
     def _only_speech(self, heard, speech):
         """What was heard of a recording, with neutral frames where nobody speaks."""
