@@ -392,7 +392,7 @@ def test_it_plays_and_words_light_up(shown):
         document.getElementById("audio").playbackRate = 0.5;"""
     )
     find(shown, "#play").click()
-    assert find(shown, "#play").accessible_name == "Pause"
+    wait(shown, "document.getElementById('play').ariaLabel === 'Pause'")
     wait(shown, "document.getElementById('audio').ended")
     assert shown.execute_script("return [...lit]") == ["OH", "MY", "DEAR"]
     assert find(shown, "#play").accessible_name == "Play"
