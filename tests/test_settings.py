@@ -23,6 +23,7 @@ from ent_brain.settings import (
 ROOT = Path(__file__).resolve().parents[1]
 YAMLS = sorted(ROOT.glob("recipes/*/hparams/*.yaml"))
 SMALL_MIX = ("RAVDESS", "hparams", "ent_mix.yaml")
+WHISPER_MIX = ("RAVDESS", "hparams", "ent_mix_whisper.yaml")
 SMALL = ("_demo", "_fbank", "_librispeech")
 PLACES = {
     **{"data_folder": "corpus", "zed_folder": "zed", "librispeech_folder": "libri"},
@@ -285,6 +286,13 @@ VARIANTS = {
         | {"test_actors", "valid_actors", "label_map"},
     ),
     "RAVDESS/fent_fbank": ("RAVDESS/ent_fbank", {"model"}),
+    "RAVDESS/fent_whisper": ("RAVDESS/ent_whisper", {"model"}),
+    "RAVDESS/ent_mix_whisper": (
+        "RAVDESS/ent_whisper",
+        {*MIXED, "rnnt_weight", "lattice_weight", "aligned_seconds", "head_intervals", "speeds"}
+        | {"number_of_epochs", "average_checkpoints", "warmup_epochs", "lr"}
+        | {"segment_decoding", "segment_seconds", "beam_size"},
+    ),
     "RAVDESS/ent_librispeech": (
         "RAVDESS/ent_fbank",
         {*LIBRISPEECH, "librispeech_folder", "corpus_weights", "normalization"},
@@ -341,7 +349,7 @@ OWN = {
 @pytest.mark.parametrize("path", YAMLS, ids=lambda path: f"{path.parts[-3]}-{path.stem}")
 def test_a_variant_is_what_its_name_says(path):
     own = OWN.get(path.stem.rpartition("_")[2], {})
-    if path.parts[-3:] == SMALL_MIX:
+    if path.parts[-3:] in (SMALL_MIX, WHISPER_MIX):
         own = {"mixed": True, "lattice_mode": "aligned_event"}
     said = yaml.safe_load(
         "\n".join(line for line in path.read_text().splitlines() if re.match(r"\w+: [^!]", line))
