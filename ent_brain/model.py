@@ -43,6 +43,38 @@ class TransducerOutput(NamedTuple):
     """[B, U+1, D] each; None where the model has no predictor."""
 
 
+class ChannelNorm(nn.Module):
+    """Mean 0 and deviation 1 for each channel of each layer, over the frames heard in training.
+
+    Pretrained encoders have a few channels whose values are many times as large as all others'.
+
+    Arguments
+    ---------
+    layers, dim : int
+    """
+
+    def __init__(self, layers, dim):
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(layers, dim))
+        self.register_buffer("deviation", torch.ones(layers, dim))
+        self.register_buffer("batches", torch.zeros((), dtype=torch.long))
+
+    @torch.no_grad()
+    def observe(self, features, frame_lens):
+        """Take the features [B, T, L, D] of a batch with [B] lengths into the averages."""
+        rows = zip(features, frame_lens.tolist(), strict=True)
+        frames = torch.cat([row[:count] for row, count in rows]).to(self.mean.dtype)
+        self.batches += 1
+        variance, mean = torch.var_mean(frames, 0, correction=0)
+        self.mean += (mean - self.mean) / self.batches
+        self.deviation.square_().lerp_(variance, 1 / self.batches.item()).sqrt_()
+
+    def forward(self):
+        """Factor and offset [L, D]: what is normalised is features * factor - offset."""
+        factor = 1 / (self.deviation + 1e-5)
+        return factor, self.mean * factor
+
+
 class ScalarMix(nn.Module):
     """``gamma * sum_k softmax(weights)_k * layer_k`` over the layers of a front end.
 
@@ -56,14 +88,19 @@ class ScalarMix(nn.Module):
         self.weights = nn.Parameter(torch.zeros(layers))
         self.gamma = nn.Parameter(torch.ones(1))  # a vector: its weights do not decay
 
-    def forward(self, features):
+    def forward(self, features, norm=None):
         """Mix [B, T, layers, D] of any precision to [B, T, D] in the weights' own.
 
-        Neither all features in that precision nor what a gradient needs of them are held.
+        Each channel is normalised before if there is a ``norm`` (ChannelNorm). Neither all features
+        in that precision nor what a gradient needs of them are held.
         """
         mix = self.gamma * self.weights.softmax(0)
+        mix_frames = _mixed
+        if norm is not None:
+            factor, offset = norm()
+            mix, mix_frames = torch.stack((factor, offset)) * mix[:, None], _mixed_channels
         mixed = [
-            checkpoint(_mixed, block, mix, use_reentrant=False, preserve_rng_state=False)
+            checkpoint(mix_frames, block, mix, use_reentrant=False, preserve_rng_state=False)
             for block in features.flatten(0, 1).split(MIX_FRAMES)
         ]
         return torch.cat(mixed).unflatten(0, features.shape[:2])
@@ -74,6 +111,13 @@ def _mixed(frames, mix):
     # One product a frame; einsum or autocast would copy the features once more.
     with torch.autocast(frames.device.type, enabled=False):
         return (mix.expand(len(frames), 1, -1) @ frames.to(mix.dtype)).squeeze(1)
+
+
+def _mixed_channels(frames, mix):
+    """Layers of frames [N, layers, D] with a weight and an offset for each channel: [N, D]."""
+    factor, offset = mix
+    with torch.autocast(frames.device.type, enabled=False):
+        return (frames.to(mix.dtype) * factor).sum(1) - offset.sum(0)
 
 
 class Encoder(nn.Module):
@@ -141,6 +185,44 @@ class Predictor(nn.Module):
         cell = torch.lstm_cell(embedded[:, 0], [part[0] for part in state], *self.rnn.parameters())
         state = tuple(part[None] for part in cell)
         return state[0].transpose(0, 1), state
+
+
+class ShortPredictor(nn.Module):
+    """A prediction network that sees the last few tokens alone: their embeddings, dropout, a layer.
+
+    What it cannot count it cannot know by heart: with the sentences of a small corpus an LSTM emits
+    all letters in the first frame, so that words have no times. Source: Ghodsi et al., "RNN-T with
+    Stateless Prediction Network" (ICASSP 2020).
+
+    Arguments
+    ---------
+    vocab_size, embedding_dim, predictor_dim, output_dim : int
+    dropout : float
+    context : int
+        Tokens that it sees.
+    """
+
+    def __init__(self, vocab_size, embedding_dim, predictor_dim, output_dim, dropout, context):
+        super().__init__()
+        self.context = context
+        self.embedding = nn.Embedding(vocab_size, embedding_dim)
+        self.dropout = nn.Dropout(dropout)
+        self.mix = nn.Linear(context * embedding_dim, predictor_dim)
+        self.projection = nn.Linear(predictor_dim, output_dim)
+
+    def forward(self, tokens, state=None):
+        """As ``Predictor.forward``; the state is one tensor [context, B, embedding_dim]."""
+        hidden, state = self.read(tokens, state)
+        return self.projection(hidden), state
+
+    def read(self, tokens, state=None):
+        """As ``forward``, before the projection."""
+        embedded = self.dropout(self.embedding(tokens)).transpose(0, 1)
+        if state is None:
+            state = (embedded.new_zeros(self.context, *embedded.shape[1:]),)
+        seen = torch.cat((*state, embedded))
+        windows = seen[1:].unfold(0, self.context, 1).permute(1, 0, 3, 2).flatten(2)
+        return self.mix(windows).tanh(), (seen[-self.context :],)
 
 
 class Joint(nn.Module):
@@ -215,6 +297,11 @@ class TransducerModel(nn.Module):
         Bidirectional LSTMs, one upon the other.
     encoder_dropout : float
         Of the encoder's input and of the output of each of its layers, in training.
+    predictor_context : int, optional
+        Tokens that the predictor sees (``ShortPredictor``); None: all, by an LSTM.
+    normalize_features : bool
+        Whether each channel of each layer of the features has mean 0 and deviation 1 over the
+        frames heard in training.
 
     Raises
     ------
@@ -251,6 +338,8 @@ class TransducerModel(nn.Module):
         ctc_head=False,
         encoder_layers=1,
         encoder_dropout=0.0,
+        predictor_context=None,
+        normalize_features=False,
     ):
         super().__init__()
         if lm_head and not token_joint:
@@ -262,6 +351,8 @@ class TransducerModel(nn.Module):
                 raise ValueError(f"{name}: {share}: give a share, 0 to 1")
         if encoder_layers < 1:
             raise ValueError(f"encoder_layers: {encoder_layers}: give a whole number above 0")
+        if predictor_context is not None and predictor_context < 1:
+            raise ValueError(f"predictor_context: {predictor_context}: give 1 or more, or null")
         self.settings = {
             "vocab_size": vocab_size,
             "feature_dim": feature_dim,
@@ -279,6 +370,8 @@ class TransducerModel(nn.Module):
             "ctc_head": bool(ctc_head),
             "encoder_layers": encoder_layers,
             "encoder_dropout": encoder_dropout,
+            "predictor_context": predictor_context,
+            "normalize_features": normalize_features,
         }
         """Arguments that make this model again."""
         # Without words there is no vocabulary stream: its parts would never be trained.
@@ -286,14 +379,16 @@ class TransducerModel(nn.Module):
         self.mixes = nn.ModuleList(
             ScalarMix(feature_layers) for _ in range(streams) if feature_layers > 1
         )
+        self.norm = ChannelNorm(feature_layers, feature_dim) if normalize_features else None
         self.encoder = Encoder(feature_dim, encoder_dim)
         self.upper_encoders = nn.ModuleList(
             Encoder(encoder_dim, encoder_dim) for _ in range(encoder_layers - 1)
         )
         self.encoder_dropout = nn.Dropout(encoder_dropout)
         has_reader = token_joint or emotion_joint or pooled_head
+        sizes = vocab_size, embedding_dim, predictor_dim, encoder_dim, dropout
         self.predictors = nn.ModuleList(
-            Predictor(vocab_size, embedding_dim, predictor_dim, encoder_dim, dropout)
+            ShortPredictor(*sizes, predictor_context) if predictor_context else Predictor(*sizes)
             for _ in range(streams)
             if has_reader
         )
@@ -342,12 +437,18 @@ class TransducerModel(nn.Module):
 
     def encode(self, features, frame_lens):
         """Encoder streams [B, T, D] of features [B, T, L, D] with [B] lengths."""
+        if self.norm and self.training:
+            self.norm.observe(features, frame_lens)
         if not self.mixes:
-            features = features.squeeze(2).to(next(self.parameters()).dtype)
+            features = features.to(next(self.parameters()).dtype)
+            if self.norm:
+                factor, offset = self.norm()
+                features = features * factor - offset
+            features = features.squeeze(2)
             encoded = self._encode(features, frame_lens)
             return Streams(encoded, encoded)
         # Both mixes pass through the one encoder, as one batch.
-        mixed = torch.cat([mix(features) for mix in self.mixes])
+        mixed = torch.cat([mix(features, self.norm) for mix in self.mixes])
         encoded = self._encode(mixed, frame_lens.repeat(len(self.mixes))).chunk(len(self.mixes))
         return Streams(encoded[0], encoded[-1])
 

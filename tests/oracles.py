@@ -292,7 +292,12 @@ class PlainModel:
     def predict_one(self, token, state, stream):
         prefix = f"predictors.{stream % self.streams}"
         embedded = self.weights[f"{prefix}.embedding.weight"][token]
-        hidden, state = self.lstm_cell(f"{prefix}.rnn", embedded, state)
+        if f"{prefix}.mix.weight" in self.weights:  # one that sees the last tokens alone
+            context = self.weights[f"{prefix}.mix.weight"].size(1) // len(embedded)
+            state = [*(state or context * [0 * embedded]), embedded][-context:]
+            hidden = self.linear(f"{prefix}.mix", torch.cat(state)).tanh()
+        else:
+            hidden, state = self.lstm_cell(f"{prefix}.rnn", embedded, state)
         return self.linear(f"{prefix}.projection", hidden), state
 
     def token_logits(self, encoded, predicted):

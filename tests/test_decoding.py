@@ -223,6 +223,19 @@ def test_a_batch_gives_what_one_utterance_at_a_time_gives(model_class, max_symbo
 
 
 @MODELS
+@SYMBOLS
+def test_a_short_predictor_is_searched_as_any_other(model_class, max_symbols):
+    model, features = random_model(model_class, predictor_context=2), random_features()
+    found = greedy_search(model, features, FRAME_LENS, max_symbols)
+    plain = PlainModel(model)
+    for ours, each in zip(found, utterances(features), strict=True):
+        expected = oracles.greedy(plain, each, max_symbols)
+        assert (ours.tokens, ours.frames) == (expected.tokens, expected.frames)
+        assert ours.score == pytest.approx(expected.score, rel=1e-5)
+    assert any(hypothesis.tokens for hypothesis in found)
+
+
+@MODELS
 def test_padding_of_the_features_changes_nothing(model_class):
     features = random_features()
     for row, frames in enumerate(FRAME_LENS):

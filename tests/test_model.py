@@ -7,7 +7,16 @@ from torch import nn
 
 from ent_brain import model as model_module
 from ent_brain.losses import ctc_loss, lattice_pooling_loss, next_token_loss, transducer_loss
-from ent_brain.model import ENT, FENT, Encoder, PooledHead, Predictor, ScalarMix
+from ent_brain.model import (
+    ENT,
+    FENT,
+    ChannelNorm,
+    Encoder,
+    PooledHead,
+    Predictor,
+    ScalarMix,
+    ShortPredictor,
+)
 
 FRAME_LENS = torch.tensor([7, 1, 4])
 TOKENS = torch.tensor([[3, 5, 1, 2], [0, 0, 0, 0], [6, 6, 0, 0]])
@@ -120,20 +129,59 @@ def test_scalar_mix_takes_features_of_any_precision(precision, monkeypatch):
 
 
 @pytest.mark.parametrize("layers", [1, 3])
+@pytest.mark.parametrize("model_class", [ENT, FENT])
+def test_normalized_channels_have_mean_0_and_deviation_1(model_class, layers):
+    model = small_model(model_class, feature_layers=layers, normalize_features=True).train()
+    features = random_features(layers) * 50 + 7
+    valid = [row[:frames] for row, frames in zip(features, FRAME_LENS, strict=True)]
+    for row, frames in enumerate(FRAME_LENS):
+        features[row, frames:] = 1e6  # padding tells nothing
+    model.encode(features, FRAME_LENS)
+    factor, offset = model.norm()
+    frames = torch.cat(valid) * factor - offset
+    torch.testing.assert_close(frames.mean(0), torch.zeros(layers, 5), rtol=0, atol=1e-4)
+    torch.testing.assert_close(frames.std(0, correction=0), torch.ones(layers, 5))
+
+    model.eval()
+    encoded = model.encode(features, FRAME_LENS)
+    assert int(model.norm.batches) == 1  # only training is listened to
+    plain = small_model(model_class, feature_layers=layers).eval()
+    plain.load_state_dict({k: v for k, v in model.state_dict().items() if "norm." not in k[:5]})
+    expected = plain.encode(features * factor - offset, FRAME_LENS)
+    torch.testing.assert_close(encoded, expected)
+
+
+def test_channel_norm_is_the_mean_over_batches():
+    norm, lens = ChannelNorm(1, 1), torch.tensor([2])
+    for batch in ([1.0, 3.0], [5.0, 9.0]):  # means 2 and 7, variances 1 and 4
+        norm.observe(torch.tensor(batch).view(1, 2, 1, 1), lens)
+    assert (norm.mean.item(), norm.deviation.item()) == pytest.approx((4.5, 2.5**0.5))
+
+
+@pytest.mark.parametrize("layers", [1, 3])
 def test_model_takes_features_as_a_cache_keeps_them(layers):
     model, features = small_model(ENT, feature_layers=layers), random_features(layers).half()
     kept = model.encode(features, FRAME_LENS)
     torch.testing.assert_close(kept, model.encode(features.float(), FRAME_LENS))
 
 
-def test_predictor_steps_equal_the_whole_sequence():
-    predictor = Predictor(8, 4, 7, 6, dropout=0.1).eval()
+@pytest.mark.parametrize("context", [None, 1, 2, 9])
+def test_predictor_steps_equal_the_whole_sequence(context):
+    sizes = 8, 4, 7, 6, 0.1
+    predictor = (ShortPredictor(*sizes, context) if context else Predictor(*sizes)).eval()
     whole, _ = predictor(TOKENS)
     state, steps = None, []
     for position in range(TOKENS.size(1)):
         output, state = predictor(TOKENS[:, position : position + 1], state)
         steps.append(output)
     torch.testing.assert_close(torch.cat(steps, 1), whole)
+
+
+def test_a_short_predictor_sees_the_last_tokens_alone():
+    predictor = ShortPredictor(8, 4, 7, 6, 0.1, context=2).eval()
+    (one, two), _ = predictor(torch.tensor([[0, 3, 5, 1, 2], [0, 3, 6, 1, 2]]))
+    same = [torch.equal(*pair) for pair in zip(one, two, strict=True)]
+    assert same == [True, True, False, False, True]
 
 
 def test_predictor_drops_embeddings_in_training_only():
