@@ -165,12 +165,13 @@ def align_tokens(model, encoded, tokens):
     return frames[0].tolist(), scores.tolist()
 
 
-def word_times(words, frames, frame_duration, duration):
+def word_times(words, frames, frame_duration, duration, offset=0.0):
     """Times of words whose tokens are aligned.
 
     A word starts with the frame of its first token; it ends ``WORD_TAIL`` after the frame of its
     last one, or where the next word starts, or the recording ends. Words that start in one frame
-    share it evenly. A word without tokens starts after the token before it.
+    share it evenly. A word without tokens starts after the token before it. All boundaries are then
+    moved by ``offset``, within the recording.
 
     Arguments
     ---------
@@ -182,6 +183,8 @@ def word_times(words, frames, frame_duration, duration):
         Seconds from one frame to the next.
     duration : float
         Seconds of the recording, which may end within the last frame.
+    offset : float
+        Seconds, less than half a frame: ``Frontend.frame_offset``.
 
     Returns
     -------
@@ -205,11 +208,14 @@ def word_times(words, frames, frame_duration, duration):
         starts.append(frame * frame_duration + length * seen[frame] / together[frame])
         seen[frame] += 1
     limits = [*starts[1:], duration]
-    return [
+    times = [
         (text, start, min(limit, (final + 1) * frame_duration + WORD_TAIL))
         for (text, _, _), (_, final), start, limit in zip(
             words, spans, starts, limits, strict=False
         )
+    ]
+    return [
+        (text, max(0.0, start + offset), min(duration, end + offset)) for text, start, end in times
     ]
 
 

@@ -530,6 +530,7 @@ class EmotionTransducerBrain(sb.Brain):
         self.stats = TransducerStats(
             self.tokens if self.hparams.rnnt_weight or self.hparams.ctc_weight else None,
             self.segment_decoder,
+            self.raw_modules.frontend.frame_offset,
         )
 
     def on_stage_end(self, stage, stage_loss, epoch=None):

@@ -209,7 +209,8 @@ def _annotation(stats, utterance, entry):
     if log_probs is not None:
         labels = decoder.labels(log_probs, hypothesis.event_log_probs)
     words = _words(stats, hypothesis)
-    times = word_times(words, hypothesis.frames, decoder.frame_duration, entry["duration"])
+    placed = decoder.frame_duration, entry["duration"], stats.frame_offset
+    times = word_times(words, hypothesis.frames, *placed)
     heard = Heard(entry["duration"], times, log_probs, labels, hypothesis.utterance_log_probs)
     return annotate(utterance, heard, decoder.frame_duration, decoder.emotions)
 

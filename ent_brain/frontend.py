@@ -36,6 +36,9 @@ class SSLKind(NamedTuple):
     """Samples from one frame to the next; None for models of waveforms."""
     pad_to: int | None = None
     """Zeros are appended to an utterance up to a multiple of this number of samples."""
+    first_center: int | None = None
+    """Samples to the middle of the first hidden state's window; None where that is of ``window``.
+    """
 
 
 SSL_MODELS = {
@@ -45,7 +48,7 @@ SSL_MODELS = {
     "data2vec-audio": SSLKind("facebook/data2vec-audio-base"),
     # Two mel frames of 400 samples, 160 apart, make a frame.
     "wav2vec2-bert": SSLKind("facebook/w2v-bert-2.0", window=560, hop=320),
-    "whisper": SSLKind("openai/whisper-base", window=1, hop=320, pad_to=320),
+    "whisper": SSLKind("openai/whisper-base", window=1, hop=320, pad_to=320, first_center=0),
 }
 """The kinds by their ``model_type`` in transformers."""
 
@@ -78,6 +81,9 @@ class Frontend(nn.Module):
     ``forward`` takes it (``level.bring_to_level``); None leaves it as it was recorded."""
     max_samples: int | None = None
     """Samples of the longest utterance that it can encode; None for no limit."""
+    frame_offset = 0.0
+    """Seconds from when a frame begins by its number to where what it is centred on begins. Below 0
+    where windows are centred on the start of their hop, as Whisper's are."""
     cache: FeatureCache | None = None
     """Where features are kept from epoch to epoch; ``forward`` then takes what was found there."""
 
@@ -320,6 +326,8 @@ class SSLFrontend(Frontend):
         if self.takes_waveforms:
             window, hop = _receptive_field(config.conv_kernel, config.conv_stride)
         self._window, self._hop = window, hop
+        center = window / 2 if self.kind.first_center is None else self.kind.first_center
+        self.frame_offset = (center - hop / 2) / self.sample_rate  # stacking changes nothing
         self.frame_samples = hop * stacked
         self.feature_dim = config.hidden_size * stacked
         self.layers = _check_layers(layers, config.num_hidden_layers)

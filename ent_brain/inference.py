@@ -653,7 +653,8 @@ class EmotionTransducer(Pretrained):
             frames, scores = align_tokens(self.mods.model, part, spelling.tokens)
             offset = begin * frame_duration
             limit = min(seconds, end * frame_duration) - offset
-            times = word_times(spelling.words, frames, frame_duration, limit)
+            frame_offset = self.mods.frontend.frame_offset
+            times = word_times(spelling.words, frames, frame_duration, limit, frame_offset)
             for (word, first, last), (_, start, stop) in zip(spelling.words, times, strict=True):
                 span = (start + offset, stop + offset)
                 if passage.is_word:
@@ -738,12 +739,13 @@ class EmotionTransducer(Pretrained):
         return texts
 
     def _heard(self, hypothesis, words, seconds):
-        frame_duration = self.mods.frontend.frame_duration
+        frontend = self.mods.frontend
         of_frames, of_utterance = hypothesis.emotion_log_probs, hypothesis.utterance_log_probs
         labels = None
         if of_frames is not None:
             labels = self.segment_decoder.labels(of_frames, hypothesis.event_log_probs)
-        times = word_times(words, hypothesis.frames, frame_duration, seconds)
+        placed = frontend.frame_duration, seconds, frontend.frame_offset
+        times = word_times(words, hypothesis.frames, *placed)
         return Heard(seconds, times, of_frames, labels, of_utterance)
 
 

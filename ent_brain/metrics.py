@@ -287,10 +287,12 @@ class TransducerStats:
         None where the model transcribes nothing, so that no word error is counted.
     decoder : SegmentDecoder
         Tells the emotions of frames from their probabilities.
+    frame_offset : float
+        Seconds: ``Frontend.frame_offset``, for the times of words.
     """
 
-    def __init__(self, tokens, decoder):
-        self.tokens, self.decoder = tokens, decoder
+    def __init__(self, tokens, decoder, frame_offset=0.0):
+        self.tokens, self.decoder, self.frame_offset = tokens, decoder, frame_offset
         self.words = WordErrorStats()
         self.emotions = EmotionStats(decoder.emotions)
         # The model, and what it must beat: no emotion at all, and the utterance's all over it; and

@@ -260,6 +260,14 @@ def test_frozen_features_are_those_of_transformers(load_ssl, tiny_ssl, kind):
     torch.testing.assert_close(features[0], torch.stack(hidden, 2)[0], rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.parametrize(
+    ("kind", "offset"), [("wav2vec2", 0.0025), ("wav2vec2-bert", 0.0075), ("whisper", -0.01)]
+)
+def test_a_frame_is_centred_on_what_its_window_is_centred_on(load_ssl, kind, offset):
+    frontend = load_ssl(kind, stacked=2)
+    assert frontend.frame_offset == pytest.approx(offset)
+
+
 @pytest.mark.parametrize("samples", [16000, 11701, 11860])
 def test_w2v_bert_leaves_out_half_a_frame(load_ssl, tiny_ssl, samples):
     """transformers fills it up, and masks it."""
