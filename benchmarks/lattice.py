@@ -192,12 +192,14 @@ def measure(results, form, shape, device, dtype, threads):
     if row.get("needs", 0) <= FREE_SHARE * free_memory(device):
         batch = make_batch(shape, device, dtype)
         before = start_of_peak(device)
-        seconds = []
+        seconds, cpu_seconds = [], []
         while len(seconds) < PASSES and sum(seconds) < ENOUGH_SECONDS:
-            start = time.perf_counter()
+            start, cpu_start = time.perf_counter(), time.process_time()
             one_pass(form, batch)
             seconds.append(time.perf_counter() - start)
+            cpu_seconds.append(time.process_time() - cpu_start)
         row |= {"seconds": median(seconds), "bytes": peak(device) - before}
+        row["cpu_seconds"] = median(cpu_seconds)
         if form in transducers.LOSSES:
             row |= peer_errors(form, batch)
     results.send(row)
@@ -307,20 +309,23 @@ def measure_peers(shapes, device, threads):
 def peer_table(rows):
     """Markdown: every loss at every shape, then the losses that did not run."""
     lines = [
-        "| B, T, U+1, V | loss | time | peak memory | error of value | of gradient |",
-        "| :-- | :-- | --: | --: | --: | --: |",
+        "| B, T, U+1, V | loss | time | CPU time | peak memory | error of value | of gradient |",
+        "| :-- | :-- | --: | --: | --: | --: | --: |",
     ]
     measured = [row for row in rows if "seconds" in row]
     for shape in dict.fromkeys(tuple(row["shape"]) for row in measured):
         size = ", ".join(f"{n:,}" for n in shape)
         for row in measured:
             if tuple(row["shape"]) == shape:
-                costs = f"{row['seconds'] * 1e3:,.0f} ms | {megabytes(row['bytes'])}"
+                times = [f"{row[key] * 1e3:,.0f} ms" for key in ("seconds", "cpu_seconds")]
+                costs = " | ".join([*times, megabytes(row["bytes"])])
                 lines.append(f"| {size} | {row['form']} | {costs} | {peer_error_cells(row)} |")
                 size = ""
                 if fitted := row.get("fitted"):
-                    lines.append(f"| | on fitted tensors | | | {peer_error_cells(fitted)} |")
-    lines += [f"| any | {row['form']} | {row['reason']} | | | |" for row in rows if "reason" in row]
+                    lines.append(f"| | on fitted tensors | | | | {peer_error_cells(fitted)} |")
+    lines += [
+        f"| any | {row['form']} | {row['reason']} | | | | |" for row in rows if "reason" in row
+    ]
     return "\n".join(lines)
 
 
@@ -331,10 +336,12 @@ def peer_error_cells(row):
 def measure_huge(shape, joint_dim):
     """Our loss of a whole batch against the sum over utterances by torchaudio, each by itself."""
     lattice, _, tokens, _, *lens = make_batch(shape, "cpu", torch.float32, joint_dim)
-    start, before = time.perf_counter(), start_of_peak("cpu")
+    start, cpu_start = time.perf_counter(), time.process_time()
+    before = start_of_peak("cpu")
     nll = transducer_alignment([lattice], tokens, *lens).nll
     gradients = torch.autograd.grad(nll.sum(), [*lattice])
-    row = {"seconds": time.perf_counter() - start, "bytes": peak("cpu") - before}
+    row = {"seconds": time.perf_counter() - start, "cpu_seconds": time.process_time() - cpu_start}
+    row["bytes"] = peak("cpu") - before
     singles, exact = [], [torch.zeros_like(each, dtype=torch.float64) for each in lattice]
     for index in tqdm(range(shape[0]), desc="utterances"):
         one = slice(index, index + 1)
@@ -361,15 +368,16 @@ def measure_huge(shape, joint_dim):
 
 def huge_table(row):
     size = ", ".join(f"{n:,}" for n in row["shape"])
-    cost = f"{row['seconds']:.0f} s | {megabytes(row['bytes'])} | {row['loss']:,.1f}"
+    times = f"{row['seconds']:.0f} s | {row['cpu_seconds']:.0f} s"
+    cost = f"{times} | {megabytes(row['bytes'])} | {row['loss']:,.1f}"
     worst = f"{row['largest_value_error']:.1e} | {max(row['gradient_errors'].values()):.1e}"
     need = f"dense logits: {megabytes(row['dense_logits_bytes'])}, their gradient as much again"
     lines = [
-        "| B, T, U+1, V | loss | time | peak memory | value | error of value | of gradient |",
-        "| :-- | :-- | --: | --: | --: | --: | --: |",
+        "| B, T, U+1, V | loss | time | CPU time | peak memory | value | its error | of gradient |",
+        "| :-- | :-- | --: | --: | --: | --: | --: | --: |",
         f"| {size} | ours, whole batch | {cost} | {worst} |",
-        f"| | torchaudio, sum of utterances | | | {row['sum_of_single_losses']:,.1f} | | |",
-        f"| | torchaudio, whole batch | not run | {need} | | | |",
+        f"| | torchaudio, sum of utterances | | | | {row['sum_of_single_losses']:,.1f} | | |",
+        f"| | torchaudio, whole batch | not run | | {need} | | | |",
         "",
         f"{row['logits']:,} logits; 2^31 is {2**31:,}.",
     ]
