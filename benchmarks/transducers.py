@@ -23,7 +23,7 @@ class Loss(NamedTuple):
     """From the imported module, lattice, tokens, frame and token lengths to a scalar."""
     module: str | None = None
     missing: str = ""
-    """Why an install fails on the machine of the published table, if it does."""
+    """What to install, or why an install fails on the machine of the published table."""
     needs_cuda: bool = False
     pruned: bool = False
 
@@ -95,38 +95,40 @@ LOSSES = {
     "ours": Loss(ours),
     "torchaudio": Loss(torchaudio_loss),
     "NeMo's numba loss (warprnnt_numba)": Loss(
-        numba_loss, "warprnnt_numba", "needs the packages warprnnt-numba and numba"
+        numba_loss, "warprnnt_numba", "not installed: pip install warprnnt-numba numba"
     ),
     "SpeechBrain's numba loss": Loss(
         speechbrain_loss,
         "speechbrain.integrations.numba.transducer_loss",
-        "needs the package numba",
+        "not installed: pip install numba",
         needs_cuda=True,
     ),
     "fast_rnnt, exact": Loss(
         exact_mutual_information_loss,
         "fast_rnnt",
-        "source package only; its build downloads pybind11",
+        "not installable here: source package only, and its build downloads pybind11",
     ),
     "fast_rnnt, pruned": Loss(
         pruned_loss,
         "fast_rnnt",
-        "source package only; its build downloads pybind11",
+        "not installable here: source package only, and its build downloads pybind11",
         pruned=True,
     ),
     "k2, pruned": Loss(
         pruned_loss,
         "k2",
-        "newest wheel on PyPI is for torch 1.13 and Python 3.9; no source package there",
+        "not installable here: no source package, and the wheel is for torch 1.13, Python 3.9",
         pruned=True,
     ),
     "warp-transducer": Loss(
-        warp_transducer_loss, "warprnnt_pytorch", "no package of the PyTorch binding on PyPI"
+        warp_transducer_loss,
+        "warprnnt_pytorch",
+        "not installable here: no package of the PyTorch binding on PyPI",
     ),
     "warp_rnnt": Loss(
         warp_rnnt_loss,
         "warp_rnnt",
-        "source package only; its build needs CUDA: 'CPU version is not implemented'",
+        "not installable here: source package only, and its build needs a CUDA device",
         needs_cuda=True,
     ),
 }
@@ -135,20 +137,15 @@ LOSSES = {
 def why_not(name, device):
     """Why a loss does not run on the device, or None."""
     loss = LOSSES[name]
-    if loss.needs_cuda and device != "cuda":
-        reason = "runs only on CUDA"
-        return f"{reason}; {loss.missing}" if find(loss.module) is None else reason
-    if loss.module is not None and find(loss.module) is None:
-        return f"not installable here: {loss.missing}"
-    return None
-
-
-def find(name):
-    """The module, or None if it does not import: a peer may fail in any way of its own."""
-    try:
-        return importlib.import_module(name)
-    except Exception:
+    if loss.module is None:
         return None
+    try:
+        importlib.import_module(loss.module)
+    except ModuleNotFoundError:
+        return loss.missing
+    except Exception as error:  # a library built for another torch fails in many ways
+        return f"does not import: {error}"
+    return "runs only on CUDA" if loss.needs_cuda and device != "cuda" else None
 
 
 def compute(name, lattice, tokens, *lens):

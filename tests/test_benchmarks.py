@@ -83,15 +83,15 @@ def test_a_loss_that_does_not_import_has_a_row_with_the_reason(lattice, monkeypa
     monkeypatch.syspath_prepend(tmp_path)
     peer = lattice.transducers.Loss
     absent = {
-        "absent": peer(None, "no_such_peer", "no wheel"),
-        "broken": peer(None, "broken_peer", "old wheel"),
-        "for a GPU": peer(None, "json", "no wheel", needs_cuda=True),
+        "absent": peer(None, "no_such_peer", "not installable here: no wheel"),
+        "broken": peer(None, "broken_peer", "not installed"),
+        "for a GPU": peer(None, "json", "not installed", needs_cuda=True),
     }
     monkeypatch.setattr(lattice.transducers, "LOSSES", absent)
     rows = lattice.measure_peers([(2, 225, 51, 31)], "cpu", 1)
     assert rows == [
         {"form": "absent", "reason": "not installable here: no wheel"},
-        {"form": "broken", "reason": "not installable here: old wheel"},
+        {"form": "broken", "reason": "does not import: undefined symbol"},
         {"form": "for a GPU", "reason": "runs only on CUDA"},
     ]
     assert "| any | absent | not installable here: no wheel |" in lattice.peer_table(rows)
