@@ -1,6 +1,6 @@
 """What the lattice losses cost: time and peak memory of three forms of the same computation.
 
-    python benchmarks/lattice.py [folder] [--quick] [--device cuda]
+    python benchmarks/lattice.py [folder] [--quick] [--device cuda] [--peers | --huge]
 
 measures the forward and backward pass of the transducer loss of a vocabulary joint plus lattice
 pooling (``one``) of an emotion joint, both 768 wide, on random data where every utterance has the
@@ -23,6 +23,14 @@ need where that does not fit either. The JSON holds the need of the forms that w
 
 Written to the folder: ``lattice.json``, the table ``lattice.md``, and ``lattice.png``: the costs
 over the length of one utterance, with the exponents by which peak memory grows with it.
+
+``--peers`` measures the transducer loss alone instead, beside the losses of other libraries in
+``transducers.py``, on the same tensors; their errors are relative to ours. The row of a library
+that is not installed gives the reason. Written: ``lattice_peers.json`` and ``lattice_peers.md``.
+
+``--huge`` takes a batch of more than 2^31 logits instead. It compares our loss and gradient of the
+whole batch with the sums over single utterances by torchaudio, whose own loss of the batch would
+need the dense logits and its index would overflow. Written: ``lattice_huge.json`` and ``.md``.
 """
 
 import argparse
@@ -35,6 +43,7 @@ from pathlib import Path
 from statistics import median
 
 import torch
+import transducers
 from torchaudio.functional import rnnt_loss
 from tqdm import tqdm
 
@@ -54,6 +63,9 @@ SHAPES = [
 """(B, T, U+1, V): the paper's batch of two, a larger one, one with sentence pieces, 30 seconds and
 two minutes of speech, and vocabularies with which people run out of memory."""
 QUICK_SHAPES = [(2, 225, 51, 31), (2, 100, 21, 1000)]
+PEER_SHAPES = [(2, 225, 51, 31), (4, 374, 81, 31), (2, 225, 21, 5000)]
+HUGE_SHAPE, HUGE_JOINT_DIM = (16, 400, 68, 5000), 16
+"""2.2e9 logits, in a joint so narrow that a pass takes less than a minute."""
 LENGTHS, QUICK_LENGTHS = (250, 500, 1000, 2000, 4000), (250, 500, 1000)
 """Frames of the one utterance of the plot, which has a token for every five."""
 LENGTH_FORMS = ("ours", "dense", "published")
@@ -80,7 +92,7 @@ def needed_memory(form, shape, itemsize=4):
     return batch * frames * positions * width
 
 
-def make_batch(shape, device, dtype):
+def make_batch(shape, device, dtype, joint_dim=JOINT_DIM):
     """Both lattices, tokens, emotions, frame and token lengths: random, of full length."""
     batch, frames, positions, vocab_size = shape
     generator = torch.Generator().manual_seed(0)
@@ -91,9 +103,9 @@ def make_batch(shape, device, dtype):
 
     def lattice(outputs):
         return Lattice(
-            enc=tensor(batch, frames, JOINT_DIM, dtype=dtype),
-            pred=tensor(batch, positions, JOINT_DIM, dtype=dtype),
-            weight=tensor(outputs, JOINT_DIM, scale=JOINT_DIM**-0.5),
+            enc=tensor(batch, frames, joint_dim, dtype=dtype),
+            pred=tensor(batch, positions, joint_dim, dtype=dtype),
+            weight=tensor(outputs, joint_dim, scale=joint_dim**-0.5),
             bias=tensor(outputs),
         )
 
@@ -173,24 +185,42 @@ def measure(results, form, shape, device, dtype, threads):
     """Send the seconds and bytes of a form, or only the need of one that does not fit."""
     torch.set_num_threads(threads)
     dtype = getattr(torch, dtype)
-    one_pass(form, make_batch((1, 3, 2, 5), device, dtype))
+    one_pass(form, make_batch((1, 20, 8, 9), device, dtype))
     row = {}
     if form in ("dense", "published"):
         row["needs"] = needed_memory(form, shape, dtype.itemsize)
     if row.get("needs", 0) <= FREE_SHARE * free_memory(device):
         batch = make_batch(shape, device, dtype)
         before = start_of_peak(device)
-        seconds = []
+        seconds, cpu_seconds = [], []
         while len(seconds) < PASSES and sum(seconds) < ENOUGH_SECONDS:
-            start = time.perf_counter()
+            start, cpu_start = time.perf_counter(), time.process_time()
             one_pass(form, batch)
             seconds.append(time.perf_counter() - start)
+            cpu_seconds.append(time.process_time() - cpu_start)
         row |= {"seconds": median(seconds), "bytes": peak(device) - before}
+        row["cpu_seconds"] = median(cpu_seconds)
+        if form in transducers.LOSSES:
+            row |= peer_errors(form, batch)
     results.send(row)
 
 
+def peer_errors(name, batch):
+    """Relative errors of value and gradient; of a pruned loss also on fitted tensors."""
+    lattice, _, tokens, _, *lens = batch
+    row = transducers.errors(name, lattice, tokens, *lens)
+    if transducers.LOSSES[name].pruned:
+        lattice = transducers.fitted(name, lattice, tokens, *lens)
+        row["fitted"] = transducers.errors(name, lattice, tokens, *lens)
+    return row
+
+
 def one_pass(form, batch):
-    torch.autograd.grad(FORMS[form](*batch), [*batch[0], *batch[1]])
+    if form in FORMS:
+        torch.autograd.grad(FORMS[form](*batch), [*batch[0], *batch[1]])
+    else:
+        lattice, _, tokens, _, *lens = batch
+        torch.autograd.grad(transducers.compute(form, lattice, tokens, *lens), [*lattice])
     if batch[0].enc.is_cuda:
         torch.cuda.synchronize()
 
@@ -265,6 +295,95 @@ def megabytes(count):
     return f"{count / 1e6:,.0f} MB"
 
 
+def measure_peers(shapes, device, threads):
+    """A row for each loss and shape, or for each loss that does not run, its reason."""
+    rows = []
+    for name in tqdm(transducers.LOSSES, desc="losses"):
+        if reason := transducers.why_not(name, device):
+            rows.append({"form": name, "reason": reason})
+        else:
+            rows += [record(name, shape, device, threads=threads) for shape in shapes]
+    return rows
+
+
+def peer_table(rows):
+    """Markdown: every loss at every shape, then the losses that did not run."""
+    lines = [
+        "| B, T, U+1, V | loss | time | CPU time | peak memory | error of value | of gradient |",
+        "| :-- | :-- | --: | --: | --: | --: | --: |",
+    ]
+    measured = [row for row in rows if "seconds" in row]
+    for shape in dict.fromkeys(tuple(row["shape"]) for row in measured):
+        size = ", ".join(f"{n:,}" for n in shape)
+        for row in measured:
+            if tuple(row["shape"]) == shape:
+                times = [f"{row[key] * 1e3:,.0f} ms" for key in ("seconds", "cpu_seconds")]
+                costs = " | ".join([*times, megabytes(row["bytes"])])
+                lines.append(f"| {size} | {row['form']} | {costs} | {peer_error_cells(row)} |")
+                size = ""
+                if fitted := row.get("fitted"):
+                    lines.append(f"| | on fitted tensors | | | | {peer_error_cells(fitted)} |")
+    lines += [
+        f"| any | {row['form']} | {row['reason']} | | | | |" for row in rows if "reason" in row
+    ]
+    return "\n".join(lines)
+
+
+def peer_error_cells(row):
+    return f"{row['value_error']:.1e} | {row['gradient_error']:.1e}"
+
+
+def measure_huge(shape, joint_dim):
+    """Our loss of a whole batch against the sum over utterances by torchaudio, each by itself."""
+    lattice, _, tokens, _, *lens = make_batch(shape, "cpu", torch.float32, joint_dim)
+    start, cpu_start = time.perf_counter(), time.process_time()
+    before = start_of_peak("cpu")
+    nll = transducer_alignment([lattice], tokens, *lens).nll
+    gradients = torch.autograd.grad(nll.sum(), [*lattice])
+    row = {"seconds": time.perf_counter() - start, "cpu_seconds": time.process_time() - cpu_start}
+    row["bytes"] = peak("cpu") - before
+    singles, exact = [], [torch.zeros_like(each, dtype=torch.float64) for each in lattice]
+    for index in tqdm(range(shape[0]), desc="utterances"):
+        one = slice(index, index + 1)
+        single = lattice._replace(enc=lattice.enc[one], pred=lattice.pred[one])
+        loss = transducers.torchaudio_loss(None, single, tokens[one], *(n[one] for n in lens))
+        for total, part in zip(exact, torch.autograd.grad(loss, [*lattice]), strict=True):
+            total += part
+        singles.append(loss.item())
+    singles = torch.tensor(singles, dtype=torch.float64)
+    return row | {
+        "shape": shape,
+        "joint_dim": joint_dim,
+        "logits": math.prod(shape),
+        "dense_logits_bytes": 4 * math.prod(shape),
+        "loss": nll.sum().item(),
+        "sum_of_single_losses": singles.sum().item(),
+        "largest_value_error": ((nll.detach() - singles).abs() / singles).max().item(),
+        "gradient_errors": {
+            name: ((mine - right).norm() / right.norm()).item()
+            for name, mine, right in zip(lattice._fields, gradients, exact, strict=True)
+        },
+    }
+
+
+def huge_table(row):
+    size = ", ".join(f"{n:,}" for n in row["shape"])
+    times = f"{row['seconds']:.0f} s | {row['cpu_seconds']:.0f} s"
+    cost = f"{times} | {megabytes(row['bytes'])} | {row['loss']:,.1f}"
+    worst = f"{row['largest_value_error']:.1e} | {max(row['gradient_errors'].values()):.1e}"
+    need = f"dense logits: {megabytes(row['dense_logits_bytes'])}, their gradient as much again"
+    lines = [
+        "| B, T, U+1, V | loss | time | CPU time | peak memory | value | its error | of gradient |",
+        "| :-- | :-- | --: | --: | --: | --: | --: | --: |",
+        f"| {size} | ours, whole batch | {cost} | {worst} |",
+        f"| | torchaudio, sum of utterances | | | | {row['sum_of_single_losses']:,.1f} | | |",
+        f"| | torchaudio, whole batch | not run | | {need} | | | |",
+        "",
+        f"{row['logits']:,} logits; 2^31 is {2**31:,}.",
+    ]
+    return "\n".join(lines)
+
+
 def growth(rows):
     """Exponent of peak memory in the length: the slope of a line through the logarithms."""
     lengths, memories = (
@@ -321,8 +440,26 @@ def main():
     parser.add_argument("--quick", action="store_true", help="small shapes: under a minute")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--threads", type=int, default=2)
+    mode = parser.add_mutually_exclusive_group()
+    mode.add_argument("--peers", action="store_true", help="only other libraries' losses")
+    mode.add_argument("--huge", action="store_true", help="only a batch above 2^31 logits")
     arguments = parser.parse_args()
     arguments.folder.mkdir(parents=True, exist_ok=True)
+    if arguments.peers:
+        shapes = PEER_SHAPES[:1] if arguments.quick else PEER_SHAPES
+        rows = measure_peers(shapes, arguments.device, arguments.threads)
+        write(arguments, "lattice_peers", rows, peer_table(rows), JOINT_DIM)
+    elif arguments.huge:
+        torch.set_num_threads(arguments.threads)
+        shape = QUICK_SHAPES[0] if arguments.quick else HUGE_SHAPE
+        row = measure_huge(shape, HUGE_JOINT_DIM)
+        write(arguments, "lattice_huge", row, huge_table(row), HUGE_JOINT_DIM)
+    else:
+        measure_forms(arguments)
+
+
+def measure_forms(arguments):
+    """The three forms of the transducer loss plus pooling: the table and the picture."""
     settings = arguments.device, "float32", arguments.threads
     types = ("float32", "bfloat16") if arguments.device == "cuda" else ("float32",)
     lengths = QUICK_LENGTHS if arguments.quick else LENGTHS
@@ -347,6 +484,16 @@ between {lengths[0]} and {lengths[-1]} frames.
     (arguments.folder / "lattice.json").write_text(json.dumps(results, indent=2))
     (arguments.folder / "lattice.md").write_text(text)
     draw(over_length, arguments.folder / "lattice.png")
+
+
+def write(arguments, name, results, lines, joint_dim):
+    """The JSON and the table of one of the short modes."""
+    where = f"{machine(arguments.device)}, threads: {arguments.threads}"
+    text = f"{lines}\n\n{where}, random data, joint {joint_dim} wide.\n"
+    print(text)
+    found = {"machine": where, "rows": results}
+    (arguments.folder / f"{name}.json").write_text(json.dumps(found, indent=2) + "\n")
+    (arguments.folder / f"{name}.md").write_text(text)
 
 
 def machine(device):

@@ -1,11 +1,14 @@
 """The quick benchmarks run, and what they say of memory holds; times are the machine's mood."""
 
+import importlib
+import math
 import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from ent_brain.files import read_json
 
@@ -67,6 +70,54 @@ def test_the_table_and_the_picture_are_written(results):
     assert (folder / "lattice.md").read_text() in printed
     assert "| 2, 225, 51, 31 | ours |" in printed
     assert (folder / "lattice.png").stat().st_size > 10_000
+
+
+@pytest.fixture
+def lattice(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    return importlib.import_module("lattice")
+
+
+def test_a_loss_that_does_not_import_has_a_row_with_the_reason(lattice, monkeypatch, tmp_path):
+    (tmp_path / "broken_peer.py").write_text("raise OSError('undefined symbol')")
+    monkeypatch.syspath_prepend(tmp_path)
+    peer = lattice.transducers.Loss
+    absent = {
+        "absent": peer(None, "no_such_peer", "not installable here: no wheel"),
+        "broken": peer(None, "broken_peer", "not installed"),
+        "for a GPU": peer(None, "json", "not installed", needs_cuda=True),
+    }
+    monkeypatch.setattr(lattice.transducers, "LOSSES", absent)
+    rows = lattice.measure_peers([(2, 225, 51, 31)], "cpu", 1)
+    assert rows == [
+        {"form": "absent", "reason": "not installable here: no wheel"},
+        {"form": "broken", "reason": "does not import: undefined symbol"},
+        {"form": "for a GPU", "reason": "runs only on CUDA"},
+    ]
+    assert "| any | absent | not installable here: no wheel |" in lattice.peer_table(rows)
+
+
+def test_the_table_of_losses_has_costs_and_errors(lattice):
+    batch = lattice.make_batch((2, 6, 4, 5), "cpu", torch.float32)
+    errors = lattice.peer_errors("torchaudio", batch)
+    assert max(errors.values()) < 1e-4
+    row = {"form": "torchaudio", "shape": [2, 6, 4, 5], "seconds": 1.5, "cpu_seconds": 1.0}
+    row |= {"bytes": 3_000_000, "value_error": 0.0, "gradient_error": 1e-6}
+    row["fitted"] = {"value_error": 0.25, "gradient_error": 0.5}
+    *_, measured, fitted = lattice.peer_table([row]).splitlines()
+    assert measured == (
+        "| 2, 6, 4, 5 | torchaudio | 1,500 ms | 1,000 ms | 3 MB | 0.0e+00 | 1.0e-06 |"
+    )
+    assert fitted == "| | on fitted tensors | | | | 2.5e-01 | 5.0e-01 |"
+
+
+def test_a_whole_batch_is_compared_with_the_sum_of_its_utterances(lattice):
+    row = lattice.measure_huge((3, 7, 4, 5), joint_dim=4)
+    assert row["loss"] == pytest.approx(row["sum_of_single_losses"])
+    assert row["largest_value_error"] < 1e-5
+    assert max(row["gradient_errors"].values()) < 1e-4
+    assert "torchaudio, whole batch | not run" in lattice.huge_table(row)
+    assert math.prod(lattice.HUGE_SHAPE) > 2**31
 
 
 def test_an_epoch_needs_less_memory_than_the_published_way(tmp_path):
