@@ -291,8 +291,8 @@ VARIANTS = {
     "RAVDESS/ent_mix_whisper": (
         "RAVDESS/ent_whisper",
         {*MIXED, "rnnt_weight", "lattice_weight", "aligned_seconds", "head_intervals", "speeds"}
-        | {"number_of_epochs", "average_checkpoints", "warmup_epochs", "lr"}
-        | {"segment_decoding", "segment_seconds", "beam_size"},
+        | {"number_of_epochs", "average_checkpoints", "warmup_epochs"}
+        | {"segment_decoding", "segment_seconds"},
     ),
     "RAVDESS/ent_librispeech": (
         "RAVDESS/ent_fbank",
