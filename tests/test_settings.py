@@ -292,7 +292,7 @@ VARIANTS = {
         "RAVDESS/ent_whisper",
         {*MIXED, "rnnt_weight", "lattice_weight", "aligned_seconds", "head_intervals", "speeds"}
         | {"number_of_epochs", "average_checkpoints", "warmup_epochs"}
-        | {"segment_decoding", "segment_seconds"},
+        | {"segment_decoding", "segment_seconds", "normalize_features", "predictor_context"},
     ),
     "RAVDESS/ent_librispeech": (
         "RAVDESS/ent_fbank",
@@ -304,7 +304,7 @@ VARIANTS = {
         "RAVDESS/ent_whisper",
         {*LIBRISPEECH, *WORDS_ALONE, "ctc_weight", "speeds", "ssl_layers", "number_of_epochs"}
         | {"average_checkpoints", "warmup_epochs", "time_masks", "encoder_dim", "joint_dim"}
-        | {"encoder_dropout", "dropout"},
+        | {"encoder_dropout", "dropout", "normalize_features", "predictor_context"},
     ),
     "Open/fent": ("Open/ent", {"model"}),
     "Table/ent": ("RAVDESS/ent", TABLE),
