@@ -31,6 +31,7 @@ from ent_brain.augment import add_noise, make_room
 from ent_brain.dataio import read_audio
 from ent_brain.errors import exit_on_input_error
 from ent_brain.evaluation import hardware
+from ent_brain.export import OPEN_ENGLISH
 from ent_brain.files import write_json
 from ent_brain.inference import AROUND, EmotionTransducer
 from ent_brain.level import MARGIN as ACTIVE_MARGIN
@@ -38,6 +39,7 @@ from ent_brain.level import STEP, active_level, step_powers
 from ent_brain.metrics import EmotionStats
 from ent_brain.speech import find_speech
 
+CORPORA = "LibriSpeech", "RAVDESS"
 ROOM = 0.5, 0.0
 """Reverberation time in s and direct-to-reverberant ratio in dB of the room."""
 
@@ -70,69 +72,55 @@ def main():
     parser.add_argument("--ravdess", type=Path, required=True, metavar="FOLDER")
     parser.add_argument("--part", default="test-speakers", help="of LibriSpeech, with alignments")
     parser.add_argument("--ssl", metavar="FOLDER", help="openai/whisper-base")
-    parser.add_argument("--model", metavar="FOLDER", help="in place of the one in the package")
+    parser.add_argument("--model", default=OPEN_ENGLISH, metavar="FOLDER", help="another model")
     parser.add_argument("--recordings", type=int, default=20, help="of each corpus, evenly spaced")
     parser.add_argument("--rows", nargs="+", choices=[*ROWS, *FURTHER], help="only these")
     parser.add_argument("--minutes", type=float, default=5.0, help="of the long recording")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--output", metavar="JSON", type=Path, help="where the figures are kept")
     options = parser.parse_args()
+    options.rows = options.rows or [*ROWS, *FURTHER]
     torch.set_num_threads(options.threads)
-    found = measure(options)
+    model = EmotionTransducer.from_hparams(source=options.model, ssl=options.ssl)
+    parts, found = choose_parts(options), {"altered copies": {}}
+    with tempfile.TemporaryDirectory() as scratch:
+        scratch, original = Path(scratch), None
+        for name, write in ROWS.items():
+            if original is None or name in options.rows:
+                wavs = (read_audio(part.path, RATE).numpy() for part in parts)
+                results = [hear(model, write(scratch, wav)) for wav in wavs]
+                original = original or results
+                found["altered copies"][name] = score(model.emotions, parts, results, original)
+        for name in options.rows:
+            if name in FURTHER:
+                found[name] = FURTHER[name](options, model, parts, original, scratch)
+    counts = {name: sum(part.corpus == name for part in parts) for name in CORPORA}
+    found = {"recordings": counts, "hardware": hardware("cpu"), **found}
     print(table(found))
     if options.output:
         write_json(found, options.output)
 
 
-def measure(options):
-    """Measure the chosen rows (dict); all are compared with the original recordings."""
-    model, parts = load(options), choose_parts(options)
-    chosen = options.rows or [*ROWS, *FURTHER]
-    found = {"rows": {}}
-    with tempfile.TemporaryDirectory() as scratch:
-        scratch = Path(scratch)
-        original = None
-        for name, write in ROWS.items():
-            if name in chosen or original is None:
-                results = [annotate_copy(model, part, write, scratch) for part in parts]
-                original = original or results
-                found["rows"][name] = score(model.emotions, parts, results, original)
-                print(name, found["rows"][name], file=sys.stderr, flush=True)
-        for name in FURTHER:
-            if name in chosen:
-                found[name] = FURTHER[name](options, model, parts, original, scratch)
-                print(name, found[name], file=sys.stderr, flush=True)
-    counts = {name: sum(part.corpus == name for part in parts) for name in CORPORA}
-    return {"recordings": counts, "hardware": hardware("cpu"), **found}
-
-
-def load(options):
-    """The model."""
-    if options.model is None:
-        return EmotionTransducer.open_english(ssl=options.ssl)
-    return EmotionTransducer.from_hparams(source=options.model, ssl=options.ssl)
-
-
-CORPORA = {
-    "LibriSpeech": lambda options: [
-        ("LibriSpeech", path, text, None)
-        for path, text in utterances(options.librispeech / options.part, every=1).items()
-    ],
-    "RAVDESS": lambda options: [
-        ("RAVDESS", path, entry["transcript"], entry["emotion"])
-        for path, entry in test_actors(options.ravdess).items()
-    ],
-}
-
-
 def choose_parts(options):
     """Evenly spaced recordings of each corpus (list[Part])."""
-    parts = []
-    for find in CORPORA.values():
-        every = find(options)
-        count = min(options.recordings, len(every))
-        parts += [Part(*every[index * len(every) // count]) for index in range(count)]
-    return parts
+    speech = utterances(options.librispeech / options.part, every=1).items()
+    acted = test_actors(options.ravdess).items()
+    corpora = (
+        [Part(CORPORA[0], path, text, None) for path, text in speech],
+        [Part(CORPORA[1], path, each["transcript"], each["emotion"]) for path, each in acted],
+    )
+    counts = [min(options.recordings, len(each)) for each in corpora]
+    return [
+        each[index * len(each) // count]
+        for each, count in zip(corpora, counts, strict=True)
+        for index in range(count)
+    ]
+
+
+def hear(model, path):
+    """Text and emotion of a file."""
+    annotation = model.annotate_file(path, progressbar=False)
+    return annotation.text, annotation.emotion
 
 
 # --- altered copies: functions of a folder and samples that write a file and return its path
@@ -215,14 +203,6 @@ ROWS = {
 """What writes a copy, by name. The first is the recording as it is."""
 
 
-def annotate_copy(model, part, write, scratch):
-    """Text and emotion of an altered copy."""
-    annotation = model.annotate_file(
-        write(scratch, read_audio(part.path, RATE).numpy()), progressbar=False
-    )
-    return annotation.text, annotation.emotion
-
-
 def score(emotions, parts, results, original):
     """WER by corpus, UA, and shares of texts and emotions that are those of the originals, in %."""
     stats, figures = EmotionStats(emotions), {}
@@ -261,8 +241,7 @@ def no_speech(options, model, parts, original, scratch):
         words[name] = {}
         for level in LEVELS:
             path = write_float(scratch, amplify(wav / np.abs(wav).max(), level))
-            annotation = model.annotate_file(path, progressbar=False)
-            words[name][f"{level} dB"] = len(annotation.words)
+            words[name][f"{level} dB"] = len(hear(model, path)[0].split())
     return words
 
 
@@ -311,7 +290,7 @@ def lost_speech(options, model, parts, original, scratch):
             active = 10 * powers.clamp(min=1e-20).log10() >= active_level(powers) - ACTIVE_MARGIN
             times = [(step + 0.5) * STEP for step in active.nonzero()[:, 0].tolist()]
         missed[part.corpus] += [not any(a <= each < b for a, b in regions) for each in times]
-    return {corpus: 100 * float(np.mean(each)) for corpus, each in missed.items()}
+    return {corpus: {"%": 100 * float(np.mean(each))} for corpus, each in missed.items()}
 
 
 def without_pauses(options, model, parts, original, scratch):
@@ -323,9 +302,8 @@ def without_pauses(options, model, parts, original, scratch):
         for first in range(0, len(own), PARTS_AT_ONCE):
             group = own[first : first + PARTS_AT_ONCE]
             path = write_float(scratch, np.concatenate([_spoken(part) for part in group]))
-            annotation = model.annotate_file(path, progressbar=False)
             joined.append(Part(corpus, path, " ".join(part.text for part in group), None))
-            results.append((annotation.text, annotation.emotion))
+            results.append(hear(model, path))
         alone = wer(parts, original, corpus)
         found[corpus] = {"WER": wer(joined, results), "WER of the parts": alone}
     return found
@@ -343,8 +321,7 @@ def long_recording(options, model, parts, original, scratch):
     found = {}
     for minutes in (1.0, options.minutes):
         order = write_long(scratch / "long.wav", parts, minutes)
-        arguments = argparse.Namespace(**vars(options))
-        row = in_its_own_process(annotate_alone, arguments, scratch / "long.wav")
+        row = in_its_own_process(annotate_alone, options, scratch / "long.wav")
         text = " ".join(parts[index].text for index in order)
         found[f"{minutes:g} min"] = {
             "WER": 100 * jiwer.wer(text, row.pop("text") or " "),
@@ -373,7 +350,7 @@ def write_long(path, parts, minutes):
 def annotate_alone(options, path):
     """Text, real-time factor and peak memory of a file, in a process that did nothing before."""
     torch.set_num_threads(options.threads)
-    model = load(options)
+    model = EmotionTransducer.from_hparams(source=options.model, ssl=options.ssl)
     began = time.perf_counter()
     annotation = model.annotate_file(path, progressbar=False)
     took = time.perf_counter() - began
@@ -383,35 +360,26 @@ def annotate_alone(options, path):
 
 
 FURTHER = {
-    "no speech": no_speech,
+    "made-up words a minute": no_speech,
     "lost speech": lost_speech,
-    "without pauses": without_pauses,
-    "long recording": long_recording,
+    "joined without pauses": without_pauses,
+    "joined with pauses and noise": long_recording,
 }
+"""Further measurements, by name."""
 
 
 def table(found):
     """Markdown of the figures."""
     counts = " and ".join(f"{count} of {name}" for name, count in found["recordings"].items())
-    blocks = [f"{counts}; {found['hardware']}.", _grid("", found["rows"], "{:.1f}")]
-    if "no speech" in found:
-        blocks.append(_grid("words a minute without speech", found["no speech"], "{:.0f}"))
-    if "lost speech" in found:
-        rows = {corpus: {"lost, %": share} for corpus, share in found["lost speech"].items()}
-        blocks.append(_grid("speech that is not heard", rows, "{:.2f}"))
-    if "without pauses" in found:
-        blocks.append(_grid(f"joined {PARTS_AT_ONCE} by {PARTS_AT_ONCE}", found["without pauses"]))
-    if "long recording" in found:
-        blocks.append(_grid("joined with pauses and noise", found["long recording"]))
+    blocks = [f"{counts}; {found['hardware']}."]
+    for title in ("altered copies", *FURTHER):
+        if rows := found.get(title):
+            columns = list(next(iter(rows.values())))
+            lines = [" | ".join((title, *columns)), " | ".join((":--", *["--:"] * len(columns)))]
+            for name, row in rows.items():
+                lines.append(" | ".join((name, *(f"{row[column]:.3g}" for column in columns))))
+            blocks.append("\n".join(f"| {line} |" for line in lines))
     return "\n\n".join(blocks)
-
-
-def _grid(title, rows, form="{:.3g}"):
-    columns = list(next(iter(rows.values())))
-    lines = [" | ".join((title, *columns)), " | ".join((":--", *["--:"] * len(columns)))]
-    for name, row in rows.items():
-        lines.append(" | ".join((name, *(form.format(row[column]) for column in columns))))
-    return "\n".join(f"| {line} |" for line in lines)
 
 
 if __name__ == "__main__":
