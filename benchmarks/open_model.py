@@ -114,10 +114,14 @@ def utterances(part, every):
 
 def recordings(ravdess, every):
     """Path and emotion of each recording of the test actors."""
+    return {path: entry["emotion"] for path, entry in list(test_actors(ravdess).items())[::every]}
+
+
+def test_actors(ravdess):
+    """Path and entry of the manifest of each recording of the test actors."""
     with tempfile.TemporaryDirectory() as folder:
-        manifest = _prepare(ravdess, folder)
-        entries = list(read_manifest(manifest).values())[::every]
-    return {Path(e["wav"].replace(DATA_ROOT, str(ravdess))): e["emotion"] for e in entries}
+        entries = read_manifest(_prepare(ravdess, folder)).values()
+    return {Path(entry["wav"].replace(DATA_ROOT, str(ravdess))): entry for entry in entries}
 
 
 def _prepare(ravdess, folder):

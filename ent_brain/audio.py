@@ -7,7 +7,7 @@ import shutil
 import sys
 import tempfile
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 
@@ -92,7 +92,8 @@ class Audio(os.PathLike):
     """Hz."""
     channels: int
     frames: int
-    """Samples of each channel that can be decoded, and of silence in place of lost ones."""
+    """Samples of each channel that can be decoded, and of silence in place of lost ones; for a part
+    of a file, those of the part."""
     weights: tuple[float, ...]
     """Weight of each channel in the mix."""
     notes: tuple[str, ...] = ()
@@ -101,6 +102,8 @@ class Audio(os.PathLike):
     """Whether more than 0.1 s of the audio is cut off or damaged."""
     copy: tempfile.TemporaryDirectory | None = None
     """Folder of the temporary copy, which is removed with this object."""
+    start: int = 0
+    """First sample of a part."""
 
     @property
     def seconds(self):
@@ -181,6 +184,36 @@ def scan_audio(path, channel=None):
     return _scan(path, channel, None)
 
 
+def scan_part(path, start, duration, channel=None):
+    """Look through a sound file, as ``scan_audio`` does, for a part of it.
+
+    Arguments
+    ---------
+    path : str or Path
+    start, duration : float
+        Seconds. A part ends with its file at the latest.
+    channel : int, optional
+
+    Returns
+    -------
+    Audio
+        Its notes are those of the whole file.
+
+    Raises
+    ------
+    InputError
+        As ``scan_audio`` does, and if the part begins after the end of the file.
+    """
+    audio = _scan_once(*_version(path), channel)
+    first, count = (round(seconds * audio.samplerate) for seconds in (start, duration))
+    if first >= audio.frames:
+        raise InputError(
+            f"{audio.label}: has {audio.seconds:.2f} s, the part starts at {start:.2f} s. "
+            "Correct its start."
+        )
+    return replace(audio, start=first, frames=max(1, min(count, audio.frames - first)))
+
+
 def load_audio(path, channel=None):
     """Read a whole sound file, as ``scan_audio`` looks through it.
 
@@ -226,8 +259,7 @@ def load_part(path, start, duration):
     InputError
         As ``scan_audio`` does.
     """
-    path = Path(path)
-    audio = _scan_once(path, path.stat().st_mtime_ns if path.exists() else 0)
+    audio = _scan_once(*_version(path))
     first, count = (round(seconds * audio.samplerate) for seconds in (start, duration))
     with suppress(*UNREADABLE), soundfile.SoundFile(str(path)) as file:
         if file.format in SEEKABLE and file.frames == audio.frames:
@@ -237,9 +269,14 @@ def load_part(path, start, duration):
     return audio, load_audio(audio)[1][first : first + count]
 
 
+def _version(path):
+    path = Path(path)
+    return path, path.stat().st_mtime_ns if path.exists() else 0
+
+
 @lru_cache(maxsize=256)
-def _scan_once(path, _changed):
-    return scan_audio(path)
+def _scan_once(path, _changed, channel=None):
+    return scan_audio(path, channel)
 
 
 def read_blocks(audio, sample_rate):
@@ -445,11 +482,14 @@ def _survey(source, label, channel, blocks):
 
 def _read_mixed(audio):
     """Blocks of a file's samples with the channels mixed, float32 [S] of about a second."""
-    left = audio.frames
+    skipped, left = audio.start, audio.frames
     for block in open_source(audio.path, audio.label):
         _check_sound(block, audio.label)
-        yield _mix(block[:left], audio.weights)
-        left -= len(block[:left])
+        part = block[skipped:][:left]
+        yield _mix(part, audio.weights)
+        skipped, left = max(0, skipped - len(block)), left - len(part)
+        if not left:
+            return
 
 
 def _mix(block, weights):

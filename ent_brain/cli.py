@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from ent_brain import versions
 from ent_brain.annotation import Annotation
-from ent_brain.audio import STDIN, scan_audio
+from ent_brain.audio import STDIN, scan_audio, scan_part
 from ent_brain.errors import SHOWN_PROBLEMS, InputError, exit_on_input_error
 from ent_brain.export import OPEN_ENGLISH, find_model
 from ent_brain.formats import FORMATS, describe_formats
@@ -446,7 +446,7 @@ def annotate_all(model, recordings):
             if recording.channel == "each":
                 yield recording, _annotate_channels(model, recording), None
                 continue
-            audio = scan_audio(recording.path, recording.channel)
+            audio = _scan(recording, recording.channel)
             check_passages(recording.passages or (), audio.seconds, audio.label)
             if audio.seconds > longest:
                 if recording.passages is None:
@@ -486,11 +486,18 @@ def annotate_all(model, recordings):
             yield recording, _complete(recording, annotation), None
 
 
+def _scan(recording, channel):
+    """The sound file of a recording, or its part of the file (``Audio``)."""
+    if recording.part is None:
+        return scan_audio(recording.path, channel)
+    return scan_part(recording.path, *recording.part, channel)
+
+
 def _annotate_channels(model, recording):
     """Annotate each channel of a recording alone (``Annotation``)."""
-    count = scan_audio(recording.path, channel=1).channels
-    numbers = range(1, count + 1)
-    channels = [model.annotate_file(recording.path, False, number) for number in numbers]
+    count = _scan(recording, channel=1).channels
+    audios = [_scan(recording, number) for number in range(1, count + 1)]
+    channels = [model.annotate_file(audio, progressbar=False) for audio in audios]
     return join_channels(Path(recording.name).name, channels)
 
 
@@ -568,6 +575,8 @@ def _not_done(options, recordings, formats, model):
         settings = {"channel": recording.channel, **_segment_settings(options)}
         if options.words != "own":
             settings |= {"words": options.words, "language": options.language}
+        if recording.part is not None:
+            settings["part"] = list(recording.part)
         if recording.passages is not None:
             settings["transcript"] = hashlib.sha256(repr(recording.passages).encode()).hexdigest()
         if recording.turns is not None:
@@ -608,6 +617,7 @@ def _write_page(options, recordings):
         Utterance(
             replace(_read_annotation(path), name=recording.name),
             str(recording.path),
+            start=None if recording.part is None else recording.part[0],
             channel=None if recording.channel == "each" else recording.channel,
         )
         for recording, path, is_there in zip(recordings, paths, there, strict=True)

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from ent_brain.audio import ENDINGS, OTHER_ENDINGS, STDIN
 from ent_brain.errors import InputError
-from ent_brain.manifest import DATA_ROOT, check_id, path_inside, read_entries
+from ent_brain.manifest import DATA_ROOT, check_id, is_seconds, path_inside, read_entries
 
 
 class Recording(NamedTuple):
@@ -26,6 +26,8 @@ class Recording(NamedTuple):
     """What is said (``transcripts.Passage``), if the words are known."""
     turns: tuple | None = None
     """Who speaks when (``speakers.Turn``), if that is known."""
+    part: tuple[float, float] | None = None
+    """Start and duration in s, if the file holds more than the recording."""
     stamp: dict | None = None
     """What its results depend on, by the keys of ``cli.STAMP``."""
 
@@ -122,7 +124,17 @@ def _of_manifest(path, data_root):
             file_name = name.replace(os.sep, "_")
             check_id(file_name)
             wav = path_inside(entry.get("wav"), DATA_ROOT, data_root)
-            recordings.append(Recording(file_name, wav))
+            recordings.append(Recording(file_name, wav, part=_part(entry)))
         except InputError as error:
             raise InputError(f"{path}: {name}: {error}: correct it") from error
     return recordings
+
+
+def _part(entry):
+    """Start and duration of a manifest's entry; None if it is the whole file."""
+    if "start" not in entry:
+        return None
+    start, duration = entry["start"], entry.get("duration")
+    if not (is_seconds(start) and start >= 0 and is_seconds(duration) and duration > 0):
+        raise InputError(f"start {start!r}, duration {duration!r}: not both in seconds")
+    return start, duration

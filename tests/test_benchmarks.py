@@ -7,9 +7,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
+from ent_brain.audio import load_audio
+from ent_brain.emotions import PUBLISHED
 from ent_brain.files import read_json
 
 ROOT = Path(__file__).parents[1]
@@ -157,3 +160,44 @@ def test_a_long_run_leaves_no_process_and_many_entries_take_their_share(tmp_path
     assert [row["entries"] for row in found["entries"]] == [500, 1000, 2000, 4000]
     assert found["exponents"]["preparation peak"] < 1.2
     assert found["exponents"]["reading peak"] < 1.2
+
+
+@pytest.fixture
+def field(monkeypatch):
+    """``benchmarks/field.py``, imported."""
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    return importlib.import_module("field")
+
+
+def test_every_altered_copy_lasts_as_long_as_the_original(field, tmp_path):
+    time = np.arange(2 * field.RATE) / field.RATE
+    wav = (0.2 * np.sin(2 * np.pi * 440 * time) * np.sin(4 * np.pi * time)).astype(np.float32)
+    copies = {}
+    for name, write in field.ROWS.items():
+        audio, copies[name] = load_audio(write(tmp_path, wav))
+        assert audio.seconds == pytest.approx(2.0, abs=0.1), name
+    np.testing.assert_array_equal(copies["original"], wav)
+    np.testing.assert_allclose(copies["+20 dB"], 10 * wav, rtol=1e-5)
+    assert np.abs(copies["+12 dB, clipped"]).max() <= 0.8001
+    noise = copies["white noise, SNR 10 dB"] - wav
+    assert 10 * np.log10(np.square(wav).mean() / np.square(noise).mean()) == pytest.approx(
+        10, abs=0.1
+    )
+    assert len(field.sounds(field.RATE)) == 10
+
+
+def test_figures_of_altered_copies(field):
+    parts = [
+        field.Part("LibriSpeech", Path("a"), "A B C D", None),
+        field.Part("RAVDESS", Path("b"), "E F", "sad"),
+        field.Part("RAVDESS", Path("c"), "E F", "angry"),
+    ]
+    original = [("A B C D", "neutral"), ("E F", "sad"), ("E F", "angry")]
+    results = [("A B C", "neutral"), ("E F", "sad"), ("", None)]
+    assert field.score(PUBLISHED, parts, results, original) == {
+        "WER, LibriSpeech": 25.0,
+        "WER, RAVDESS": 50.0,
+        "UA, RAVDESS": 50.0,
+        "same text": pytest.approx(100 / 3),
+        "same emotion": pytest.approx(200 / 3),
+    }

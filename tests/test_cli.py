@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -197,6 +198,29 @@ def test_a_manifest_names_the_files(model, tmp_path, capsys):
     out = tmp_path / "out"
     assert run(*asked, "--data_root", tmp_path / "corpus", "--out", out) == 0
     assert Annotation.from_json((out / "one.json").read_text()).name == "one"
+
+
+@pytest.mark.parametrize("rest", [0.8, 2.2])
+def test_a_manifest_s_part_of_a_file_is_annotated_alone(model, tmp_path, capsys, rest):
+    """Both shorter and longer than a window of the model."""
+    whole = write(tmp_path / "corpus" / "u.wav", seconds=3.0)
+    samples, rate = soundfile.read(whole, dtype="float32")
+    first, end = round(0.7 * rate), round((0.7 + rest) * rate)
+    soundfile.write(tmp_path / "alone.wav", samples[first:end], rate, subtype="PCM_16")
+    entry = {"wav": "{data_root}/u.wav", "start": 0.7, "duration": rest}
+    asked = ("--model", model, "--data_root", tmp_path / "corpus", "--out", tmp_path)
+    write_json({"part": entry}, tmp_path / "m.json")
+    assert run("annotate", tmp_path / "alone.wav", *asked) == 0
+    assert run("annotate", tmp_path / "m.json", *asked) == 0
+    found, expected = (
+        Annotation.from_json((tmp_path / f"{name}.json").read_text()) for name in ("part", "alone")
+    )
+    assert replace(found, name="alone") == expected
+    assert found.duration == rest
+    for change in ({"start": 3.0}, {"start": -1.0}, {"duration": None}):
+        write_json({"bad": entry | change}, tmp_path / "bad.json")
+        assert run("annotate", tmp_path / "bad.json", *asked) == 1
+        assert "start" in capsys.readouterr().err.replace("the part starts", "start")
 
 
 class Pipe(io.BytesIO):
