@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 
 from ent_brain.frontend import FbankFrontend
 from ent_brain.model import ENT
@@ -121,7 +122,7 @@ def test_torchscript_and_torch_export_do_not_take_the_model():
     model, example = Encoded().eval(), (torch.randn(1, 16000), torch.ones(1))
     with pytest.raises((RuntimeError, ValueError)):
         torch.jit.script(model)
-    with pytest.raises(torch.fx.experimental.symbolic_shapes.GuardOnDataDependentSymNode):
+    with pytest.raises(GuardOnDataDependentSymNode):
         torch.export.export(model, example)
 
 
