@@ -285,6 +285,7 @@ class PaddedPairs(torch.nn.Module):
         super().__init__()
         self.frontend = frontend
         self.frame_duration = frontend.frame_duration
+        self.frame_offset = frontend.frame_offset
 
     def forward(self, wavs, wav_lens):
         frame_lens = self.frontend.count_frames(self.frontend.sample_lens(wavs, wav_lens))
