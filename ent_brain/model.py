@@ -190,9 +190,8 @@ class Predictor(nn.Module):
 class ShortPredictor(nn.Module):
     """A prediction network that sees the last few tokens alone: their embeddings, dropout, a layer.
 
-    What it cannot count it cannot know by heart: with the sentences of a small corpus an LSTM emits
-    all letters in the first frame, so that words have no times. Source: Ghodsi et al., "RNN-T with
-    Stateless Prediction Network" (ICASSP 2020).
+    It knows less by heart than an LSTM, which can count what it has written. Source: Ghodsi et al.,
+    "RNN-Transducer with Stateless Prediction Network" (ICASSP 2020).
 
     Arguments
     ---------
