@@ -18,6 +18,9 @@ FIT_STEPS, FIT_RATE = 40, 0.05
 """Adam steps, and their rate, that make random tensors resemble those of a trained model."""
 
 
+FAST_RNNT = "not installed: source package only, and its build downloads pybind11"
+
+
 class Loss(NamedTuple):
     call: object
     """From the imported module, lattice, tokens, frame and token lengths to a scalar."""
@@ -106,12 +109,12 @@ LOSSES = {
     "fast_rnnt, exact": Loss(
         exact_mutual_information_loss,
         "fast_rnnt",
-        "not installable here: source package only, and its build downloads pybind11",
+        FAST_RNNT,
     ),
     "fast_rnnt, pruned": Loss(
         pruned_loss,
         "fast_rnnt",
-        "not installable here: source package only, and its build downloads pybind11",
+        FAST_RNNT,
         pruned=True,
     ),
     "k2, pruned": Loss(
