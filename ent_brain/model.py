@@ -149,6 +149,36 @@ class Encoder(nn.Module):
         return torch.cat((ahead, back[rows, mirrored]), -1) * valid[..., None]
 
 
+class ShortEncoder(nn.Module):
+    """One convolution over neighbouring frames, where an LSTM sees the whole utterance.
+
+    The words of a frame come from what was said around it: a model of few sentences cannot learn
+    them by heart and emit them at the start of the utterance.
+
+    Arguments
+    ---------
+    input_dim, output_dim : int
+        The input is added to the output if the two are equal.
+    context : int
+        Frames that an output frame sees; odd.
+    """
+
+    def __init__(self, input_dim, output_dim, context):
+        super().__init__()
+        self.convolution = nn.Conv1d(input_dim, output_dim, context, padding=context // 2)
+        self.norm = nn.LayerNorm(output_dim)
+        self.is_residual = input_dim == output_dim
+
+    def forward(self, features, frame_lens):
+        """As ``Encoder.forward``."""
+        frame = torch.arange(features.size(1), device=features.device)
+        valid = (frame < frame_lens[:, None])[..., None]
+        features = features * valid
+        encoded = self.convolution(features.transpose(1, 2)).transpose(1, 2)
+        encoded = nn.functional.silu(self.norm(encoded))
+        return (features + encoded if self.is_residual else encoded) * valid
+
+
 class Predictor(nn.Module):
     """The prediction network: embedding, dropout, one LSTM, projection.
 
@@ -293,9 +323,12 @@ class TransducerModel(nn.Module):
         Whether the vocabulary stream also predicts the tokens frame by frame, for a CTC loss. In a
         model without token joint this head alone transcribes.
     encoder_layers : int
-        Bidirectional LSTMs, one upon the other.
+        Bidirectional LSTMs, or convolutions, one upon the other.
     encoder_dropout : float
         Of the encoder's input and of the output of each of its layers, in training.
+    encoder_context : int, optional
+        Frames that each layer of the encoder sees (``ShortEncoder``), an odd number; None: all, by
+        bidirectional LSTMs.
     predictor_context : int, optional
         Tokens that the predictor sees (``ShortPredictor``); None: all, by an LSTM.
     normalize_features : bool
@@ -337,6 +370,7 @@ class TransducerModel(nn.Module):
         ctc_head=False,
         encoder_layers=1,
         encoder_dropout=0.0,
+        encoder_context=None,
         predictor_context=None,
         normalize_features=False,
     ):
@@ -350,6 +384,8 @@ class TransducerModel(nn.Module):
                 raise ValueError(f"{name}: {share}: give a share, 0 to 1")
         if encoder_layers < 1:
             raise ValueError(f"encoder_layers: {encoder_layers}: give a whole number above 0")
+        if encoder_context is not None and (encoder_context < 1 or encoder_context % 2 == 0):
+            raise ValueError(f"encoder_context: {encoder_context}: give an odd number, or null")
         if predictor_context is not None and predictor_context < 1:
             raise ValueError(f"predictor_context: {predictor_context}: give 1 or more, or null")
         self.settings = {
@@ -369,6 +405,7 @@ class TransducerModel(nn.Module):
             "ctc_head": bool(ctc_head),
             "encoder_layers": encoder_layers,
             "encoder_dropout": encoder_dropout,
+            "encoder_context": encoder_context,
             "predictor_context": predictor_context,
             "normalize_features": normalize_features,
         }
@@ -379,10 +416,13 @@ class TransducerModel(nn.Module):
             ScalarMix(feature_layers) for _ in range(streams) if feature_layers > 1
         )
         self.norm = ChannelNorm(feature_layers, feature_dim) if normalize_features else None
-        self.encoder = Encoder(feature_dim, encoder_dim)
-        self.upper_encoders = nn.ModuleList(
-            Encoder(encoder_dim, encoder_dim) for _ in range(encoder_layers - 1)
-        )
+        layers = [
+            ShortEncoder(size, encoder_dim, encoder_context)
+            if encoder_context
+            else Encoder(size, encoder_dim)
+            for size in (feature_dim, *[encoder_dim] * (encoder_layers - 1))
+        ]
+        self.encoder, self.upper_encoders = layers[0], nn.ModuleList(layers[1:])
         self.encoder_dropout = nn.Dropout(encoder_dropout)
         has_reader = token_joint or emotion_joint or pooled_head
         sizes = vocab_size, embedding_dim, predictor_dim, encoder_dim, dropout

@@ -15,6 +15,7 @@ from ent_brain.model import (
     PooledHead,
     Predictor,
     ScalarMix,
+    ShortEncoder,
     ShortPredictor,
 )
 
@@ -165,6 +166,40 @@ def test_model_takes_features_as_a_cache_keeps_them(layers):
     torch.testing.assert_close(kept, model.encode(features.float(), FRAME_LENS))
 
 
+@BOTH
+def test_a_short_encoder_sees_neighbouring_frames_alone(model_class):
+    model = small_model(model_class, encoder_context=3, encoder_layers=2)
+    features = random_features().repeat_interleave(2, 1)
+    other = features.clone()
+    other[0, 6] += 1
+    before, after = (model.encode(each, torch.tensor([14, 2, 8])) for each in (features, other))
+    changed = (before.vocabulary[0] != after.vocabulary[0]).any(-1)
+    assert changed.nonzero().flatten().tolist() == [4, 5, 6, 7, 8]  # two layers of three frames
+
+
+def test_a_short_encoder_is_a_normalised_convolution():
+    encoder, features = ShortEncoder(5, 6, context=3).eval(), random_features()[:, :, 0]
+    kernel, bias = encoder.convolution.weight.double(), encoder.convolution.bias.double()
+    encoded = encoder(features, FRAME_LENS)
+    for row, frames in enumerate(FRAME_LENS.tolist()):
+        padded = [
+            torch.zeros(5).double(),
+            *features[row, :frames].double(),
+            torch.zeros(5).double(),
+        ]
+        for frame in range(frames):
+            window = padded[frame : frame + 3]
+            hidden = bias + sum(kernel[:, :, i] @ window[i] for i in range(3))
+            hidden = (hidden - hidden.mean()) / (hidden.var(correction=0) + 1e-5).sqrt()
+            expected = (hidden / (1 + (-hidden).exp())).float()
+            torch.testing.assert_close(encoded[row, frame], expected)
+        assert not encoded[row, frames:].any()
+    wide = ShortEncoder(6, 6, context=1).eval()
+    plain = nn.functional.silu(wide.norm(wide.convolution(encoded.transpose(1, 2)).transpose(1, 2)))
+    lens = torch.tensor([7, 7, 7])
+    torch.testing.assert_close(wide(encoded, lens), encoded + plain)
+
+
 @pytest.mark.parametrize("context", [None, 1, 2, 9])
 def test_predictor_steps_equal_the_whole_sequence(context):
     sizes = 8, 4, 7, 6, 0.1
@@ -180,7 +215,7 @@ def test_predictor_steps_equal_the_whole_sequence(context):
 def test_a_short_predictor_sees_the_last_tokens_alone():
     predictor = ShortPredictor(8, 4, 7, 6, 0.1, context=2).eval()
     (one, two), _ = predictor(torch.tensor([[0, 3, 5, 1, 2], [0, 3, 6, 1, 2]]))
-    same = [torch.equal(*pair) for pair in zip(one, two, strict=True)]
+    same = [torch.allclose(*pair) for pair in zip(one, two, strict=True)]
     assert same == [True, True, False, False, True]
 
 
