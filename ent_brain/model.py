@@ -15,6 +15,10 @@ from ent_brain.tokens import BLANK
 MIX_FRAMES = 128
 """Frames whose layers are mixed at a time."""
 
+NORM_BATCHES = 100
+"""Batches of training from which the channels' means and deviations are taken; they hardly move
+afterwards."""
+
 
 class Streams(NamedTuple):
     """The two views that the joint networks take of one side; ENT has one tensor for both."""
@@ -44,7 +48,7 @@ class TransducerOutput(NamedTuple):
 
 
 class ChannelNorm(nn.Module):
-    """Mean 0 and deviation 1 for each channel of each layer, over the frames heard in training.
+    """Mean 0 and deviation 1 for each channel of each layer, over the first batches of training.
 
     Pretrained encoders have a few channels whose values are many times as large as all others'.
 
@@ -62,6 +66,8 @@ class ChannelNorm(nn.Module):
     @torch.no_grad()
     def observe(self, features, frame_lens):
         """Take the features [B, T, L, D] of a batch with [B] lengths into the averages."""
+        if self.batches >= NORM_BATCHES:
+            return
         rows = zip(features, frame_lens.tolist(), strict=True)
         frames = torch.cat([row[:count] for row, count in rows]).to(self.mean.dtype)
         self.batches += 1
@@ -333,7 +339,7 @@ class TransducerModel(nn.Module):
         Tokens that the predictor sees (``ShortPredictor``); None: all, by an LSTM.
     normalize_features : bool
         Whether each channel of each layer of the features has mean 0 and deviation 1 over the
-        frames heard in training.
+        first ``NORM_BATCHES`` batches of training.
 
     Raises
     ------

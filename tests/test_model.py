@@ -152,11 +152,14 @@ def test_normalized_channels_have_mean_0_and_deviation_1(model_class, layers):
     torch.testing.assert_close(encoded, expected)
 
 
-def test_channel_norm_is_the_mean_over_batches():
+def test_channel_norm_is_the_mean_over_the_first_batches():
     norm, lens = ChannelNorm(1, 1), torch.tensor([2])
     for batch in ([1.0, 3.0], [5.0, 9.0]):  # means 2 and 7, variances 1 and 4
         norm.observe(torch.tensor(batch).view(1, 2, 1, 1), lens)
     assert (norm.mean.item(), norm.deviation.item()) == pytest.approx((4.5, 2.5**0.5))
+    norm.batches.fill_(model_module.NORM_BATCHES)
+    norm.observe(torch.full((1, 2, 1, 1), 1e3), lens)
+    assert norm.mean.item() == pytest.approx(4.5)  # enough batches were seen
 
 
 @pytest.mark.parametrize("layers", [1, 3])
