@@ -206,19 +206,25 @@ def add_variants(dataset, variants):
     ---------
     dataset : DynamicItemDataset
         As ``make_dataset`` makes it, not sorted.
-    variants : int
-        Copies of each utterance, made by ``augment.alter`` of its id and their number.
+    variants : dict[str, int]
+        For each corpus to be altered, how many copies ``augment.alter`` makes of an utterance, from
+        its id and their number.
 
     Returns
     -------
     DynamicItemDataset
-        ``VariantSampler`` draws from it. Ids of copies end with ``#1``, ``#2`` and so on.
+        ``VariantSampler`` draws from it. Every utterance has as many items, with ids that end with
+        ``#1``, ``#2`` and so on; a corpus of fewer copies repeats them.
     """
+    most = max(variants.values())
     copies = copy.copy(dataset)
     copies.data = {
-        f"{name}#{variant}" if variant else name: {**dataset.data[name], "variant": variant}
+        f"{name}#{number}" if number else name: {
+            **dataset.data[name],
+            "variant": number % (variants.get(dataset.data[name]["corpus"], 0) + 1),
+        }
         for name in dataset.data_ids
-        for variant in range(variants + 1)
+        for number in range(most + 1)
     }
     copies.data_ids = list(copies.data)
     return copies
@@ -448,7 +454,7 @@ class VariantSampler(Sampler):
     sampler : Sampler
         Of the utterances of a dataset, or of batches of them.
     variants : int
-        As ``add_variants`` was given.
+        The most that ``add_variants`` was given for a corpus.
 
     Example
     -------

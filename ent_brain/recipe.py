@@ -55,6 +55,9 @@ TEST_MIXTURES_SEED = 42
 MOST_DRAWS = 1000
 """How often an utterance may be drawn in an epoch."""
 
+MOST_VARIANTS = 100
+"""Altered copies of an utterance, at most."""
+
 logger = get_logger(__name__)
 
 
@@ -294,12 +297,12 @@ def train_and_test(hparams, run_opts, train, valid, tests, whole=()):
     elif hparams.get("curriculum_epochs"):
         sampler = CurriculumSampler(train_set, hparams["curriculum_epochs"])
         train_opts |= {"shuffle": False, "sampler": sampler}
-    drawn_from, variants = train_set, hparams.get("variants")
+    drawn_from, variants = train_set, _variants(hparams, train)
     if variants:
         drawn_from = add_variants(train_set, variants)
         kind = "batch_sampler" if "batch_sampler" in train_opts else "sampler"
         sampler = train_opts.get(kind) or _random_sampler(train_set)
-        train_opts |= {"shuffle": False, kind: VariantSampler(sampler, variants)}
+        train_opts |= {"shuffle": False, kind: VariantSampler(sampler, max(variants.values()))}
     try:
         brain = EmotionTransducerBrain(
             tokens,
@@ -406,6 +409,18 @@ def _corpus_weights(hparams, train):
             "them to null and 0, or all weights to 1"
         )
     return weights
+
+
+def _variants(hparams, train):
+    """Altered copies of an utterance, for each training corpus that has any (dict of int)."""
+    given = hparams.get("variants") or {}
+    if unknown := given.keys() - train.keys():
+        raise InputError(
+            f"variants: {', '.join(sorted(unknown))}: the corpora are {', '.join(train)}"
+        )
+    if not all(0 <= count <= MOST_VARIANTS for count in given.values()):
+        raise InputError(f"variants: {given}: give whole numbers from 0, {MOST_VARIANTS} at most")
+    return {name: count for name, count in given.items() if count}
 
 
 def _make_train_loader(brain, train_set, train_opts):

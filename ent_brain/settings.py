@@ -104,8 +104,11 @@ SWITCHES = {f"--{name}" for name, value in RunOptions().as_dict().items() if val
 OR_NULL = {"feature_cache", "neutral"}
 """Texts of a recipe that may be left out."""
 
-OPEN_MAPPINGS = {"label_map": str, "zed_label_map": str, "corpus_weights": float}
+OPEN_MAPPINGS = {"label_map": str, "zed_label_map": str, "corpus_weights": float, "variants": int}
 """Mappings whose keys are the corpus's own, and the kind of their values."""
+
+EXAMPLES = {str: "b", float: "1.0", int: "1"}
+"""Values of those mappings, by kind, for messages."""
 
 CANNOT_LOAD = (
     *(ValueError, TypeError, KeyError, OverflowError, RuntimeError, ImportError, OSError),
@@ -400,9 +403,9 @@ def _wrong_parts(name, key, model, value, own):
     remedy = None
     if key in OPEN_MAPPINGS:
         kind = OPEN_MAPPINGS[key]
-        right = kind | int if kind is float else kind | None
+        right = {str: str | None, float: float | int, int: int}[kind]
         if not isinstance(value, dict) or not all(isinstance(v, right) for v in value.values()):
-            remedy = f"give keys and values, as {{a: {'1.0' if kind is float else 'b'}}}"
+            remedy = f"give keys and values, as {{a: {EXAMPLES[kind]}}}"
     elif isinstance(model, dict):
         if isinstance(value, dict):
             for part in value:

@@ -427,7 +427,7 @@ def three(tmp_path):
 
 def test_copies_are_altered_by_their_names(three):
     dataset = dataset_of(three)
-    copies = add_variants(dataset, 2)
+    copies = add_variants(dataset, {"corpus": 2})
     assert copies.data_ids == ["a", "a#1", "a#2", "b", "b#1", "b#2", "c", "c#1", "c#2"]
     assert len(dataset) == 3
     for index, name in enumerate(copies.data_ids):
@@ -437,12 +437,24 @@ def test_copies_are_altered_by_their_names(three):
         assert item["entry"]["transcript"] == name[0].upper()
 
 
+def test_copies_are_of_the_corpora_named(three, tmp_path):
+    (tmp_path / "other").mkdir()
+    other = write_manifest(tmp_path / "other", d=(0.5, "D", "sad", None))
+    corpora = {"first": (three, three.parent), "other": (other, other.parent)}
+    dataset = make_dataset(corpora, CharTokens(), PUBLISHED, FbankFrontend(0.02), 1.0)
+    copies = add_variants(dataset, {"first": 1, "other": 2})
+    altered = {name: item["variant"] for name, item in copies.data.items() if name[0] in "ad"}
+    assert altered == {"a": 0, "a#1": 1, "a#2": 0, "d": 0, "d#1": 1, "d#2": 2}
+
+
 def test_features_of_copies_are_kept_without_altering_again(three, tiny_ssl, tmp_path, monkeypatch):
     frontend = SSLFrontend(
         "whisper", tiny_ssl("whisper"), tmp_path / "hub", cache_folder=tmp_path / "kept"
     )
     corpora = {"corpus": (three, three.parent)}
-    copies = add_variants(make_dataset(corpora, CharTokens(), PUBLISHED, frontend, 1.0), 1)
+    copies = add_variants(
+        make_dataset(corpora, CharTokens(), PUBLISHED, frontend, 1.0), {"corpus": 1}
+    )
     fill(frontend, [copies])
     original = read_audio(three.parent / "a.flac", 16000)
     expected = frontend.encode(alter(original, 16000, "a#1")[None])[0]
