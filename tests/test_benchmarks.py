@@ -14,6 +14,7 @@ import torch
 from ent_brain.audio import load_audio
 from ent_brain.emotions import PUBLISHED
 from ent_brain.files import read_json
+from ent_brain.frontend import SSLFrontend
 
 ROOT = Path(__file__).parents[1]
 
@@ -167,6 +168,18 @@ def field(monkeypatch):
     """``benchmarks/field.py``, imported."""
     monkeypatch.syspath_prepend(ROOT / "benchmarks")
     return importlib.import_module("field")
+
+
+def test_states_of_padded_silence_are_dropped(monkeypatch, tiny_ssl, tmp_path):
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    padding = importlib.import_module("padding")
+    frontend = SSLFrontend("whisper", tiny_ssl("whisper"), tmp_path / "hub")
+    wavs = torch.randn(1, 5000)
+    alone, behind = frontend.encode(wavs), padding.padded(frontend)(wavs)
+    whole = frontend.encode(torch.nn.functional.pad(wavs, (0, 480000 - 5000)))
+    assert behind.shape == alone.shape
+    torch.testing.assert_close(behind, whole[:, : behind.size(1)])
+    assert not torch.allclose(behind, alone, atol=1e-3)
 
 
 def test_every_altered_copy_lasts_as_long_as_the_original(field, tmp_path):
