@@ -68,6 +68,7 @@ KEYS_READ_BY_CODE = {
     *("zed_folder", "test_session", "valid_share", "max_train_seconds"),
     *("test_actors", "valid_actors", "label_map", "zed_label_map"),
     *("train_parts", "valid_parts", "test_parts", "valid_speakers", "librispeech_folder"),
+    "neutral_share",
     *("table", "test_share", "corpus_weights"),
     *("mixed", "keep_neutral", "mixed_folder", "mixed_speeds", "variants"),
     *("curriculum_epochs", "only_fill_cache", "average_checkpoints", "speeds"),
@@ -87,7 +88,7 @@ ABOVE_0 = {
 }
 UP_TO = {
     **dict.fromkeys(("valid_share", "test_share", "aligned_top", "dropout", "encoder_dropout"), 1),
-    **dict.fromkeys(("max_unknown_share",), 1),
+    **dict.fromkeys(("max_unknown_share", "neutral_share"), 1),
     **dict.fromkeys(("mask_time_prob", "mask_feature_prob"), 1),
     **dict.fromkeys(("segment_seconds", "aligned_seconds"), 3600),
     **dict.fromkeys(("max_symbols", "beam_size"), 1000),

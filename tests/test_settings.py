@@ -114,7 +114,7 @@ NOTED_OTHERWISE = {
     "data": {
         *("test_session", "valid_share", "max_train_seconds", "test_actors", "valid_actors"),
         *("label_map", "zed_label_map", "table", "test_share", "train_parts", "valid_parts"),
-        *("valid_speakers", "test_parts"),
+        *("valid_speakers", "test_parts", "neutral_share"),
         *("mixed", "keep_neutral", "mixed_speeds"),
     },
     "tokens": {"tokens", "vocab_size", "normalization"},

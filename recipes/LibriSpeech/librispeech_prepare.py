@@ -5,6 +5,7 @@ The corpus is read anew each time, so the manifests always match it. Source: Pan
 LibriSpeech, https://www.openslr.org/31.
 """
 
+import dataclasses
 import os
 import random
 from collections import Counter, defaultdict
@@ -50,6 +51,7 @@ def prepare_librispeech(
     test_parts=("test-clean",),
     valid_speakers=0.1,
     seed=42,
+    neutral_share=0.0,
 ):
     """Write the manifests of parts of LibriSpeech; no speaker is in two of them.
 
@@ -61,7 +63,7 @@ def prepare_librispeech(
     save_folder : str or Path
         Where the manifests go: ``librispeech_train.json`` and so on.
     emotions : EmotionSet
-        The recipe's labels. The utterances of LibriSpeech have none.
+        The recipe's labels. LibriSpeech itself has none.
     normalize : callable
         How the recipe normalises transcripts, of ``ent_brain.tokens.NORMALIZATIONS``.
     train_parts, valid_parts, test_parts : sequence of str
@@ -72,6 +74,9 @@ def prepare_librispeech(
         holds out none, and there is no validation manifest.
     seed : int
         Of the choice of validation speakers.
+    neutral_share : float
+        Share of each training speaker's utterances, evenly over them, that get the neutral label:
+        so much read speech is taken as neutral. The others have no emotion.
 
     Returns
     -------
@@ -112,6 +117,8 @@ def prepare_librispeech(
     for utterance in utterances:
         split = parts[utterance.wav.relative_to(root).parts[0]]
         splits["valid" if utterance.speaker in held_out else split].append(utterance)
+    if neutral_share:
+        splits["train"] = _label_neutral(splits["train"], neutral_share, emotions)
     splits = {split: members for split, members in splits.items() if members}
     for part in parts:
         if part in OFFICIAL:
@@ -147,12 +154,29 @@ def prepare_corpora(recipe, data_folder):
         recipe.emotions,
         recipe.normalize,
         **{key: recipe[key] for key in keys},
+        neutral_share=recipe.get("neutral_share", 0.0),
     )
     names = {"test": " ".join(recipe["test_parts"])}
     return {
         split: {names.get(split, "LibriSpeech"): (path, data_folder)}
         for split, path in manifests.items()
     }
+
+
+def _label_neutral(utterances, share, emotions):
+    """Give a share of each speaker's utterances the neutral label (list[Utterance])."""
+    if emotions.neutral is None:
+        raise InputError(
+            "neutral_share: the labels have no neutral: name it, or set the share to 0"
+        )
+    labelled, seen = [], Counter()
+    for utterance in utterances:
+        seen[utterance.speaker] += 1
+        count = seen[utterance.speaker]
+        if int(count * share) > int((count - 1) * share):
+            utterance = dataclasses.replace(utterance, emotion=emotions.neutral)
+        labelled.append(utterance)
+    return labelled
 
 
 def _check_parts(train_parts, valid_parts, test_parts):

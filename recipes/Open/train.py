@@ -40,7 +40,7 @@ def main():
         train=train | words["train"],
         valid=valid | words["valid"],
         tests=tests | words["test"],
-        whole=("RAVDESS",),
+        whole=("RAVDESS", "LibriSpeech"),
     )
 
 

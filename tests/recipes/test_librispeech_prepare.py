@@ -270,6 +270,17 @@ def test_impossible_arguments_are_refused(prepare, root, arguments, problem):
     assert problem in refused(prepare, root, **arguments)
 
 
+def test_a_share_of_the_training_utterances_is_neutral(prepare, root, tmp_path):
+    manifests = read(prepare(root, tmp_path / "save", neutral_share=0.5))
+    labelled = Counter(
+        (entry["speaker"], entry["emotion"]) for entry in manifests["train"].values()
+    )
+    assert labelled and all(count == UTTERANCES / 2 for count in labelled.values())
+    assert {emotion for _, emotion in labelled} == {"neutral", None}
+    for split in ("valid", "test"):
+        assert {entry["emotion"] for entry in manifests[split].values()} == {None}
+
+
 def test_audio_that_cannot_be_read_is_named(prepare, root):
     path = root / "test-clean" / "300" / "7" / "300-7-0001.flac"
     path.write_bytes(path.read_bytes()[:40])
