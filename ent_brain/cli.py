@@ -142,7 +142,7 @@ def _parser():
     )
     command.add_argument("--table", type=Path, metavar="CSV", help="table of the transcripts")
     _add_annotate(command)
-    command.set_defaults(run=align)
+    command.set_defaults(run=align, words="own")
 
     command = commands.add_parser(
         "app",
@@ -174,7 +174,7 @@ def _parser():
         "--format", default="json", metavar="LIST", help="formats of annotate (json)"
     )
     command.add_argument("--name", default="live", help="name of the files (live)")
-    command.set_defaults(run=listen)
+    command.set_defaults(run=listen, words="own")
 
     command = commands.add_parser(
         "report",
@@ -211,8 +211,8 @@ def _add_model_options(command):
     command.add_argument(
         "--words",
         choices=WORDS,
-        default="own",
-        help="the model's, or those of Whisper's decoder, which needs the whole Whisper (own)",
+        help="who writes the words: the model (own) or Whisper's decoder (whisper). Default: "
+        "Whisper where the whole Whisper is at hand, with a model of its encoder",
     )
     command.add_argument(
         "--language", default="en", metavar="CODE", help="that Whisper's decoder writes (en)"
@@ -323,12 +323,11 @@ def annotate(options, *preparations):
             failed += unprepared
         check_device(options.device)
         device = {} if options.device is None else {"run_opts": {"device": options.device}}
+        model = _load_model(options, overrides=_segment_settings(options), **device)
         if options.out is not None:
-            model_digest = _digest_model(find_model(options.model, revision=options.revision))
-            recordings = _not_done(options, recordings, formats, model_digest)
+            recordings = _not_done(options, recordings, formats, model)
             if recordings:  # a folder with all results may be read-only
                 _make_folder(options.out)
-        model = _load_model(options, overrides=_segment_settings(options), **device)
         done = 0
         try:
             with tqdm(total=len(recordings), unit="file", disable=options.quiet) as bar:
@@ -556,6 +555,7 @@ def _not_done(options, recordings, formats, model):
     """
     folder = options.out
     index = folder / INDEX
+    model_digest = _digest_model(find_model(options.model, revision=options.revision))
     sources, stamps = {}, {}
     for line in index.read_bytes().splitlines() if index.is_file() else ():
         # A full disk may have cut a line; whatever else is no line of ours tells nothing.
@@ -573,15 +573,15 @@ def _not_done(options, recordings, formats, model):
                 "another --out"
             )
         settings = {"channel": recording.channel, **_segment_settings(options)}
-        if options.words != "own":
-            settings |= {"words": options.words, "language": options.language}
+        if model.whisper is not None:
+            settings |= {"words": "whisper", "language": options.language}
         if recording.part is not None:
             settings["part"] = list(recording.part)
         if recording.passages is not None:
             settings["transcript"] = hashlib.sha256(repr(recording.passages).encode()).hexdigest()
         if recording.turns is not None:
             settings["turns"] = hashlib.sha256(repr(recording.turns).encode()).hexdigest()
-        values = _digest(recording.path), model, settings
+        values = _digest(recording.path), model_digest, settings
         stamp = dict(zip(STAMP, values, strict=True))
         paths = [folder / f"{recording.name}.{FORMATS[name][0]}" for name in formats]
         # Path.exists raises where a name is too long.

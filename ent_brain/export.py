@@ -10,6 +10,7 @@ import json
 import os
 import re
 import shutil
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -17,6 +18,7 @@ import yaml
 from huggingface_hub import hf_hub_download, snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from huggingface_hub.utils import logging
+from safetensors import SafetensorError, safe_open
 from speechbrain.utils.distributed import main_process_only
 
 from ent_brain.cache import weights_digest
@@ -267,8 +269,8 @@ def find_encoder(folder, given=None, with_decoder=False):
         Of the model.
     given : str or Path, optional
         Folder with a configuration and ``model.safetensors``.
-    with_decoder : bool
-        Whether Whisper's decoder is needed, too.
+    with_decoder : bool or None
+        Whether Whisper's decoder is needed, too; None if it is only wanted.
 
     Returns
     -------
@@ -301,6 +303,10 @@ def find_encoder(folder, given=None, with_decoder=False):
     logging.set_verbosity_error()  # it warns of each of its attempts
     try:  # in the cache the file of a commit is found without a network
         paths = [hf_hub_download(repository, file, revision=revision) for file in files]
+        if with_decoder is None:
+            with suppress(HfHubHTTPError, OSError):
+                for file in DECODER_FILES:
+                    hf_hub_download(repository, file, revision=revision)
     except (HfHubHTTPError, HFValidationError, OSError) as error:
         raise InputError(
             f"{name}: this encoder is neither in the hub's cache nor can it be fetched "
@@ -507,6 +513,17 @@ def _check_loading(path, root):
 
 def _canonical(node):
     return yaml.serialize(node, canonical=True)
+
+
+def has_decoder(folder):
+    """Whether a folder holds a whole Whisper model (bool), not its encoder alone."""
+    if folder is None or not all((folder / name).is_file() for name in DECODER_FILES):
+        return False
+    try:
+        with safe_open(folder / SSL_WEIGHTS, "pt") as file:
+            return any(".decoder." in f".{name}" for name in file.keys())  # noqa: SIM118
+    except (SafetensorError, OSError):
+        return False
 
 
 def _check_ssl_config(path):

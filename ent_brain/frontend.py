@@ -496,6 +496,12 @@ class SSLFrontend(Frontend):
                 return torch.stack([output.hidden_states[layer] for layer in self.layers], 2)
             return output.last_hidden_state[:, :, None]
 
+    @property
+    def has_last_states(self):
+        """Whether its features hold the last hidden states of a Whisper encoder (bool)."""
+        last = self.ssl_model.config.num_hidden_layers
+        return self.settings["model"] == "whisper" and last in self.layers
+
     def encode_last(self, wavs):
         """Last hidden states [B, T, D] of utterances [B, S] of one length, before stacking."""
         layer = self.layers.index(self.ssl_model.config.num_hidden_layers)

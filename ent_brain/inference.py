@@ -22,7 +22,9 @@ from ent_brain.export import (
     check_ssl_weights,
     find_encoder,
     find_model,
+    has_decoder,
 )
+from ent_brain.frontend import SSLFrontend
 from ent_brain.level import STEP, gain, step_means, step_powers
 from ent_brain.manifest import SAMPLE_RATE
 from ent_brain.model import Streams
@@ -143,7 +145,7 @@ class EmotionTransducer(Pretrained):
             raise ValueError("; ".join(problems))
 
     @classmethod
-    def open_english(cls, ssl=None, words="own", **kwargs):
+    def open_english(cls, ssl=None, words=None, **kwargs):
         """Load the model of English that the package holds; its card says what it was trained on.
 
         Arguments
@@ -151,8 +153,8 @@ class EmotionTransducer(Pretrained):
         ssl : str or Path, optional
             Folder of openai/whisper-base, its encoder. Without it ``ENT_BRAIN_SSL`` names the
             folder, or it comes from the Hugging Face hub.
-        words : str
-            ``own``, or ``whisper`` for those of Whisper's decoder, aligned by the model.
+        words : str, optional
+            As ``from_hparams`` takes it.
         **kwargs
             As for ``from_hparams``.
 
@@ -175,7 +177,7 @@ class EmotionTransducer(Pretrained):
         revision=None,
         trust=False,
         ssl=None,
-        words="own",
+        words=None,
         language="en",
         **kwargs,
     ):
@@ -194,9 +196,11 @@ class EmotionTransducer(Pretrained):
             Without, a YAML that asks for more than a model of this package is refused.
         ssl : str or Path, optional
             Folder of the SSL model of a packed model, as ``open_english`` takes it.
-        words : str
-            ``own``, or ``whisper`` for those of Whisper's decoder: of a packed model with Whisper's
-            encoder, if the whole Whisper is in the SSL model's folder.
+        words : str, optional
+            Who writes the words: ``own``, the model; ``whisper``, Whisper's decoder, whose words
+            the model aligns. The latter needs a packed model of words with Whisper's encoder, and
+            the whole Whisper in the SSL model's folder. If None, Whisper writes where it can, as
+            its words are much better (``benchmarks/peers.py``).
         language : str
             Code of the language that Whisper's decoder is to write.
         **kwargs
@@ -211,7 +215,7 @@ class EmotionTransducer(Pretrained):
         InputError
             If there is no model, or one that is incomplete, damaged or not to be trusted.
         """
-        if words not in WORDS:
+        if words not in (None, *WORDS):
             raise InputError(f"words: {words!r}: choose {' or '.join(WORDS)}")
         if isinstance(run_opts := kwargs.get("run_opts"), dict):
             device = run_opts.get("device")
@@ -222,15 +226,26 @@ class EmotionTransducer(Pretrained):
         try:
             if not trust:
                 check_model(folder)
-            encoder = find_encoder(folder, ssl, with_decoder=words == "whisper")
+            encoder = find_encoder(folder, ssl, {"own": False, "whisper": True}.get(words))
             overrides = {} if encoder is None else {"ssl_source": str(encoder)}
             overrides |= kwargs.pop("overrides", {})
             model = super().from_hparams(source=str(folder), overrides=overrides, **kwargs)
             frontend = model.mods.frontend
             if encoder is not None and frontend.settings.get("source") == str(encoder):
                 check_ssl_weights(frontend.ssl_model, encoder / SSL_WEIGHTS)
-            if words == "whisper":
-                model._load_whisper(encoder, language)
+            can_write = (
+                model.mods.model.token_joints
+                and isinstance(frontend, SSLFrontend)
+                and frontend.has_last_states
+            )
+            if words == "whisper" and not can_write:
+                raise InputError(
+                    "words: whisper: needs a model of words with Whisper's encoder. Choose own."
+                )
+            if words == "whisper" or (words is None and can_write and has_decoder(encoder)):
+                from ent_brain.whisper import WhisperDecoder  # transformers takes seconds to import
+
+                model.whisper, model.language = WhisperDecoder(encoder, frontend), language
             return model
         except (InputError, torch.OutOfMemoryError):  # a GPU that is full is no fault of the folder
             raise
@@ -238,16 +253,6 @@ class EmotionTransducer(Pretrained):
             parts = error.args if isinstance(error, TypeError) else [error]  # hyperpyyaml adds one
             reason = " ".join(map(one_line, parts))
             raise InputError(f"{folder}: makes no model ({reason}): export again") from error
-
-    def _load_whisper(self, folder, language):
-        frontend = self.mods.frontend
-        if frontend.settings.get("model") != "whisper" or not self.mods.model.token_joints:
-            raise InputError(
-                "words: whisper: needs a model of words with Whisper's encoder. Choose own."
-            )
-        from ent_brain.whisper import WhisperDecoder  # transformers takes seconds to import
-
-        self.whisper, self.language = WhisperDecoder(folder, frontend), language
 
     def transcribe_file(self, path):
         """Words of a sound file (str), normalised as in training."""
@@ -706,7 +711,8 @@ class EmotionTransducer(Pretrained):
                 model,
                 encoded,
                 frame_lens,
-                self.hparams.beam_size,
+                # Where Whisper writes the words, only whether there are any is asked here.
+                self.hparams.beam_size if self.whisper is None else 1,
                 max_symbols=self.hparams.max_symbols,
             )
         ]

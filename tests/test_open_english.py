@@ -16,6 +16,7 @@ from ent_brain.annotation import Annotation
 from ent_brain.cache import weights_digest
 from ent_brain.errors import InputError
 from ent_brain.export import (
+    DECODER_FILES,
     ENCODER_VARIABLE,
     HPARAMS_FILE,
     OPEN_ENGLISH,
@@ -124,7 +125,8 @@ def test_an_encoder_is_found_by_the_environment_variable(packed, encoder, monkey
     assert loaded.annotate_batch(WAVS, LENS) == expected.annotate_batch(WAVS, LENS)
 
 
-def test_an_encoder_comes_from_the_hub_at_its_revision(packed, encoder, monkeypatch):
+@pytest.mark.parametrize("words, files", [("own", SSL_FILES), (None, SSL_FILES + DECODER_FILES)])
+def test_an_encoder_comes_from_the_hub_at_its_revision(packed, encoder, monkeypatch, words, files):
     asked = []
 
     def fetch(name, file, revision):
@@ -132,9 +134,9 @@ def test_an_encoder_comes_from_the_hub_at_its_revision(packed, encoder, monkeypa
         return str(encoder / file)
 
     monkeypatch.setattr(export_room, "hf_hub_download", fetch)
-    EmotionTransducer.from_hparams(source=packed)
+    EmotionTransducer.from_hparams(source=packed, words=words)
     name, _, revision = ENCODER.partition("@")
-    assert asked == [(name, file, revision) for file in SSL_FILES]
+    assert asked == [(name, file, revision) for file in files]
 
 
 def test_an_encoder_comes_from_the_hub_s_cache_offline(packed, encoder, tmp_path, monkeypatch):

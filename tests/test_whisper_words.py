@@ -165,6 +165,26 @@ def test_nobody_asks_whisper_about_silence(packed, whole, monkeypatch):
     assert asked == []
 
 
+def test_whisper_writes_where_its_decoder_is_at_hand(packed, whole, frontend, tmp_path, path):
+    frontend.save_ssl(tmp_path / "encoder")
+    loaded = {
+        name: EmotionTransducer.from_hparams(packed, ssl=ssl, words=words)
+        for name, ssl, words in (
+            ("whole", whole, None),
+            ("encoder", tmp_path / "encoder", None),
+            ("own", whole, "own"),
+        )
+    }
+    assert {name: model.whisper is not None for name, model in loaded.items()} == {
+        "whole": True,
+        "encoder": False,
+        "own": False,
+    }
+    annotations = {name: model.annotate_file(path) for name, model in loaded.items()}
+    assert annotations["whole"].words_by == "whisper"
+    assert annotations["encoder"].words_by == annotations["own"].words_by == "model"
+
+
 def test_the_command_line_chooses_the_words(packed, whole, path, capsys, tmp_path):
     asked = ["annotate", str(path), "--model", str(packed), "--ssl", str(whole), "--quiet"]
     said = {}
@@ -177,7 +197,7 @@ def test_the_command_line_chooses_the_words(packed, whole, path, capsys, tmp_pat
     assert said["whisper"] == loaded.annotate_file(path)
     assert said["own"].text != said["whisper"].text
     out = ["--out", str(tmp_path / "out")]
-    for extra, done in (([], "1/1"), ([], "0file"), (["--words", "whisper"], "1/1")):
+    for extra, done in (([], "1/1"), ([], "0file"), (["--words", "own"], "1/1")):
         with pytest.raises(SystemExit):
             cli.main([*asked[:-1], *out, *extra])
         assert done in capsys.readouterr().err
