@@ -1,4 +1,4 @@
-"""The program ``ent-brain``: Ctrl-C is one line even while PyTorch is imported."""
+"""The program ``ent-brain``. Ctrl-C prints one line, even while PyTorch is being imported."""
 
 from ent_brain.errors import exit_on_input_error
 

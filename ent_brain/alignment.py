@@ -1,4 +1,4 @@
-"""When each word was said: the best path through the transducer's lattice."""
+"""Times of words from the best path through the transducer's lattice."""
 
 import math
 from collections import Counter
@@ -12,33 +12,33 @@ from ent_brain.losses import arc_log_probs
 from ent_brain.tokens import BLANK
 
 MOST_NODES = 2**27
-"""Nodes (frames times tokens) of the largest lattice to align: 0.5 GB, or 10 minutes of speech in
-characters at 40 ms."""
+"""Upper limit of a lattice's nodes (frames times tokens). The limit corresponds to 0.5 GB, or 10
+minutes of speech in characters at 40 ms."""
 
 NODES_AT_ONCE = 2**22
-"""Nodes whose arcs are in memory together."""
+"""Number of nodes whose arcs are in memory at the same time."""
 
 WORD_TAIL = 0.08
-"""Seconds that a word goes on after the frame of its last token, up to the next word's start.
-Chosen on validation data of the look-alikes: of 0, 0.04, 0.08 and 0.12 the smallest error."""
+"""Seconds added to a word after the frame of its last token, up to the next word's start. The value
+had the smallest error among 0, 0.04, 0.08 and 0.12 on validation data of the look-alikes."""
 
 
 class BestPath(NamedTuple):
-    """The most probable of all alignments of an utterance's tokens and frames."""
+    """The most probable alignment of an utterance's tokens with its frames."""
 
     frames: Tensor
-    """[B, U] frame at which each token is emitted, never falling; 0 in the padding."""
+    """[B, U] frame at which each token is emitted, non-decreasing; 0 in the padding."""
     score: Tensor
     """[B] log-probability of the path, nats."""
 
 
 @torch.no_grad()
 def best_path(lattices, tokens, frame_lens, token_lens, blank=BLANK):
-    """Align known tokens with the frames: Viterbi over the lattice, read tile by tile.
+    """Align known tokens with the frames by Viterbi search over the lattice, block by block.
 
-    A path leaves each frame with a blank, after any number of the tokens. All of a frame's nodes
-    are one step: the best way into (t, u) is the best entry (t, u') with u' <= u, plus the tokens
-    between, so that a running maximum tells it.
+    A path leaves each frame with a blank, after any number of tokens. One step handles all nodes of
+    a frame. The best way into (t, u) is the best entry (t, u') with u' <= u plus the tokens between
+    them, which a running maximum finds.
 
     Arguments
     ---------
@@ -66,7 +66,7 @@ def best_path(lattices, tokens, frame_lens, token_lens, blank=BLANK):
     """
     device, frame_count = frame_lens.device, int(frame_lens.max())
     token_count = int(token_lens.max())
-    # In double precision: a frame's entries are compared less the running sum of its tokens.
+    # Double precision, because each entry is compared after the running sum is subtracted.
     score = torch.full((len(tokens), token_count + 1), -torch.inf, dtype=torch.double)
     score[:, 0] = 0.0
     score = score.to(device)
@@ -77,10 +77,10 @@ def best_path(lattices, tokens, frame_lens, token_lens, blank=BLANK):
     step_size = max(1, NODES_AT_ONCE // score.numel())
     for start in range(0, frame_count, step_size):
         block = [each._replace(enc=each.enc[:, start : start + step_size]) for each in lattices]
-        # An utterance that has ended is given one frame, which no path reads.
+        # An utterance that has ended keeps one frame, which no path reads.
         lens = (frame_lens - start).clamp(1, min(step_size, frame_count - start))
         arcs = arc_log_probs(block, tokens, lens, token_lens, blank).double()
-        stay, step = arcs.masked_fill(arcs.isinf(), 0.0)  # of the padding, which no path reaches
+        stay, step = arcs.masked_fill(arcs.isinf(), 0.0)  # no path reaches the padding
         sums = torch.nn.functional.pad(step[..., :-1].cumsum(-1), (1, 0))
         for t in range(start, start + stay.size(1)):
             best, entries[:, t] = (score - sums[:, t - start]).cummax(-1)
@@ -88,8 +88,8 @@ def best_path(lattices, tokens, frame_lens, token_lens, blank=BLANK):
             ends = score.gather(1, token_lens[:, None])[:, 0]
             final = torch.where(frame_lens == t + 1, ends, final)
 
-    # Backwards: from the position at which a frame was left to the one at which it was entered;
-    # the tokens between are emitted at that frame.
+    # Backtrace: each frame emits the tokens between the position where the path enters it and the
+    # position where the path leaves it.
     position = token_lens[:, None]
     index = torch.arange(token_count, device=device)
     frames = torch.zeros_like(index).repeat(len(tokens), 1)
@@ -103,17 +103,17 @@ def best_path(lattices, tokens, frame_lens, token_lens, blank=BLANK):
 
 @torch.no_grad()
 def align(model, encoded, frame_lens, hypotheses):
-    """Move each token of what was searched to its frame on the best path.
+    """Move each token of the hypotheses to its frame on the best path.
 
-    A search emits a token once it is sure of it, which may be late, or before its sound. Where
-    there is no token joint but a CTC head, they stay where its best path has them.
+    The search may emit a token before its sound or long after it. If the model has a CTC head and
+    no token joint, the tokens keep the frames of the CTC path.
 
     Arguments
     ---------
     model : ENT or FENT
         In eval mode.
     encoded : Streams
-        [B, T, D] each, what the hypotheses were searched in.
+        [B, T, D] each, the encoder streams that the search used.
     frame_lens : Tensor
         [B] int
     hypotheses : list[Hypothesis]
@@ -121,7 +121,7 @@ def align(model, encoded, frame_lens, hypotheses):
     Returns
     -------
     list[Hypothesis]
-        The same but for their ``frames``.
+        The same hypotheses with new ``frames``.
     """
     if not model.token_joints or not any(hypothesis.tokens for hypothesis in hypotheses):
         return hypotheses
@@ -149,7 +149,8 @@ def align_tokens(model, encoded, tokens):
     Returns
     -------
     (list[int], list[float])
-        Frame of each token, and its log-probability (nats) there, after the tokens before it.
+        Frame of each token, and the token's log-probability (nats) at that frame, given the tokens
+        before it.
     """
     if not tokens:
         return [], []
@@ -166,30 +167,30 @@ def align_tokens(model, encoded, tokens):
 
 
 def word_times(words, frames, frame_duration, duration, offset=0.0):
-    """Times of words whose tokens are aligned.
+    """Compute the times of words from the frames of their tokens.
 
-    A word starts with the frame of its first token; it ends ``WORD_TAIL`` after the frame of its
-    last one, or where the next word starts, or the recording ends. Words that start in one frame
-    share it evenly. A word without tokens starts after the token before it. All boundaries are then
-    moved by ``offset``, within the recording.
+    A word starts with the frame of its first token. It ends ``WORD_TAIL`` after the frame of its
+    last token, or earlier, when the next word starts or the recording ends. Words that start in the
+    same frame share it evenly. A word without tokens starts after the token before it. Finally,
+    ``offset`` shifts all boundaries, within the recording.
 
     Arguments
     ---------
     words : list[tuple[str, int, int]]
-        Text, first token and end, as ``tokens.words`` gives them.
+        Text, index of the first token, and index after the last token, from ``tokens.words``.
     frames : sequence of int
         Frame of each token.
     frame_duration : float
         Seconds from one frame to the next.
     duration : float
-        Seconds of the recording, which may end within the last frame.
+        Duration of the recording in seconds. It may end within the last frame.
     offset : float
         Seconds, less than half a frame: ``Frontend.frame_offset``.
 
     Returns
     -------
     list[tuple[str, float, float]]
-        Text, start and end in seconds: no word is empty, and none overlaps the next.
+        Text, start and end in seconds. Every word has a duration, and no two words overlap.
 
     Example
     -------
@@ -220,7 +221,7 @@ def word_times(words, frames, frame_duration, duration, offset=0.0):
 
 
 def _frames_of(frames, first, end):
-    """First and last frame of a word with the tokens from ``first`` to ``end``."""
+    """First and last frame of the word whose tokens are ``first`` to ``end`` (excluded)."""
     if first < end:
         return frames[first], frames[end - 1]
     after = frames[first - 1] + 1 if first else 0

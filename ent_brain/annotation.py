@@ -1,4 +1,4 @@
-"""What a model says of one recording: words, emotions and their times."""
+"""The annotation of a recording: words, emotions and their times."""
 
 import json
 from dataclasses import dataclass
@@ -14,11 +14,11 @@ from ent_brain.formats import FORMATS, STEPS, check_formats, whole_steps
 from ent_brain.segments import Segment, end_at, segments_from_frames
 
 WRITERS = ("model", "transcript", "whisper")
-"""Who can have written the words of a recording."""
+"""Possible sources of a recording's words."""
 
 
 class Word(NamedTuple):
-    """A word: times in seconds, the emotion that it is said with, and how probable that is."""
+    """A word with its times in seconds, its emotion, and the probability of that emotion."""
 
     text: str
     start: float
@@ -29,7 +29,7 @@ class Word(NamedTuple):
 
 
 class SpokenSegment(NamedTuple):
-    """A ``Segment`` whose speaker is known, or None for nobody."""
+    """A ``Segment`` with its speaker, or None if nobody speaks."""
 
     start: float
     end: float
@@ -38,26 +38,27 @@ class SpokenSegment(NamedTuple):
 
 
 class Speaker(NamedTuple):
-    """How somebody speaks in a recording."""
+    """Emotions of one speaker in a recording."""
 
     name: str
     seconds: tuple[float, ...]
-    """[E] of each emotion."""
+    """[E] seconds of each emotion."""
     frame_probabilities: tuple[tuple[float, ...], ...] = ()
-    """[T][E] of a channel that was annotated alone."""
+    """[T][E] frame probabilities, if the speaker's channel was annotated separately."""
 
 
 @dataclass(frozen=True)
 class Annotation:
     """Words, emotions and their times in one recording.
 
-    Times are in seconds, probabilities in the order of ``emotions``; in JSON each stands beside its
-    name. A model without words leaves the words empty; one without emotions leaves those None or
-    empty. So does a recording with less than 0.1 s of speech, and ``notes`` says so.
+    Times are in seconds. Probabilities are in the order of ``emotions``; in JSON, the emotions are
+    their keys. If the model has no words, ``words`` is empty. If it has no emotions, the fields of
+    emotions are None or empty. The same holds for a recording with less than 0.1 s of speech, and
+    ``notes`` mentions it.
 
-    ``emotion`` and ``probabilities`` are those of the model's pooled head, which hears a recording,
-    or each window of a long one, as a whole. ``segments`` and the emotions of words come from the
-    frames. If no segment has the emotion of the whole, ``notes`` says so.
+    ``emotion`` and ``probabilities`` come from the model's pooled head, which classifies the whole
+    recording, or each window of a long recording. ``segments`` and the emotions of words come from
+    the frames. If no segment has the recording's emotion, ``notes`` mentions it.
 
     Frames in which nobody speaks are neutral in all formats, if the model has a neutral label.
 
@@ -83,37 +84,38 @@ class Annotation:
     """
 
     name: str
-    """Of the recording: its file's name without the ending."""
+    """Name of the recording: its file name without the extension."""
     duration: float
     text: str
     emotions: tuple[str, ...]
     """The model's labels, in the order of its probabilities."""
     neutral: str | None
-    """The one of ``emotions`` that stands for no emotion; None where none does."""
+    """The label in ``emotions`` that means no emotion; None if there is no such label."""
     emotion: str | None
-    """Of the whole recording."""
+    """Emotion of the whole recording."""
     probabilities: tuple[float, ...]
-    """[E] of the whole recording."""
+    """[E] probabilities of the whole recording."""
     words: tuple[Word, ...]
     segments: tuple[Segment | SpokenSegment, ...]
-    """Without gaps, from 0 to the duration; of each channel, if channels were annotated alone."""
+    """Segments without gaps, from 0 to the duration. If channels were annotated separately, each
+    channel has its own."""
     frame_duration: float
     frame_probabilities: tuple[tuple[float, ...], ...]
     """[T][E]"""
     notes: tuple[str, ...] = ()
-    """What was noticed about the recording, a line each."""
+    """Remarks about the recording, one line each."""
     words_by: str = "model"
-    """Who wrote the words: ``model``, ``transcript`` or ``whisper``."""
+    """Source of the words: ``model``, ``transcript`` or ``whisper``."""
     speakers: tuple[Speaker, ...] = ()
-    """Those that are known."""
+    """The known speakers."""
 
     @property
     def label_set(self):
-        """The model's labels (EmotionSet); None where the model tells no emotions."""
+        """The model's labels (EmotionSet); None if the model has no emotions."""
         return EmotionSet(self.emotions, self.neutral) if self.emotions else None
 
     def to_dict(self):
-        """Everything, as JSON has it; ``from_dict`` gives it back."""
+        """Return all fields as values for JSON (dict); ``from_dict`` reads them."""
         fields = {
             **vars(self),
             "words": [word._asdict() for word in self.words],
@@ -129,26 +131,26 @@ class Annotation:
                 for speaker in self.speakers
             ],
         }
-        del fields["emotions"]  # the names that the probabilities have
+        del fields["emotions"]  # the keys of the probabilities
         return fields
 
     def _by_emotion(self, frames):
-        """Columns of frames [T][E] by emotion (dict)."""
+        """Columns of frames [T][E] by emotion (dict of lists)."""
         columns = zip(*frames, strict=True) if frames else [()] * len(self.emotions)
         return dict(zip(self.emotions, map(list, columns), strict=True))
 
     def to_json(self):
-        """Everything, as JSON (str); ``from_json`` gives it back."""
+        """Return all fields as JSON (str); ``from_json`` reads it."""
         return json.dumps(self.to_dict(), ensure_ascii=False)
 
     @classmethod
     def from_dict(cls, fields):
-        """Take back what ``to_dict`` gave.
+        """Build an annotation from the dict of ``to_dict``.
 
         Raises
         ------
         ValueError, TypeError, KeyError
-            If it is something else.
+            If the dict is not that of an annotation.
         """
         by_emotion = dict(fields["frame_probabilities"])
         annotation = cls(
@@ -162,7 +164,7 @@ class Annotation:
                 ),
                 "probabilities": tuple(dict(fields["probabilities"]).values()),
                 "frame_probabilities": tuple(zip(*by_emotion.values(), strict=True)),
-                # Older files have none of these.
+                # Older files lack these two fields.
                 "notes": tuple(fields.get("notes", ())),
                 "speakers": tuple(
                     Speaker(
@@ -181,11 +183,11 @@ class Annotation:
 
     @classmethod
     def from_json(cls, text):
-        """Read what ``to_json`` wrote; raises as ``from_dict`` does."""
+        """Build an annotation from the JSON of ``to_json``; raises the errors of ``from_dict``."""
         return cls.from_dict(json.loads(text))
 
     def _check(self):
-        """Refuse parts of other kinds (``TypeError``) or values (``ValueError``)."""
+        """Refuse fields of the wrong type (``TypeError``) or value (``ValueError``)."""
         words, segments = self.words, self.segments
         frames = [*self.frame_probabilities]
         frames += [frame for speaker in self.speakers for frame in speaker.frame_probabilities]
@@ -205,7 +207,7 @@ class Annotation:
         named = {self.emotion, *(each.emotion for each in (*words, *segments))}
         if self.emotions:
             try:
-                self.label_set  # noqa: B018  its own check
+                self.label_set  # noqa: B018  the constructor checks the labels
             except InputError as error:
                 raise ValueError(str(error)) from error
             if strange := named - {None, *self.emotions}:
@@ -213,19 +215,19 @@ class Annotation:
         if self.words_by not in WRITERS:
             raise ValueError(f"words_by {self.words_by!r}: not one of {', '.join(WRITERS)}")
         if not all(0 <= p <= 1 for p in probabilities):
-            raise ValueError("probabilities that are none")
+            raise ValueError("probabilities are not from 0 to 1")
 
     def write(self, folder, formats=("json",), name=None):
-        """Write to ``<folder>/<name>.<ending>`` in each of the formats, each whole or not at all.
+        """Write ``<folder>/<name>.<ending>`` in each format; a failure leaves no partial file.
 
         Arguments
         ---------
         folder : str or Path
-            Created where it is missing.
+            Created if it does not exist.
         formats : sequence of str
             Names in ``formats.FORMATS``.
         name : str, optional
-            The recording's own where it is not given.
+            The recording's name if None.
 
         Returns
         -------
@@ -247,46 +249,46 @@ class Annotation:
 
 
 class Heard(NamedTuple):
-    """What a model makes of a recording, or of a window of it."""
+    """Results of a model for a recording, or for a window of it."""
 
     seconds: float
-    """That it lasts."""
+    """Duration of the recording or the window."""
     words: list
-    """(text, start, end) in seconds, as ``alignment.word_times`` gives them."""
+    """(text, start, end) in seconds, from ``alignment.word_times``."""
     frame_log_probs: Tensor | None
-    """[T, E]; None where the model tells no emotion."""
+    """[T, E]; None if the model has no emotions."""
     labels: list | None
-    """Emotion of each frame, as ``SegmentDecoder`` tells them: class indices."""
+    """Class index of each frame's emotion, from ``SegmentDecoder``."""
     utterance_log_probs: Tensor | None
     """[E]"""
     notes: tuple[str, ...] = ()
-    """What was noticed about the recording, a line each."""
+    """Remarks about the recording, one line each."""
 
 
 def annotate(name, heard, frame_duration, emotions, notes=(), words_by="model"):
-    """Say what a model has heard.
+    """Build the annotation of a recording from a model's results.
 
     Arguments
     ---------
     name : str
-        Of the recording.
+        Name of the recording.
     heard : Heard
     frame_duration : float
         Seconds from one frame to the next.
     emotions : EmotionSet
-        The model's.
+        The model's labels.
     notes : sequence of str
-        What was noticed about the recording.
+        Remarks about the recording.
     words_by : str
-        Who wrote the words: one of ``WRITERS``.
+        Source of the words: one of ``WRITERS``.
 
     Returns
     -------
     Annotation
-        A word's emotion is the one that is most probable over its frames, on average.
+        A word's emotion is the one with the highest mean probability over the word's frames.
     """
     words = heard.words
-    # Rounded down, because no time may lie after the end of the audio.
+    # Rounded down, so that no time lies after the end of the audio.
     duration = whole_steps(heard.seconds, STEPS) / STEPS
     if heard.utterance_log_probs is None:
         segments, emotion, of_utterance, of_frames = [], None, [], None
@@ -316,8 +318,8 @@ def annotate(name, heard, frame_duration, emotions, notes=(), words_by="model"):
         emotion=emotion,
         probabilities=tuple(map(_rounded, of_utterance)),
         words=tuple(
-            Word(text, min(_rounded(start), duration), min(_rounded(end), duration), *felt)
-            for (text, start, end), felt in zip(words, of_words, strict=True)
+            Word(text, min(_rounded(start), duration), min(_rounded(end), duration), *emotion)
+            for (text, start, end), emotion in zip(words, of_words, strict=True)
         ),
         segments=tuple(segments),
         frame_duration=frame_duration,
@@ -335,5 +337,5 @@ def _word_emotion(start, end, of_frames, frame_duration):
 
 
 def _rounded(value):
-    """Seconds and probabilities as people and files want them: four decimals."""
+    """Round seconds or a probability to four decimals."""
     return round(value, 4)

@@ -1,4 +1,4 @@
-"""A model in the browser: drop a recording or speak, then see and hear its words and emotions."""
+"""Browser app: drop a recording or speak, then see and hear the words and emotions."""
 
 import atexit
 import os
@@ -19,16 +19,16 @@ from ent_brain.inference import EmotionTransducer
 from ent_brain.page import Utterance, write_recordings
 
 MOST_MINUTES, MOST_MEGABYTES = 60, 500
-"""Limits of a recording."""
+"""Limits of a recording's duration in minutes and of its file's size in MB."""
 
 KEPT_SECONDS = 3600
-"""Age at which files of a page that is still open are removed."""
+"""Age in seconds at which Gradio removes files of a page that is still open."""
 
 WAITING = 32
-"""Number of people who can wait for the model, which annotates one recording at a time."""
+"""Length of the queue. The model annotates one recording at a time."""
 
 EMBEDDED_BYTES = 64 * 2**20
-"""Limit of the MP3 in a player's page, above what ``MOST_MINUTES`` need."""
+"""Size limit in bytes of the MP3 in a player's page. ``MOST_MINUTES`` of sound need less."""
 
 OWN_WORDS, TYPED_WORDS = "the model's own", "a transcript that I type"
 MIXED, EACH = "mixed", "each alone"
@@ -50,7 +50,7 @@ const fit = () => {
 fit();
 watch("value", fit);
 """
-"""Shows a page as the player, as tall as it is."""
+"""JavaScript that shows a page as the player, without a scroll bar of its own."""
 
 CSS = """
 .gradio-container { max-width: 84rem !important; }
@@ -62,18 +62,18 @@ PROGRESS = gr.Progress()
 
 
 class _StoppedError(Exception):
-    """Somebody has stopped the annotation, or closed the page."""
+    """The user has stopped the annotation or closed the page."""
 
 
 class _Sessions:
-    """Files and running annotations of each open page, by the hash that Gradio gives it."""
+    """Files and running annotations of each open page, by Gradio's session hash."""
 
     def __init__(self, folder):
         self.folder = folder
         self._folders, self._uploads, self._running = {}, {}, {}
 
     def start(self, session, upload):
-        """Stop what runs in a session; give the event that stops the next, and a new folder."""
+        """Stop a session's annotation; return the event that stops the next, and a new folder."""
         self.stop(session)
         self._running[session] = stopped = threading.Event()
         self._remove(session)
@@ -87,11 +87,11 @@ class _Sessions:
             self._running.pop(session).set()
 
     def close(self, session):
-        """Remove everything of a session."""
+        """Stop a session's annotation and remove its files."""
         self.stop(session)
         self._remove(session)
         uploads = self._uploads.pop(session, set())
-        others = set().union(*self._uploads.values())  # two may have given the very same file
+        others = set().union(*self._uploads.values())  # two sessions may share an identical file
         for upload in uploads - others:
             if upload.is_relative_to(self.folder):
                 shutil.rmtree(upload.parent, ignore_errors=True)
@@ -102,7 +102,7 @@ class _Sessions:
 
 
 def word_sources(model):
-    """Whose words a model can show (list[str]).
+    """Return the sources of words that a model supports (list[str]).
 
     Example
     -------
@@ -120,12 +120,12 @@ def make_app(model, title="Words and emotions", minutes=MOST_MINUTES):
     model : EmotionTransducer
     title : str
     minutes : float
-        Limit of a recording's length.
+        Limit of a recording's duration.
 
     Returns
     -------
     gradio.Blocks
-        ``serve`` launches it with this package's limits.
+        The app. ``serve`` launches it with this package's limits.
     """
     scratch = tempfile.TemporaryDirectory(prefix="ent_brain_app")
     atexit.register(scratch.cleanup)
@@ -162,7 +162,7 @@ def make_app(model, title="Words and emotions", minutes=MOST_MINUTES):
             raise _problem(str(error).replace(str(path), Path(path).name)) from None
         except _StoppedError:
             return None, gr.Files(visible=False)
-        # In a list, as Gradio warns of scripts in a text that it shows itself.
+        # In a list, because Gradio warns about scripts in a plain string.
         text = page.read_text(encoding="utf-8")
         return [text], gr.Files(list(map(str, paths)), visible=True)
 
@@ -200,7 +200,7 @@ def make_app(model, title="Words and emotions", minutes=MOST_MINUTES):
             (again.click, None),
         ):
             first = event(lambda: gr.Button(interactive=True), outputs=cancel, **at_once)
-            if other is not None:  # what was given last is annotated
+            if other is not None:  # the newest input replaces the other one
                 first = first.then(lambda: None, outputs=other, **at_once)
             first.then(
                 annotate, inputs, [player, files], concurrency_id="model", show_progress_on=player
@@ -228,7 +228,7 @@ def serve(
     minutes, megabytes : float
         Limits of a recording.
     **settings
-        Of Gradio's ``launch``.
+        Arguments of Gradio's ``launch``.
 
     Raises
     ------
@@ -238,7 +238,7 @@ def serve(
     if not isinstance(model, EmotionTransducer):
         model = EmotionTransducer.from_hparams(source=model)
     app = make_app(model, minutes=minutes)
-    # No font is fetched, and white on the button can be read.
+    # System fonts, so that nothing is downloaded; dark buttons, so that white text is readable.
     theme = gr.themes.Default(
         primary_hue="blue", font=["system-ui", "sans-serif"], font_mono=["ui-monospace"]
     ).set(
@@ -266,7 +266,7 @@ def serve(
             **settings,
         )
     except OSError as error:
-        raise InputError(f"port {port}: is taken. Give another --port.") from error
+        raise InputError(f"port {port}: already in use. Give another --port.") from error
 
 
 def check_length(path, minutes):
@@ -304,5 +304,5 @@ def _annotate(model, path, transcript, each_channel, show_share):
 
 
 def _problem(text):
-    """An error for people, who see it as text."""
+    """An error that the app shows as plain text."""
     return gr.Error(escape(text), duration=None, print_exception=False)

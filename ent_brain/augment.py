@@ -1,7 +1,7 @@
 """Altered copies of recordings: other rooms, noises, telephone bands and levels.
 
-A copy is drawn from its name alone. It is the same in every epoch, process and training, so its
-features can be cached.
+The name of a copy alone seeds its alterations. A copy is the same in every epoch, process and
+training, so its features can be cached.
 """
 
 import hashlib
@@ -18,7 +18,8 @@ from torchaudio.functional import (
 )
 
 FORMAT = 1
-"""Number to be raised whenever copies change, because features of older ones may be cached."""
+"""Version of the alterations. Raise it whenever copies change, because older features may be
+cached."""
 
 REVERBERATED, NOISY, NARROW = 0.4, 0.6, 0.4
 """Shares of the copies that get a room, noise and a telephone band. The three are independent."""
@@ -36,16 +37,16 @@ SLOPES = (0.0, 0.5)
 """Exponents of 1 / frequency in the noise's amplitude: white and pink noise."""
 
 TELEPHONE_RATE = 8000
-"""Hz."""
+"""Sample rate of a telephone line in Hz."""
 
 TELEPHONE_BAND = (300.0, 3400.0)
-"""Hz: half of the telephone copies have this band, the others all of 8 kHz."""
+"""Pass band in Hz of half of the telephone copies. The other half has the full band of 8 kHz."""
 
 LEVELS = (-38.0, -14.0)
 """Range of a copy's root mean square in dB of full scale."""
 
 LEAST_POWER = 1e-12
-"""Power that digital silence is given, so that it has a level."""
+"""Lower bound of a recording's power, so that the level of digital silence is finite."""
 
 
 def alter(wav, sample_rate, name):
@@ -132,14 +133,14 @@ def add_noise(wavs, ratio, slope, sample_rate):
 
 
 def narrow(wavs, sample_rate, is_filtered):
-    """Send a waveform [1, S] through a telephone line: 8 kHz, mu-law of 8 bits.
+    """Simulate a telephone line for a waveform [1, S]: 8 kHz, 8-bit mu-law.
 
     Arguments
     ---------
     wavs : Tensor
     sample_rate : int
     is_filtered : bool
-        Whether the line passes 300 to 3,400 Hz alone.
+        Whether the line passes only 300 to 3,400 Hz.
 
     Returns
     -------
@@ -152,7 +153,7 @@ def narrow(wavs, sample_rate, is_filtered):
         for _ in range(2):  # 24 dB an octave
             line = highpass_biquad(line, TELEPHONE_RATE, low)
             line = lowpass_biquad(line, TELEPHONE_RATE, high)
-    # Full scale, so that the recording's own level does not decide the quantisation noise.
+    # Full scale, so that the quantisation noise does not depend on the recording's level.
     peak = line.abs().max().clamp(min=LEAST_POWER)
     line = peak * mu_law_decoding(mu_law_encoding(line / peak, 256), 256)
     return resample(line, TELEPHONE_RATE, sample_rate)[:, : wavs.size(1)]
