@@ -44,7 +44,7 @@ PATIENCE = 10
 
 FILLING = {
     "features of": "filling the cache",
-    "all features are kept": "exit after filling",
+    "All features are cached": "exit after filling",
 }
 TRAINING = {
     "Going into epoch 1": "first epoch",

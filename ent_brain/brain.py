@@ -1,4 +1,4 @@
-"""The Brain: how a batch is trained on, scored, logged and kept."""
+"""The Brain: training, validation, tests, logging and checkpoints."""
 
 import math
 import os
@@ -46,67 +46,72 @@ from ent_brain.segments import SegmentDecoder
 logger = get_logger(__name__)
 
 WITHOUT_WORDS_MODES = ("aligned_event", "supervised_aligned")
-"""Aligned lattice losses that, where nothing is transcribed, learn from frames alone."""
+"""Aligned lattice losses that learn from frames alone if no utterance has a transcript."""
 
 ALIGNED_MODES = (*WITHOUT_WORDS_MODES, "aligned")
-"""Lattice losses that need the alignment's posteriors, whether a transcript is known or not."""
+"""Lattice losses that need the alignment's posteriors, with or without a transcript."""
 
 HISTORY_FILE = "history.json"
-"""In the output folder: one entry an epoch, what was lost and what was measured."""
+"""File in the output folder with the losses and metrics of each epoch."""
 
 
 class EmotionTransducerBrain(sb.Brain):
-    """Trains and scores an emotion transducer with SpeechBrain's loop.
+    """Trains and evaluates an emotion transducer with SpeechBrain's loop.
 
-    ``modules`` are ``frontend`` and ``model``. Of the ``hparams`` it reads the loss weights
-    ``rnnt_weight``, ``head_weight``, ``lattice_weight``, ``lm_weight`` and ``ctc_weight`` (a term
-    of weight 0 is not computed), ``fastemit``, ``lattice_mode`` (a supervised one learns from the
-    intervals that the manifest tells), ``aligned_top``, ``aligned_seconds``, ``head_intervals``
-    (whether the pooled head learns from those, or from the events found, too),
-    ``segment_decoding``, ``segment_seconds``, ``max_symbols``, ``beam_size`` (in tests; validation
-    searches greedily), ``lr_schedule``, ``warmup_epochs``, ``number_of_epochs``,
-    ``average_checkpoints`` (1 where it is not there), ``train_logger``, ``output_folder``, and
-    SpeechBrain's own run options.
+    ``modules`` are ``frontend`` and ``model``. The ``hparams`` are SpeechBrain's own run options
+    and the following keys.
 
-    The validation set chooses the checkpoint: ``evaluate(..., min_key="error")`` loads the one of
-    the lowest ``error``, the mean of those of WER, 100 - UA and EDER that can be told; or the mean
-    of the weights of so many of the best.
+    * ``rnnt_weight``, ``head_weight``, ``lattice_weight``, ``lm_weight``, ``ctc_weight``: weights
+      of the loss terms. A term of weight 0 is not computed.
+    * ``fastemit``, ``aligned_top``, ``aligned_seconds``: settings of the losses.
+    * ``lattice_mode``: a supervised mode learns from the intervals in the manifest.
+    * ``head_intervals``: whether the pooled head also learns from these intervals, or from the
+      detected events.
+    * ``segment_decoding``, ``segment_seconds``, ``max_symbols``: settings of decoding.
+    * ``beam_size``: for tests only. Validation uses greedy search.
+    * ``lr_schedule``, ``warmup_epochs``, ``number_of_epochs``, ``train_logger``, ``output_folder``.
+    * ``average_checkpoints``: number of the best checkpoints whose weights are averaged; default 1.
 
-    Of several processes each trains on its share of the batches and searches its share of the
-    other sets. Gradients, losses and statistics are those of all utterances together, each counted
-    once, the same in every process.
+    The validation set selects the checkpoint: ``evaluate(..., min_key="error")`` loads the
+    checkpoint with the lowest ``error``, or the average of the best ones. ``error`` is the mean of
+    WER, 100 - UA and EDER, as far as the labels allow to compute them.
+
+    In distributed training, each process trains on its share of the batches and decodes its share
+    of the other sets. Gradients, losses and statistics cover all utterances, each of them once, and
+    are identical in all processes.
 
     Arguments
     ---------
     tokens : CharTokens, CharacterTokens or SentencePieceTokens
-        How token ids become words.
+        Conversion between token ids and words.
     emotions : EmotionSet
-        What the class indices of emotions stand for.
+        Labels of the class indices.
     **kwargs
-        As for ``speechbrain.Brain``.
+        Arguments of ``speechbrain.Brain``.
     """
 
     def __init__(self, tokens, emotions, **kwargs):
         super().__init__(**kwargs)
-        # SpeechBrain's own holds the distributed wrappers, too, once training begins.
+        # Once training begins, ``self.modules`` holds the distributed wrappers.
         self.raw_modules = torch.nn.ModuleDict(self.modules.items())
         self.tokens, self.emotions = tokens, emotions
         self.paper_sets = {}
-        """Loaders by name to score after every epoch, for the ``paper`` protocol alone."""
+        """Loaders by name of the sets that are evaluated after every epoch (``paper`` protocol)."""
         self.history = []
         self.running = defaultdict(float)
-        """Of the stage so far: each loss term's sum, how many it is a sum over (``_counts``), and
-        the rate of the last step (lr). Each process has its own sums."""
+        """Sums over the stage so far: each loss term, the ``_counts``, and the learning rate of the
+        last step (``lr``). Each process has its own sums."""
         self.ids_of_step = []
-        """Utterances of the gradients that wait for the optimiser's step."""
+        """Ids of the utterances whose gradients the next optimiser step uses."""
         self.counts_of_steps = None
-        """The ``_counts`` of each accumulated step of this epoch, once they are needed."""
+        """``_counts`` of each accumulated step of this epoch; None until they are needed."""
         self.left_out = 0
-        """Steps in a row whose gradient was no number; SpeechBrain's own count is of one epoch."""
+        """Number of consecutive skipped steps. SpeechBrain's own counter starts anew each epoch."""
         self.is_loss_finite = True
-        """Whether the losses of the gradients that wait for the optimiser's step are numbers."""
+        """Whether all losses since the last optimiser step are finite."""
         if self.checkpointer is not None:
-            # With --debug each process makes a folder of its own, and finds other checkpoints.
+            # With --debug, SpeechBrain gives each process its own temporary folder, so the
+            # processes would load different checkpoints.
             self.checkpointer.checkpoints_dir = ddp_broadcast(self.checkpointer.checkpoints_dir)
             self.checkpointer.add_recoverable(
                 "history",
@@ -122,20 +127,23 @@ class EmotionTransducerBrain(sb.Brain):
             )
             self.checkpointer.add_recoverable(
                 "random_state",
-                None,  # it belongs to the process
+                None,  # the state is global
                 custom_save_hook=save_random_state,
                 custom_load_hook=load_random_state,
             )
-        # SpeechBrain clips the first parameter group alone; we clip all together, at each step.
+        # SpeechBrain clips only the first parameter group. We clip all parameters, at each step.
         self.clip_norm, self.max_grad_norm = self.max_grad_norm, math.inf
-        if not self.clip_norm > 0:  # a limit below 0 would turn the gradient round
-            raise InputError(f"max_grad_norm: {self.clip_norm}: above 0, or inf for no limit")
+        if not self.clip_norm > 0:  # a negative limit would reverse the gradient
+            raise InputError(
+                f"max_grad_norm: {self.clip_norm} is not above 0. Give a positive number, or inf "
+                "for no limit."
+            )
 
     def make_dataloader(self, dataset, stage, ckpt_prefix="dataloader-", **loader_kwargs):
-        """Make a loader; the training loader's length sets the length of the schedule."""
+        """Make a loader. The training loader's length sets the length of the schedule."""
         if stage == sb.Stage.TRAIN:
-            # Its iterator draws a seed for workers. A resumed epoch has a second iterator, which
-            # must not draw from the random state that the checkpoint brought back.
+            # The iterator draws a seed for workers. A resumed epoch has a second iterator, which
+            # must not draw from the restored random state.
             loader_kwargs.setdefault("generator", torch.Generator())
         elif self.distributed_launch:
             processes = torch.distributed.get_world_size()
@@ -143,18 +151,19 @@ class EmotionTransducerBrain(sb.Brain):
         loader = super().make_dataloader(dataset, stage, ckpt_prefix, **loader_kwargs)
         if stage == sb.Stage.TRAIN:
             if self.train_sampler is None:
-                # SpeechBrain tells the epoch to no sampler of ours: all epochs would be the first.
+                # SpeechBrain calls ``set_epoch`` of this attribute only. Without it, our samplers
+                # would repeat the first epoch.
                 self.train_sampler = loader_kwargs.get(
                     "batch_sampler", loader_kwargs.get("sampler")
                 )
-            # SpeechBrain drops the batches that accumulation leaves over at the end of an epoch.
+            # SpeechBrain drops incomplete accumulated steps at the end of an epoch.
             self.steps_per_epoch = len(loader) // self.grad_accumulation_factor
             self.train_batches = loader.batch_sampler
             self.label_counts = [_item_counts(dataset.data[name]) for name in dataset.data_ids]
         return loader
 
     def _train_loader_specifics(self, dataset, loader_kwargs):
-        """Give each of several processes its share of the batches."""
+        """In distributed training, give each process its share of the batches."""
         if not self.distributed_launch:
             return super()._train_loader_specifics(dataset, loader_kwargs)
         sampler, batch_size = loader_kwargs.get("batch_sampler"), None
@@ -172,15 +181,16 @@ class EmotionTransducerBrain(sb.Brain):
         return {**given, "batch_sampler": self.train_sampler}
 
     def on_fit_start(self):
-        """Wrap the modules and bring back the last checkpoint, as SpeechBrain does."""
+        """Wrap the modules and load the last checkpoint, as SpeechBrain does."""
         part_random_states()
         super().on_fit_start()
 
     def _wrap_distributed(self):
-        """Wrap each module: of a front end that is trained, LayerDrop may skip parameters.
+        """Wrap each module with its own setting of ``find_unused_parameters``.
 
-        The model's are all used, those of its lattices after its ``forward``, where DDP would not
-        look for them.
+        A trained front end needs it, because LayerDrop may skip parameters. The model uses all its
+        parameters. It must not have the setting, because DDP would not find the parameters that the
+        losses use after ``forward``.
         """
         modules = self.modules
         for name in list(modules):
@@ -203,7 +213,7 @@ class EmotionTransducerBrain(sb.Brain):
             self.checkpointer.add_recoverable("scheduler", self.scheduler)
 
     def _clip_gradients(self, optimizer, args, kwargs):
-        """Clip all gradients together; where they are no numbers, leave the step out."""
+        """Clip all gradients together; skip the step if they are NaN or infinite."""
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
         norm = torch.nn.utils.clip_grad_norm_(parameters, self.clip_norm)
         if norm.isfinite():
@@ -211,7 +221,7 @@ class EmotionTransducerBrain(sb.Brain):
             self._forget_step()
             return
         for parameter in parameters:
-            parameter.grad = None  # an optimiser passes over it
+            parameter.grad = None  # the optimiser skips such parameters
         self._count_left_out()
 
     def _forget_step(self):
@@ -219,72 +229,73 @@ class EmotionTransducerBrain(sb.Brain):
         self.is_loss_finite = True
 
     def optimizers_step(self):
-        """Step as SpeechBrain does; name a step that the loss scaler of fp16 leaves out."""
+        """Step as SpeechBrain does; report a step that the loss scaler of fp16 skips."""
         super().optimizers_step()
-        if self.ids_of_step:  # the scaler did not call the optimiser
+        if self.ids_of_step:  # the loss scaler did not call the optimiser
             self._count_left_out(scale=self.scaler.get_scale())
 
     def _count_left_out(self, scale=None):
-        """Name the utterances of a step that is left out; end the training after too many.
+        """Report the utterances of a skipped step; end the training after too many in a row.
 
-        With fp16 a gradient may only overflow by the loss scale. The scaler has halved the scale
-        then, and such a step counts if the scale is below 1.
+        With fp16, the loss scale alone may make a gradient overflow. The scaler then halves the
+        scale, and the step counts only if the scale is below 1.
         """
-        # Gradients are the same in all processes, so all are here.
+        # Gradients are the same in all processes, so all processes call this method.
         ids, finite = zip(*gather((list(self.ids_of_step), self.is_loss_finite)), strict=True)
         ids = ", ".join(take_turns(ids))
         self._forget_step()
         if scale is not None and all(finite) and scale >= 1:
             logger.warning(
-                f"{ids}: gradient is too large for fp16: this step is left out, and the loss scale "
-                f"is {scale:g} from now on"
+                f"{ids}: gradient overflows in fp16. This step is skipped, and the loss scale is "
+                f"lowered to {scale:g}."
             )
             return
         self.left_out += 1
-        problem = f"{ids}: loss or gradient is no number"
+        problem = f"{ids}: loss or gradient is NaN or infinite"
         if self.left_out > self.nonfinite_patience:
             raise InputError(
-                f"{problem}, as in the {self.left_out - 1} steps before: lower lr, raise "
-                "warmup_epochs, look at these utterances, or allow more by --nonfinite_patience"
+                f"{problem}, as in the {self.left_out - 1} steps before. Lower lr, raise "
+                "warmup_epochs, check these utterances, or raise --nonfinite_patience."
             )
-        logger.warning(f"{problem}: this step is left out ({self.left_out} in a row)")
+        logger.warning(f"{problem}. This step is skipped ({self.left_out} in a row).")
 
     def fit_batch(self, batch):
-        """Train on a batch; its ids are remembered until the step, which may be of several."""
+        """Train on a batch; its ids are stored until the next optimiser step."""
         self.ids_of_step += batch.id
         hparams = vars(self.hparams)
         size = "max_batch_nodes" if hparams.get("max_batch_nodes") else "batch_size"
         shorter = " or max_train_seconds" if "max_train_seconds" in hparams else ""
-        remedy = f"lower {size}{shorter}; grad_accumulation_factor keeps the size of a step"
+        remedy = f"Lower {size}{shorter}; grad_accumulation_factor keeps the size of a step"
         with _one_line_if_out_of_memory(batch, remedy):
             return super().fit_batch(batch)
 
     def evaluate_batch(self, batch, stage):
-        """Score a batch of the validation set or of a test set."""
-        with _one_line_if_out_of_memory(batch, "lower batch_size of test_dataloader_opts"):
+        """Evaluate a batch of the validation set or of a test set."""
+        with _one_line_if_out_of_memory(batch, "Lower batch_size of test_dataloader_opts"):
             return super().evaluate_batch(batch, stage)
 
     def check_loss_isfinite(self, loss):
-        """Nothing: ``compute_objectives`` sees to it that the gradients tell."""
+        """Do nothing: ``compute_objectives`` makes the gradients NaN if the loss is not finite."""
 
     def compute_forward(self, batch, stage):
-        """Run the model on a batch and, when not training, search.
+        """Run the model on a batch; in validation and tests, also decode it.
 
         Returns
         -------
         SimpleNamespace
             ``output`` (TransducerOutput), ``frame_lens`` and ``token_lens`` [B], and
-            ``hypotheses``, a list, empty in training; in tests their frames are the best path's.
+            ``hypotheses``, a list, empty in training. In tests, the frames of the hypotheses are
+            those of the best path.
         """
         batch = batch.to(self.device)
         kept = {"kept": batch.kept} if hasattr(batch, "kept") else {}
-        # Of the distributed wrappers all processes must call one as often, which in evaluation
-        # they do not.
+        # All processes must call a distributed wrapper equally often. In evaluation their numbers
+        # of batches differ.
         modules = self.modules if stage == sb.Stage.TRAIN else self.raw_modules
         features, frame_lens = modules["frontend"](*batch.sig, **kept)
-        # Without transcript the lattice has one position, the predictor after blank.
+        # Without a transcript, the lattice has one position: the predictor's state after blank.
         token_lens = batch.token_count.clamp(min=0)
-        if not self.hparams.rnnt_weight:  # then the model never sees a token
+        if not self.hparams.rnnt_weight:  # the model then uses no tokens
             token_lens = torch.zeros_like(token_lens)
         output = modules["model"](features, frame_lens, batch.tokens.data, token_lens)
         hypotheses = []
@@ -310,12 +321,12 @@ class EmotionTransducerBrain(sb.Brain):
 
     @torch.no_grad()
     def emotion_lattice(self, wav, tokens):
-        """Emotion probabilities at each node of an utterance's lattice.
+        """Compute the emotion probabilities at each node of an utterance's lattice.
 
         Arguments
         ---------
         wav : Tensor
-            [S] at the front end's rate.
+            [S] at the front end's sample rate.
         tokens : list[int]
 
         Returns
@@ -334,7 +345,7 @@ class EmotionTransducerBrain(sb.Brain):
 
     @property
     def segment_decoder(self):
-        """What tells the emotions of frames from their probabilities (SegmentDecoder)."""
+        """Decoder of frame emotions (SegmentDecoder)."""
         return SegmentDecoder(
             self.emotions,
             self.raw_modules.frontend.frame_duration,
@@ -343,34 +354,34 @@ class EmotionTransducerBrain(sb.Brain):
         )
 
     def _known_intervals(self, batch):
-        """Intervals of each utterance with a known emotion, as its manifest tells them."""
+        """Intervals from the manifest of each utterance with a known emotion."""
         known = [entry["intervals"] for entry in batch.entry if entry["emotion"] is not None]
-        if not self.hparams.rnnt_weight:  # one position is all there is
+        if not self.hparams.rnnt_weight:  # the lattice has only one position
             known = [[(*span[:3], 0, 1) for span in spans] for spans in known]
         return known
 
     def compute_objectives(self, predictions, batch, stage):
-        """Weighted sum of the loss terms; when not training what was heard is noted too.
+        """Compute the weighted sum of the loss terms; store the hypotheses.
 
-        Each term is the mean over the utterances that have its label: in training over those of the
-        optimiser's step, which may be of several batches and processes. In tests the loss is 0: a
-        test set need not tell what a loss is computed from.
+        Each term is the mean over the utterances that have its label. In training, this is the mean
+        over the optimiser's step, which may have several batches and processes. In tests the loss
+        is 0, because a test set may lack the labels of a loss.
         """
-        self.heard += zip(batch.id, predictions.hypotheses, batch.entry, strict=False)
+        self.decoded += zip(batch.id, predictions.hypotheses, batch.entry, strict=False)
         if stage == sb.Stage.TEST:
             return torch.zeros(())
         terms = self._loss_terms(predictions, batch)
         counts = _counts(batch, predictions.token_lens)
         shares = self._shares(counts, stage)
         loss = sum(
-            self._weight(name) * shares[_counted(name)] * term for name, term in terms.items()
+            self._weight(name) * shares[_COUNTED[name]] * term for name, term in terms.items()
         )
         if stage == sb.Stage.TRAIN and len(terms) < len(self._weighted_terms()):
-            # Every process and every batch must reach all parameters, whatever labels it has.
+            # Every process and every batch must use all parameters, whichever labels it has.
             loss = loss + 0 * sum(p.sum() for p in self.raw_modules.model.parameters())
         if stage == sb.Stage.TRAIN:
-            # A loss that is no number makes all gradients so, which all processes share: all of
-            # them leave the step out.
+            # A loss that is not finite makes all gradients NaN. DDP shares the gradients, so all
+            # processes skip the step.
             finite = loss.detach().isfinite()
             loss = loss * torch.where(finite, 1.0, math.nan)
             self.is_loss_finite &= bool(finite)
@@ -378,8 +389,8 @@ class EmotionTransducerBrain(sb.Brain):
             finite = True
         if finite:
             for name, term in terms.items():
-                self.running[name] += term.detach() * counts[_counted(name)]
-            for name in {_counted(name) for name in terms}:
+                self.running[name] += term.detach() * counts[_COUNTED[name]]
+            for name in {_COUNTED[name] for name in terms}:
                 self.running[name] += counts[name]
         return loss if terms else torch.as_tensor(loss)
 
@@ -390,9 +401,9 @@ class EmotionTransducerBrain(sb.Brain):
         return [name for name in _COUNTED if self._weight(name)]
 
     def _shares(self, counts, stage):
-        """What to multiply a batch's means by, so that the step's gradient is that of its means.
+        """Factors for a batch's means that make the step's gradient that of the step's means.
 
-        SpeechBrain divides by the number of accumulated batches, DDP by that of processes.
+        SpeechBrain divides by the number of accumulated batches, DDP by the number of processes.
         """
         accumulated = self.grad_accumulation_factor
         if stage != sb.Stage.TRAIN or (not self.distributed_launch and accumulated == 1):
@@ -407,20 +418,20 @@ class EmotionTransducerBrain(sb.Brain):
         return dict(zip(counts, shares.float(), strict=True))
 
     def _step_counts(self):
-        """Counts, in the order of ``_counts``, over the accumulated batches of this step."""
+        """Sums of ``_counts`` over the accumulated batches of this step, in the same order."""
         if self.counts_of_steps is None:
             labels = torch.tensor(self.label_counts)
             counts = torch.stack([labels[batch].sum(0) for batch in self.train_batches])
             steps = counts.split(self.grad_accumulation_factor)
-            self.counts_of_steps = [of_batches.sum(0) for of_batches in steps]
+            self.counts_of_steps = [step.sum(0) for step in steps]
         return self.counts_of_steps[(self.step - 1) // self.grad_accumulation_factor]
 
     def _loss_terms(self, predictions, batch):
-        """Unweighted loss terms by name: those whose weight is not 0."""
+        """Unweighted loss terms by name, without those of weight 0."""
         output, hparams = predictions.output, self.hparams
         lens = predictions.frame_lens, predictions.token_lens
         tokens = batch.tokens.data
-        worded, felt = batch.token_count >= 0, batch.emotion_index >= 0
+        worded, labelled = batch.token_count >= 0, batch.emotion_index >= 0
         mode = hparams.lattice_mode if hparams.lattice_weight else None
         terms, posteriors = {}, None
         if hparams.rnnt_weight and (worded.any() or mode in ALIGNED_MODES):
@@ -430,37 +441,37 @@ class EmotionTransducerBrain(sb.Brain):
             posteriors = alignment.posteriors
             if worded.any():
                 terms["rnnt"] = alignment.nll[worded].mean()
-        if felt.any():
-            terms |= self._emotion_terms(predictions, batch, mode, posteriors, felt)
+        if labelled.any():
+            terms |= self._emotion_terms(predictions, batch, mode, posteriors, labelled)
         if hparams.lm_weight and worded.any():
             rows = _rows(worded, output.lm_logits, tokens, predictions.token_lens)
             terms["lm"] = next_token_loss(*rows)
         if hparams.ctc_weight and worded.any():
-            # Of the predictions' own token_lens there may be none: not the head needs them.
+            # ``predictions.token_lens`` are 0 if rnnt_weight is 0, but CTC needs all tokens.
             token_lens = batch.token_count.clamp(min=0)
             nll = ctc_loss(output.ctc_logits, tokens, predictions.frame_lens, token_lens)
             terms["ctc"] = nll[worded].mean()
         return terms
 
-    def _emotion_terms(self, predictions, batch, mode, posteriors, felt):
-        """Lattice and head terms, over the utterances whose emotion is known."""
+    def _emotion_terms(self, predictions, batch, mode, posteriors, labelled):
+        """Lattice and head terms over the utterances with a known emotion (``labelled``)."""
         hparams, neutral = self.hparams, self.emotions.neutral_index
         output, intervals, terms = predictions.output, None, {}
         emotions, tokens, *lens = _rows(
-            felt,
+            labelled,
             batch.emotion_index,
             batch.tokens.data,
             predictions.frame_lens,
             predictions.token_lens,
         )
-        token_lattices = [_rows(felt, lattice) for lattice in output.token_lattices]
-        emotion_lattice, posteriors = _rows(felt, output.emotion_lattice), _rows(felt, posteriors)
+        token_lattices = [_rows(labelled, lattice) for lattice in output.token_lattices]
+        emotion_lattice, posteriors = _rows(labelled, output.emotion_lattice, posteriors)
         if hparams.lattice_mode in SUPERVISED_MODES:
             intervals = self._known_intervals(batch)
         if mode == "supervised":
             terms["lattice"] = supervised_lattice_loss(emotion_lattice, intervals, *lens)
         elif mode in WITHOUT_WORDS_MODES:
-            if posteriors is None:  # nothing is transcribed: one position, where all frames are
+            if posteriors is None:  # no transcript: one position, with probability 1
                 posteriors = torch.ones(*emotion_lattice.enc.shape[:2], 1, device=emotions.device)
             aligned = emotion_lattice, posteriors
             if mode == "supervised_aligned":
@@ -489,14 +500,15 @@ class EmotionTransducerBrain(sb.Brain):
             )
         if hparams.head_weight:
             known = intervals if hparams.head_intervals else None
-            parts = _rows(felt, output.head_logits, output.encoded, output.predicted)
+            parts = _rows(labelled, output.head_logits, output.encoded, output.predicted)
             terms["head"] = self._head_loss(*parts, emotions, known)
         return terms
 
     def _head_loss(self, head_logits, encoded, predicted, emotions, intervals):
-        """Cross-entropy of the pooled head over utterances and their intervals, known or found.
+        """Cross-entropy of the pooled head over utterances and their known or detected intervals.
 
-        Of each utterance the mean over it and its intervals: the head is to tell both.
+        Each utterance contributes the mean over the whole utterance and its intervals, because the
+        head classifies both.
         """
         cross_entropy = torch.nn.functional.cross_entropy
         if intervals is None:
@@ -521,12 +533,12 @@ class EmotionTransducerBrain(sb.Brain):
     def on_stage_start(self, stage, epoch=None):
         """Start the sums and statistics of a stage."""
         if stage == sb.Stage.TRAIN:
-            self.counts_of_steps = None  # the sampler makes the batches of an epoch after this
-        if stage != sb.Stage.TRAIN or not self.step:  # an epoch that is resumed goes on
+            self.counts_of_steps = None  # the sampler makes the epoch's batches later
+        if stage != sb.Stage.TRAIN or not self.step:  # a resumed epoch keeps its sums
             self.running.clear()
-            self._forget_step()  # of batches that accumulation has left over
-        self.heard = []
-        """Of the stage so far: id, hypothesis and entry of each utterance of this process."""
+            self._forget_step()  # an incomplete step of the epoch before
+        self.decoded = []
+        """Id, hypothesis and entry of each utterance of this process in the stage so far."""
         self.stats = TransducerStats(
             self.tokens if self.hparams.rnnt_weight or self.hparams.ctc_weight else None,
             self.segment_decoder,
@@ -534,15 +546,15 @@ class EmotionTransducerBrain(sb.Brain):
         )
 
     def on_stage_end(self, stage, stage_loss, epoch=None):
-        """Log the stage; after validation keep the checkpoint if it is the best or the latest."""
-        for name, hypothesis, entry in take_turns(gather(self.heard)):
+        """Log the stage; after validation, keep the best checkpoints and the latest one."""
+        for name, hypothesis, entry in take_turns(gather(self.decoded)):
             self.stats.append([name], [hypothesis], [entry])
         if stage == sb.Stage.TEST:
             return
-        total = _of_all(self.running)
+        total = _total(self.running)
         lr = total.pop("lr", 0.0)
         counts = {name: total.pop(name) for name in set(_COUNTED.values()) if name in total}
-        losses = {name: of_all / counts[_counted(name)] for name, of_all in total.items()}
+        losses = {name: value / counts[_COUNTED[name]] for name, value in total.items()}
         losses = {"loss": sum(self._weight(name) * losses[name] for name in losses), **losses}
         if stage == sb.Stage.TRAIN:
             self.train_losses, self.lr = losses, lr
@@ -569,7 +581,7 @@ class EmotionTransducerBrain(sb.Brain):
 
     @property
     def _averaged(self):
-        """How many checkpoints the weights for tests are the mean of."""
+        """Number of checkpoints whose weights are averaged for tests."""
         return getattr(self.hparams, "average_checkpoints", 1)
 
     def _score_paper_sets(self):
@@ -585,7 +597,7 @@ class EmotionTransducerBrain(sb.Brain):
         write_json(self.history, Path(self.hparams.output_folder) / HISTORY_FILE)
 
     def on_evaluate_start(self, max_key=None, min_key=None):
-        """Load the checkpoint that a key chooses; without a key keep the weights as they are."""
+        """Load the checkpoint that a key selects; without a key, keep the current weights."""
         if max_key or min_key:
             super().on_evaluate_start(max_key, min_key)
             if self._averaged > 1 and self.checkpointer is not None:
@@ -593,7 +605,7 @@ class EmotionTransducerBrain(sb.Brain):
 
 
 NO_MEMORY = ("not enough memory", "can't allocate memory", "out of memory")
-"""What PyTorch says, in a RuntimeError, where memory is not enough."""
+"""Parts of PyTorch's messages, in a RuntimeError, when memory is exhausted."""
 
 
 @contextmanager
@@ -605,7 +617,7 @@ def _one_line_if_out_of_memory(batch, remedy):
             raise
         reason = one_line(error).partition(". ")[0]
         raise InputError(
-            f"{', '.join(batch.id)}: no memory for this batch ({reason}): {remedy}"
+            f"{', '.join(batch.id)}: not enough memory for this batch ({reason}). {remedy}."
         ) from error
 
 
@@ -613,15 +625,11 @@ _COUNTED = {
     **{"rnnt": "transcripts", "ctc": "transcripts", "lm": "positions"},
     **{"head": "emotions", "lattice": "emotions"},
 }
-"""What each loss term is a mean over."""
-
-
-def _counted(term):
-    return _COUNTED[term]
+"""Kind of item over which each loss term is a mean."""
 
 
 def _counts(batch, token_lens):
-    """What a batch's terms are means over (dict of int tensors)."""
+    """Number of items of each kind in ``_COUNTED`` in a batch (dict of int tensors)."""
     worded = batch.token_count >= 0
     return {
         "transcripts": worded.sum(),
@@ -631,14 +639,14 @@ def _counts(batch, token_lens):
 
 
 def _item_counts(item):
-    """The same of an utterance of a dataset, before it is read; positions where all is spelt."""
+    """The same counts for one utterance of a dataset, without reading it."""
     known = item["entry"]
     worded = known["transcript"] is not None
     return worded, worded * item["positions"], known["emotion"] is not None
 
 
 def _rows(keep, *values):
-    """Rows of tensors, lattices and streams; all as they are where all rows are kept."""
+    """Select rows of tensors, lattices and streams. If all rows are selected, nothing is copied."""
     if not keep.all():
         values = [_row_part(keep, value) for value in values]
     return values[0] if len(values) == 1 else values
@@ -654,23 +662,23 @@ def _row_part(keep, value):
     return value[keep]
 
 
-def _of_all(running):
-    """Sums of all processes (dict of floats)."""
+def _total(running):
+    """Sums over all processes (dict of floats)."""
     shares = gather({name: float(value) for name, value in running.items()})
     names = dict.fromkeys(name for share in shares for name in share)
-    merge = {"lr": max}  # which is the same in all
+    merge = {"lr": max}  # the learning rate is the same in all processes
     return {
         name: merge.get(name, sum)([share.get(name, 0.0) for share in shares]) for name in names
     }
 
 
 def _save_running(running, path):
-    main_process_only(write_json)(_of_all(running), path)
+    main_process_only(write_json)(_total(running), path)
 
 
 def _load_running(running, path, end_of_epoch):
     running.clear()
-    if if_main_process():  # what the others add later comes on top of the sums of all
+    if if_main_process():  # the file has the sums of all processes, so one process keeps them
         running.update(read_json(path))
 
 

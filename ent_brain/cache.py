@@ -1,8 +1,8 @@
-"""Features of a frozen front end, computed once and kept: one file an utterance.
+"""Cache of a frozen front end's features: one file per utterance, computed once.
 
-``<folder>/<digest of what makes the features>/<digest of the audio>.safetensors``. Nothing in it
-has the name of a corpus, a fold or a model that is trained, so all share it; it can be deleted at
-any time.
+Files are named ``<folder>/<digest of the front end>/<digest of the audio>.safetensors``. The names
+contain no corpus, fold or trained model, so all trainings share the cache. The folder can be
+deleted at any time.
 """
 
 import hashlib
@@ -24,7 +24,8 @@ from ent_brain.errors import InputError
 from ent_brain.files import whole_or_nothing, write_json
 
 FORMAT = 1
-"""To be raised whenever what a file holds, or how features are computed, changes."""
+"""Version of the cache. Raise it whenever the content of a file or the computation of features
+changes."""
 
 PRECISIONS = {"float16": torch.float16, "bfloat16": torch.bfloat16}
 
@@ -32,18 +33,18 @@ logger = get_logger(__name__)
 
 
 class Kept(NamedTuple):
-    """What the cache knows of an utterance."""
+    """Cache entry of an utterance."""
 
     name: str
     """Digest of its audio."""
     features: Tensor | None
-    """[T, L, D] in the cache's precision; None where they are still to be computed."""
+    """[T, L, D] in the cache's precision; None if they are not cached yet."""
 
 
 def model_digest(model):
     """Digest (str) of the weights and the configuration of a transformers model.
 
-    Where the model was read from, and by which version of the library, changes nothing.
+    It does not depend on the model's source or on the library's version.
     """
     origin = ("_name_or_path", "transformers_version", "architectures", "dtype", "torch_dtype")
     config = {k: v for k, v in model.config.to_diff_dict().items() if k not in origin}
@@ -71,17 +72,18 @@ def _bytes(tensor):
 
 
 class FeatureCache:
-    """A folder of features, read and written by any number of processes at once.
+    """A folder of features that any number of processes can read and write at the same time.
 
-    Features are rounded to half precision, from their first use on, so that every epoch sees the
-    same. Files appear whole or not at all; one that is damaged, or of another model, is not used.
+    Features are rounded to half precision from their first use on, so all epochs use identical
+    values. Files are written atomically. A file that is damaged, or belongs to another model, is
+    not used.
 
     Arguments
     ---------
     folder : str or Path
-        Made when the first features are kept.
+        Created when the first features are stored.
     made_from : dict
-        All that makes the features of an utterance beside its audio, in plain JSON values.
+        Everything except the audio that determines the features, as JSON values.
     precision : str
         ``float16`` or ``bfloat16``.
 
@@ -111,19 +113,20 @@ class FeatureCache:
         self.folder = Path(folder) / self.key[:16]
 
     def look_up(self, wav, copy=""):
-        """Find the features of an utterance.
+        """Look up the features of an utterance, or of an altered copy of it.
 
         Arguments
         ---------
         wav : Tensor
-            [S] samples as the model hears them, or those that it hears a copy of.
+            [S] samples of the utterance, before a copy is altered.
         copy : str
-            Name of the copy.
+            Name of the copy; empty for the utterance itself.
 
         Returns
         -------
         Kept
-            Without features where there are none yet, and where they are damaged, which is logged.
+            Its features are None if they are not cached, or if the file is damaged. The log names
+            damaged files.
         """
         digest = hashlib.sha256(_bytes(wav))
         digest.update(copy.encode())
@@ -136,39 +139,41 @@ class FeatureCache:
         except FileNotFoundError:
             return Kept(name, None)
         except (SafetensorError, KeyError, TypeError) as error:
-            logger.warning(f"{path}: damaged ({error}): its features are computed again")
+            logger.warning(f"{path}: damaged ({error}). Its features are computed again.")
             return Kept(name, None)
         if checksum != self._checksum(name, features):
-            logger.warning(f"{path}: damaged, or of another model: its features are computed again")
+            logger.warning(
+                f"{path}: damaged, or of another model. Its features are computed again."
+            )
             return Kept(name, None)
         return Kept(name, features)
 
     def keep(self, name, features):
-        """Keep the features of an utterance.
+        """Store the features of an utterance.
 
         Arguments
         ---------
         name : str
-            As ``look_up`` gave it.
+            Name from ``look_up``.
         features : Tensor
             [T, L, D]
 
         Returns
         -------
         Tensor
-            The same, rounded as they will be found, on the CPU.
+            The features on the CPU, rounded as they are stored.
 
         Raises
         ------
         InputError
-            If the file cannot be written, as when the disk is full, which leaves nothing of it, or
-            if the features are too large for the precision.
+            If the file cannot be written, for example because the disk is full, or if the features
+            are too large for the precision. No partial file remains.
         """
         rounded = features.detach().to("cpu", self.dtype).contiguous()
         if not rounded.isfinite().all():
             raise InputError(
-                f"features of up to {features.abs().max():.3g} do not fit into {self.dtype}: "
-                "set feature_precision bfloat16"
+                f"features of up to {features.abs().max():.3g} do not fit into {self.dtype}. "
+                "Set feature_precision bfloat16."
             )
         checksum = {"checksum": self._checksum(name, rounded)}
         content = safetensors.torch.save({"features": rounded}, checksum)
@@ -181,8 +186,8 @@ class FeatureCache:
                 partial.write_bytes(content)
         except OSError as error:
             raise InputError(
-                f"{self.folder}: features cannot be kept ({error.strerror}): make room, choose "
-                "fewer ssl_layers, or set feature_cache to another folder or to null"
+                f"{self.folder}: features cannot be written ({error.strerror}). Free disk space, "
+                "choose fewer ssl_layers, or set feature_cache to another folder or to null."
             ) from error
         return rounded
 
@@ -195,44 +200,44 @@ class FeatureCache:
 
 
 def disk_use(frontend, datasets):
-    """Say how much room the features of datasets take.
+    """Describe the disk space that the features of datasets need.
 
     Arguments
     ---------
     frontend : Frontend
-        With a cache.
+        A front end with a cache.
     datasets : list of DynamicItemDataset
-        As ``make_dataset`` makes them.
+        Datasets from ``make_dataset``.
 
     Returns
     -------
     str
-        One line, with the room that there is.
+        One line, which also gives the free disk space.
     """
     durations = [item["duration"] for dataset in datasets for item in dataset.data.values()]
     frames = sum(frontend.count_frames(round(s * frontend.sample_rate)) for s in durations)
     size = frames * frontend.feature_layers * frontend.feature_dim * frontend.cache.dtype.itemsize
     folder = frontend.cache.folder
-    there = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
+    existing = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
     return (
         f"features of {len(durations)} utterances, {sum(durations) / 3600:.1f} hours, "
         f"{frontend.feature_layers} layers of {frontend.feature_dim}: {size / 1e9:.2f} GB in all, "
-        f"kept in {folder}, where {shutil.disk_usage(there).free / 1e9:.1f} GB are free"
+        f"kept in {folder}, where {shutil.disk_usage(existing).free / 1e9:.1f} GB are free"
     )
 
 
 def fill(frontend, datasets, device="cpu"):
-    """Compute all features of datasets that are not kept yet, with a progress bar.
+    """Compute all features of datasets that are not cached yet, with a progress bar.
 
-    The longest utterance is the first: what does not fit into memory shows at the start. The
-    processes of a distributed launch share the utterances among them.
+    The longest utterance comes first, so that a lack of memory shows at the start. In a distributed
+    launch, the processes share the utterances.
 
     Arguments
     ---------
     frontend : Frontend
-        With a cache, on ``device``.
+        A front end with a cache, on ``device``.
     datasets : list of DynamicItemDataset
-        As ``make_dataset`` makes them with this front end.
+        Datasets from ``make_dataset`` with this front end.
     device : str or torch.device
     """
     rank, processes = (int(os.environ.get(k, d)) for k, d in (("RANK", 0), ("WORLD_SIZE", 1)))

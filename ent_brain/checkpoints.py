@@ -1,4 +1,4 @@
-"""Checkpoints that are there whole or not at all, with the state of the random generators."""
+"""Checkpoints that are written atomically, with the states of the random generators."""
 
 import logging
 import random
@@ -24,21 +24,21 @@ from ent_brain.processes import gather
 logger = get_logger(__name__)
 
 PARTIAL = "partial+"
-"""Before the name of a checkpoint that is being written: SpeechBrain takes it for none."""
+"""Prefix of a checkpoint's name while it is being written. SpeechBrain ignores such folders."""
 
 
 class WholeCheckpointer(Checkpointer):
-    """SpeechBrain's checkpointer, made safe from a kill at any moment.
+    """SpeechBrain's checkpointer, made safe against a kill at any moment.
 
-    A checkpoint is written under another name and renamed once it is whole. One that a kill left
-    behind half deleted is known by the files that are missing, and passed over. Both are removed
-    when a run starts again. What cannot be written, or not be loaded, is one ``InputError``; the
-    checkpoints before stay as they are.
+    A checkpoint is written under a temporary name and renamed when it is complete. A kill may also
+    leave a checkpoint half deleted; it lacks files and is skipped. The next run removes both kinds
+    of leftovers. A failure to write or load a checkpoint raises an ``InputError`` and leaves the
+    earlier checkpoints unchanged.
 
     Arguments
     ---------
     *args, **kwargs
-        As for ``speechbrain.utils.checkpoints.Checkpointer``.
+        Arguments of ``speechbrain.utils.checkpoints.Checkpointer``.
 
     Example
     -------
@@ -53,12 +53,12 @@ class WholeCheckpointer(Checkpointer):
     """
 
     def save_checkpoint(self, meta=None, end_of_epoch=True, name=None, verbosity=logging.INFO):
-        """Save a checkpoint; arguments and result are SpeechBrain's.
+        """Save a checkpoint, with the arguments and the result of SpeechBrain's method.
 
         Raises
         ------
         InputError
-            If it cannot be written, as when the disk is full; nothing of it is left then.
+            If it cannot be written, for example because the disk is full. No part of it remains.
         """
         meta = {**(meta or {}), "recoverables": sorted(self.recoverables)}
         try:
@@ -66,14 +66,14 @@ class WholeCheckpointer(Checkpointer):
                 partial = super().save_checkpoint(meta, end_of_epoch, name, verbosity=logging.DEBUG)
         except OSError as error:
             for folder in self.checkpoints_dir.glob(f"{PARTIAL}*"):
-                shutil.rmtree(folder, ignore_errors=True)  # it takes the room of the next one
+                shutil.rmtree(folder, ignore_errors=True)  # frees its disk space
             raise InputError(
-                f"{self.checkpoints_dir}: no checkpoint can be written ({error.strerror}): make "
-                "room, or make it writable, and start again: the run goes on from the checkpoint "
-                "before"
+                f"{self.checkpoints_dir}: no checkpoint can be written ({error.strerror}). Free "
+                "disk space or make the folder writable, then run the same command again to resume "
+                "from the last checkpoint."
             ) from error
-        ddp_barrier()  # a recoverable may be one that every process writes a part of
-        checkpoint = self._put_in_place(partial)  # every process waits, and then lists the same
+        ddp_barrier()  # several processes may write parts of a recoverable
+        checkpoint = self._put_in_place(partial)  # all processes wait, then see the same list
         kind = "end-of-epoch" if end_of_epoch else "intra-epoch"
         logger.log(verbosity, f"Saved an {kind} checkpoint in {checkpoint.path}")
         return checkpoint
@@ -84,7 +84,7 @@ class WholeCheckpointer(Checkpointer):
         return self._construct_checkpoint_objects([partial.path.rename(path)])[0]
 
     def list_checkpoints(self):
-        """List the checkpoints (SpeechBrain's ``Checkpoint``) that no file is missing of."""
+        """List the complete checkpoints (SpeechBrain's ``Checkpoint``)."""
         return [
             checkpoint
             for checkpoint in super().list_checkpoints()
@@ -92,45 +92,45 @@ class WholeCheckpointer(Checkpointer):
         ]
 
     def load_checkpoint(self, checkpoint):
-        """Load a checkpoint of SpeechBrain's kind.
+        """Load one of SpeechBrain's ``Checkpoint``s.
 
         Raises
         ------
         InputError
-            Which names the file that is damaged, or of another model than this one.
+            If a file is damaged or belongs to another model. The message names the file.
         """
         files = _Followed(checkpoint.paramfiles)
         try:
             super().load_checkpoint(checkpoint._replace(paramfiles=files))
-        except Exception as error:  # there is no one kind for what a broken file can do
+        except Exception as error:  # a damaged file can raise errors of many types
             if re.search("state.dict", str(error)):
                 raise InputError(
-                    f"{files.last}: of another model than this one: give the settings that the "
-                    "training was begun with, or name another output_folder"
+                    f"{files.last}: belongs to another model. Give the settings that the training "
+                    "was started with, or use another output_folder."
                 ) from error
             raise _damaged(files.last or checkpoint.path, error) from error
 
     def recover_if_possible(self, *args, **kwargs):
-        """Load the checkpoint that SpeechBrain chooses, once what a kill left is removed."""
+        """Remove the leftovers of a kill, then load the checkpoint that SpeechBrain chooses."""
         self._remove_leftovers()
         return super().recover_if_possible(*args, **kwargs)
 
     def load_average(self, count, max_key=None, min_key=None):
-        """Load into each module the mean of its weights in the best checkpoints.
+        """Load the mean of the weights in the best checkpoints into each module.
 
         Arguments
         ---------
         count : int
-            Checkpoints, at most; those that there are where there are fewer.
+            Maximum number of checkpoints.
         max_key, min_key : str, optional
-            What tells which are the best, as for SpeechBrain's ``find_checkpoints``.
+            Metric that ranks the checkpoints, as in SpeechBrain's ``find_checkpoints``.
         """
         best = self.find_checkpoints(max_key=max_key, min_key=min_key, max_num_checkpoints=count)
         for name, module in self.recoverables.items():
             if isinstance(module, torch.nn.Module):
                 module.load_state_dict(average_checkpoints(best, name, _read_weights))
         epochs = ", ".join(str(checkpoint.meta["epoch"]) for checkpoint in best)
-        logger.info(f"the weights are the mean of those after epochs {epochs}")
+        logger.info(f"Averaged the weights after epochs {epochs}")
 
     @staticmethod
     def _construct_checkpoint_objects(checkpoint_dirs):
@@ -161,10 +161,10 @@ class WholeCheckpointer(Checkpointer):
 
 
 class _Followed(dict):
-    """Files of a checkpoint by the part that they are of."""
+    """Files of a checkpoint by recoverable. It remembers which file is being loaded."""
 
     last = None
-    """What was looked up last: what is being loaded."""
+    """The file that was looked up last."""
 
     def __getitem__(self, name):
         self.last = super().__getitem__(name)
@@ -174,15 +174,15 @@ class _Followed(dict):
 def _read_weights(path, map_location="cpu"):
     try:
         return torch.load(path, map_location=map_location, weights_only=True)
-    except Exception as error:  # there is no one kind for what a broken file can do
+    except Exception as error:  # a damaged file can raise errors of many types
         raise _damaged(path, error) from error
 
 
 def _damaged(path, error):
     kind = type(error.__cause__ if isinstance(error, InputError) else error).__name__
     return InputError(
-        f"{path}: damaged ({kind}): remove the folder {path.parent} and start "
-        "again: the run goes on from the checkpoint before, or from the beginning"
+        f"{path}: damaged ({kind}). Remove the folder {path.parent} and run the same command again "
+        "to resume from the checkpoint before it, or from the beginning."
     )
 
 
@@ -191,7 +191,7 @@ def _partial(path):
 
 
 def save_random_state(_, path):
-    """Write the states of Python's, NumPy's and PyTorch's generators, of each process its own."""
+    """Write the states of Python's, NumPy's and PyTorch's generators in each process."""
     name, words, *rest = np.random.get_state()
     state = {
         "python": random.getstate(),
@@ -204,9 +204,9 @@ def save_random_state(_, path):
 
 
 def load_random_state(_, path, end_of_epoch):
-    """Bring back what ``save_random_state`` wrote of this process."""
+    """Restore this process's states from the file of ``save_random_state``."""
     states = torch.load(path, map_location="cpu", weights_only=True)
-    state = states[(get_rank() or 0) % len(states)]  # processes may be more than they were
+    state = states[(get_rank() or 0) % len(states)]  # there may be more processes than before
     random.setstate(state["python"])
     np.random.set_state(state["numpy"])
     torch.set_rng_state(state["torch"])

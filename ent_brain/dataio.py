@@ -1,4 +1,4 @@
-"""From a manifest to the batches that the Brain sees."""
+"""Datasets, samplers and batches from manifests."""
 
 import copy
 import os
@@ -30,23 +30,24 @@ UNKNOWN = -1
 """``token_count`` or ``emotion_index`` of an utterance without transcript or emotion."""
 
 FIRST_SHARE = 0.2
-"""Of the utterances, by duration: what a curriculum begins with."""
+"""Share of the utterances, shortest first, from which a curriculum draws at its start."""
 
 MAX_BUCKETS = 16
-"""More fill batches no better, and put the same utterances together again and again."""
+"""Upper limit of the number of buckets. More buckets do not fill batches better, and they put the
+same utterances together too often."""
 
 
 def read_audio(path, sample_rate, start=None, duration=None):
-    """Read a file, or a part of it, as mono audio, resampled where its rate is another.
+    """Read a file, or a part of it, as mono audio at a sample rate.
 
     Arguments
     ---------
     path : str or Path
-        Any format that FFmpeg or soundfile reads.
+        A file in any format that FFmpeg or soundfile reads.
     sample_rate : int
-        Hz.
+        Sample rate of the result in Hz.
     start, duration : float, optional
-        Seconds of the part; all of the file where ``start`` is not given.
+        Start and duration of the part in seconds. If ``start`` is None, the whole file is read.
 
     Returns
     -------
@@ -56,8 +57,7 @@ def read_audio(path, sample_rate, start=None, duration=None):
     Raises
     ------
     InputError
-        If the file cannot be read, is cut off or damaged, or holds no sample or one that is no
-        sound.
+        If the file cannot be read, is truncated, damaged or empty, or has NaN or absurd samples.
     """
     audio, samples = load_audio(path) if start is None else load_part(path, start, duration)
     if audio.lost:
@@ -66,44 +66,45 @@ def read_audio(path, sample_rate, start=None, duration=None):
 
 
 def make_dataset(corpora, tokens, emotions, frontend, max_tokens_per_frame, speeds=(100,)):
-    """Make a SpeechBrain dataset of the manifests of one or more corpora.
+    """Make a SpeechBrain dataset from the manifests of one or more corpora.
 
     Arguments
     ---------
     corpora : dict[str, tuple]
-        Of each corpus by its name: a manifest, as ``ent_brain.manifest`` writes it, and the folder
-        that ``{data_root}`` in it stands for.
+        For each corpus by name: a manifest (``ent_brain.manifest``), and the folder for which
+        ``{data_root}`` stands in the manifest.
     tokens : CharTokens, CharacterTokens or SentencePieceTokens
     emotions : EmotionSet
     frontend : Frontend
-        Tells the sample rate and how many frames an utterance has, and where features are kept.
+        Defines the sample rate, the number of frames of an utterance, and the feature cache.
     max_tokens_per_frame : float
-        An utterance with more tokens a frame is refused: its transcript is of another recording.
+        Upper limit of an utterance's tokens per frame. An utterance above it probably has the
+        transcript of another recording and is refused.
     speeds : sequence of int
-        In percent: each time that an utterance is read one of them is drawn, by which its speed and
-        pitch change. What is told of its duration stays that of the recording.
+        Speeds in percent. Each time that an utterance is read, one of them is drawn, which changes
+        speed and pitch. The duration in ``entry`` remains that of the recording.
 
     Returns
     -------
     DynamicItemDataset
         Items: id; sig [S] float; tokens [U] int64; token_count (U, or ``UNKNOWN`` without
-        transcript); emotion_index (or ``UNKNOWN``); entry, what the manifest says: transcript,
-        duration (seconds), emotion, segments (list of Segment, None where they are not known), and
-        intervals as ``losses.supervised_lattice_loss`` takes them
-        (None where they are not known); where the front end has a cache also kept, what the cache
-        has of the utterance, which the loader's workers read. ``data`` holds corpus, the name of
-        the utterance's, positions, U + 1, and nodes, frames * (U + 1): the size of the utterance's
-        lattice, for samplers.
+        transcript); emotion_index (or ``UNKNOWN``); entry, the fields of the manifest: transcript,
+        duration (seconds), emotion, segments (list of Segment, None if unknown), and intervals
+        for ``losses.supervised_lattice_loss`` (None if unknown). If the front end has a cache,
+        also kept, the utterance's cache entry, which the loader's workers read. ``data`` holds,
+        for samplers: corpus, the name of the utterance's corpus; positions, U + 1; and nodes,
+        frames * (U + 1), the size of the utterance's lattice.
 
     Raises
     ------
     InputError
-        Naming every utterance that is too short for a frame or too long for the front end, has too
-        many tokens, or an interval without a frame; or if two corpora have an utterance of the same
-        id; or there is no speed, or another speed than 100 where intervals are known.
+        If an utterance is too short for a frame or too long for the front end, has too many tokens,
+        or has an interval without a frame; the message names all of them. Also if two corpora have
+        an utterance with the same id, if there is no speed, or if there is a speed other than 100
+        and utterances have known intervals.
     """
     if not speeds:
-        raise InputError("speeds: []: give one at least, 100 for the speed that there is")
+        raise InputError("speeds: []: the list is empty. Give at least one, 100 for no change.")
     entries, corpus_of, roots = {}, {}, {}
     for corpus, (manifest, data_root) in corpora.items():
         added = read_manifest(manifest, emotions, tokens.normalize)
@@ -146,8 +147,8 @@ def make_dataset(corpora, tokens, emotions, frontend, max_tokens_per_frame, spee
 
     if spans and set(speeds) != {100}:
         raise InputError(
-            f"speeds: {list(speeds)}: {len(spans)} utterances have known intervals, whose times "
-            "they would move: set speeds to [100]"
+            f"speeds: {list(speeds)}: speeds would shift the known intervals of {len(spans)} "
+            "utterances. Set speeds to [100]."
         )
     items = {
         name: {
@@ -167,7 +168,7 @@ def make_dataset(corpora, tokens, emotions, frontend, max_tokens_per_frame, spee
         for name, entry in entries.items()
     }
     dataset = DynamicItemDataset(items, output_keys=list(OUTPUT_KEYS))
-    # Nothing local, which workers that are not forked could not be given.
+    # No local functions, because workers that are not forked cannot unpickle them.
     perturb = SpeedPerturb(frontend.sample_rate, list(speeds)) if set(speeds) != {100} else None
     takes, provides = ("id", "variant", "wav", "start", "duration"), ("sig", "kept")
     reader = partial(_read_part, frontend.sample_rate, frontend.level, perturb, frontend.cache)
@@ -182,7 +183,7 @@ def make_dataset(corpora, tokens, emotions, frontend, max_tokens_per_frame, spee
 
 
 def _read_part(sample_rate, level, perturb, cache, name, variant, wav, start, duration):
-    """Yield an utterance's samples and what the cache has of it (None without a cache)."""
+    """Yield an utterance's samples and its cache entry (None without a cache)."""
     samples = bring_to_level(read_audio(wav, sample_rate, start, duration), sample_rate, level)
     if perturb is not None:
         samples = perturb(samples[None])[0]
@@ -200,7 +201,7 @@ def _read_part(sample_rate, level, perturb, cache, name, variant, wav, start, du
 
 
 def add_variants(dataset, variants):
-    """Make a dataset with altered copies of each utterance behind it.
+    """Make a dataset in which altered copies follow each utterance.
 
     Arguments
     ---------
@@ -238,33 +239,34 @@ def _read_labels(tokens, emotions, entry):
 
 
 def interval_spans(intervals, tokens, emotions, frame_samples, frames):
-    """Tell which frames and which token positions of an utterance's lattice an interval has.
+    """Compute the frames and the token positions that each interval has in an utterance's lattice.
 
     A frame belongs to the interval that covers at least half of it (Wang, Ravanelli, Yacoubi
-    2023). Position u is the predictor's state after u tokens: an interval's first is the one that
-    its first token is emitted from, so that a space between two belongs to the earlier one.
+    2023). Position u is the predictor's state after u tokens. An interval's first position is the
+    one that emits its first token, so a space between two intervals belongs to the earlier one.
 
     Arguments
     ---------
     intervals : list of Interval
-        As ``manifest.check_intervals`` wants them.
+        Intervals that pass ``manifest.check_intervals``.
     tokens : CharTokens, CharacterTokens or SentencePieceTokens
     emotions : EmotionSet
     frame_samples : int
-        Samples a frame, at 16 kHz.
+        Samples per frame at 16 kHz.
     frames : int
-        Of the utterance.
+        Number of the utterance's frames.
 
     Returns
     -------
     list[tuple]
-        (emotion, frame_start, frame_end, token_start, token_end), ends excluded; together they
+        (emotion, frame_start, frame_end, token_start, token_end), ends excluded. Together they
         cover all frames and all positions.
 
     Raises
     ------
     InputError
-        If an interval has no frame, or its text has other tokens within the utterance than alone.
+        If an interval has no frame, or if its text has other tokens within the utterance than
+        alone.
 
     Example
     -------
@@ -278,7 +280,7 @@ def interval_spans(intervals, tokens, emotions, frame_samples, frames):
     spans, frame, position = [], 0, 0
     for index, interval in enumerate(intervals):
         last = index == len(intervals) - 1
-        # The remainder of a frame that is half the earlier interval's is the earlier one's.
+        # A frame that two intervals cover equally belongs to the earlier one.
         end = frames if last else (2 * interval.end + frame_samples) // (2 * frame_samples)
         end = min(end, frames)
         words = tokens.encode(interval.transcript if last else interval.transcript + " ")
@@ -305,22 +307,23 @@ def _segments(entry, emotions):
 
 
 def make_batch_sampler(dataset, max_batch_nodes, max_utterances=None):
-    """Make batches of utterances with lattices of similar size, as many as a limit allows.
+    """Make batches of utterances with lattices of similar size, up to a limit of nodes.
 
     Arguments
     ---------
     dataset : DynamicItemDataset
-        As ``make_dataset`` makes it.
+        A dataset from ``make_dataset``.
     max_batch_nodes : int
-        Nodes that the lattices of a batch have together at most; an utterance with more is a batch
-        of its own.
+        Upper limit of the nodes of a batch's lattices together. An utterance with more nodes forms
+        a batch alone.
     max_utterances : int, optional
-        Utterances of a batch at most, where short ones would make few large batches.
+        Upper limit of the utterances of a batch, which keeps batches of short ones small.
 
     Returns
     -------
     DynamicBatchSampler
-        SpeechBrain's. Every epoch has every utterance once, as many batches, and other ones.
+        SpeechBrain's sampler. Every epoch has each utterance once. Epochs have equally many, but
+        different, batches.
 
     Raises
     ------
@@ -328,10 +331,13 @@ def make_batch_sampler(dataset, max_batch_nodes, max_utterances=None):
         If the limit is not above 0.
     """
     if not max_batch_nodes > 0:
-        raise InputError(f"max_batch_nodes: {max_batch_nodes}: above 0, or null for batch_size")
+        raise InputError(
+            f"max_batch_nodes: {max_batch_nodes} is not above 0. Give a positive number, or null "
+            "to use batch_size."
+        )
     nodes = np.array([dataset.data[name]["nodes"] for name in dataset.data_ids])
-    # No more buckets than full batches, as each may leave one batch that is not full; and each with
-    # as many nodes as any other, so that it fills as many.
+    # No more buckets than full batches, because each bucket may leave an incomplete batch. All
+    # buckets have equally many nodes, so that they fill equally many batches.
     buckets = int(np.clip(nodes.sum() / max_batch_nodes, 1, MAX_BUCKETS))
     ascending = np.sort(nodes)
     share = np.arange(1, buckets + 1) / buckets
@@ -347,21 +353,21 @@ def make_batch_sampler(dataset, max_batch_nodes, max_utterances=None):
 
 
 class CurriculumSampler(Sampler):
-    """Draw training utterances from the shortest first, and from ever more of them.
+    """Draw training utterances from the shortest ones at first, and gradually from all.
 
-    In a short utterance there is little doubt about when its emotion is. A model that learns from
-    utterance labels alone, and from long utterances at once, may settle for a time that fits them
-    on average. Source: Platanios et al., "Competence-based Curriculum Learning for Neural Machine
-    Translation" (NAACL 2019), with a competence that grows evenly.
+    A short utterance leaves little doubt about the time of its emotion. A model that learns from
+    utterance labels and starts with long utterances may learn an average time instead. Source:
+    Platanios et al., "Competence-based Curriculum Learning for Neural Machine Translation" (NAACL
+    2019), with linear competence.
 
     Arguments
     ---------
     dataset : DynamicItemDataset
-        As ``make_dataset`` makes it.
+        A dataset from ``make_dataset``.
     epochs : float
-        Epochs until all are drawn from. An epoch has as many draws as there are utterances; until
-        the curriculum is over it may have some of them twice and others not, afterwards it has each
-        once.
+        Epochs until the sampler draws from all utterances. An epoch has as many draws as there are
+        utterances. During the curriculum, an epoch may repeat utterances and lack others; later, it
+        has each utterance once.
     """
 
     def __init__(self, dataset, epochs):
@@ -372,7 +378,7 @@ class CurriculumSampler(Sampler):
         self.set_epoch(1)
 
     def set_epoch(self, epoch):
-        """Tell the epoch, from 1 on: each has its own draws, the same whenever they are made."""
+        """Set the epoch, from 1 on, which alone seeds the draws."""
         self.epoch = epoch
 
     def __len__(self):
@@ -380,7 +386,7 @@ class CurriculumSampler(Sampler):
         return len(self.shortest_first)
 
     def __iter__(self):
-        """Tell the index of each draw."""
+        """Iterate over the index of each draw."""
         generator = torch.Generator().manual_seed(self.seed + self.epoch)
         epochs_before, count = self.epoch - 1, len(self)
         if epochs_before >= self.epochs:
@@ -392,17 +398,17 @@ class CurriculumSampler(Sampler):
 
 
 class CorpusSampler(Sampler):
-    """Draw the utterances of some corpora more often in an epoch than those of others.
+    """Draw the utterances of some corpora more often than those of others in an epoch.
 
-    Of a corpus of n utterances and weight w an epoch draws n * w, rounded: with weight 1 each once,
-    with 2.5 each two or three times, with 0.2 a random fifth of them.
+    From a corpus with n utterances and weight w, an epoch draws n * w, rounded. With weight 1, it
+    draws each utterance once; with 2.5, two or three times; with 0.2, a random fifth of them.
 
     Arguments
     ---------
     dataset : DynamicItemDataset
-        As ``make_dataset`` makes it.
+        A dataset from ``make_dataset``.
     weights : dict[str, float]
-        Above 0, by the name of the corpus.
+        Weight of each corpus by its name, above 0.
 
     Example
     -------
@@ -426,7 +432,7 @@ class CorpusSampler(Sampler):
         self.set_epoch(1)
 
     def set_epoch(self, epoch):
-        """Tell the epoch, from 1 on: each has its own draws, the same whenever they are made."""
+        """Set the epoch, from 1 on, which alone seeds the draws."""
         self.epoch = epoch
 
     def __len__(self):
@@ -434,7 +440,7 @@ class CorpusSampler(Sampler):
         return sum(self.counts.values())
 
     def __iter__(self):
-        """Tell the index of each draw."""
+        """Iterate over the index of each draw."""
         generator = torch.Generator().manual_seed(self.seed + self.epoch)
         draws = []
         for name, count in self.counts.items():
@@ -452,7 +458,7 @@ class VariantSampler(Sampler):
     Arguments
     ---------
     sampler : Sampler
-        Of the utterances of a dataset, or of batches of them.
+        Sampler of a dataset's utterances or batches.
     variants : int
         The most that ``add_variants`` was given for a corpus.
 
@@ -469,7 +475,7 @@ class VariantSampler(Sampler):
         self.epoch = 0
 
     def set_epoch(self, epoch):
-        """Set the epoch: each has its own draws, the same whenever they are made."""
+        """Set the epoch, which alone seeds the draws."""
         self.epoch = epoch
         self.sampler.set_epoch(epoch)
 
@@ -478,7 +484,7 @@ class VariantSampler(Sampler):
         return len(self.sampler)
 
     def __iter__(self):
-        """Yield the index of each draw among all copies, or a list of them for each batch."""
+        """Yield the index of each draw among all copies, or a list of indices for each batch."""
         generator = torch.Generator().manual_seed(self.seed + self.epoch)
         for drawn in self.sampler:
             if isinstance(drawn, list):
@@ -491,19 +497,20 @@ class VariantSampler(Sampler):
 
 
 class ShareOfBatches(Sampler):
-    """The batches of one process of several: all have as many, and no utterance is in two.
+    """The batches of one process in distributed training.
 
-    SpeechBrain's own way has the first utterances, or batches, of an epoch twice where they do not
-    come out even. Here the largest batches are halved instead. With n processes a step is what it
-    is in one process with batches n times as large.
+    All processes have equally many batches, and no utterance is in two of them. If the number of
+    batches is not a multiple of the number of processes, SpeechBrain repeats the first ones; this
+    sampler halves the largest ones instead. A step with n processes equals a step of one process
+    with batches n times as large.
 
     Arguments
     ---------
     sampler : Sampler
-        The same in all processes: of batches, or of utterances.
+        Sampler of batches or utterances, the same in all processes.
     rank, processes : int
     batch_size : int, optional
-        Where the sampler is of utterances.
+        Size of the batches if the sampler yields utterances.
 
     Raises
     ------
@@ -524,12 +531,12 @@ class ShareOfBatches(Sampler):
         self.set_epoch(0)
         if not self.batches:
             raise InputError(
-                f"fewer training utterances than the {processes} processes: start fewer"
+                f"fewer training utterances than the {processes} processes. Start fewer processes."
             )
 
     def set_epoch(self, epoch):
         """Make the batches of an epoch."""
-        if hasattr(self.sampler, "set_epoch"):  # one without shuffling is the same in every epoch
+        if hasattr(self.sampler, "set_epoch"):  # samplers without shuffling lack it
             self.sampler.set_epoch(epoch)
         batches = self.sampler
         if self.batch_size is not None:
@@ -537,7 +544,7 @@ class ShareOfBatches(Sampler):
         self.batches = _evenly(list(batches), self.processes)[self.rank :: self.processes]
 
     def __iter__(self):
-        """Tell the indices of each batch."""
+        """Iterate over the indices of each batch."""
         return iter(self.batches)
 
     def __len__(self):
@@ -546,9 +553,9 @@ class ShareOfBatches(Sampler):
 
 
 def _evenly(batches, processes):
-    """Halve the largest batches until all processes have as many.
+    """Halve the largest batches until all processes have equally many.
 
-    Where batches are single utterances some are left out, in every epoch others.
+    If all batches are single utterances, some are dropped, different ones in each epoch.
     """
     while left := len(batches) % processes:
         last = max(range(len(batches)), key=lambda index: (len(batches[index]), index))

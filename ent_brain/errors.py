@@ -1,4 +1,4 @@
-"""What a person is told when the input is wrong: one line, and an exit status that is not 0."""
+"""Errors in a user's input: a message of one line and a non-zero exit status."""
 
 import errno
 import signal
@@ -8,24 +8,24 @@ CANNOT_WRITE = {
     *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG),
     *(errno.EROFS, errno.EACCES, errno.EPERM),
 }
-"""What the system says where a disk is full or a permission is missing: no fault of a program."""
+"""System error numbers of a full disk or a missing permission. They are no fault of the program."""
 
 NO_PLACE = {errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP}
-"""What the system says of a path at which nothing can be read or written."""
+"""System error numbers of a path that cannot be read or written."""
 
 SHOWN_PROBLEMS = 5
-"""How many of several problems the one line spells out; the rest are counted."""
+"""Number of problems that a message lists. It only counts the others."""
 
 
 INTERRUPTED = 130
-"""Exit status after Ctrl-C, as shells have it: 128 and the number of SIGINT."""
+"""Exit status after Ctrl-C, by the convention of shells: 128 plus the number of SIGINT."""
 
 
 class InputError(Exception):
-    r"""The input is wrong: the message is one line that says what, where and what to do.
+    r"""Wrong input. The message is one line: where, what is wrong, and what to do.
 
-    Characters of the input that are not printed, line ends among them, are written out. Of one that
-    PyTorch brings from a loader's worker, in which it is the end of a traceback, the line is kept.
+    Line breaks and other unprintable characters of the message are escaped. PyTorch wraps an error
+    of a loader's worker in a traceback; only the original message is kept.
 
     Example
     -------
@@ -40,17 +40,17 @@ class InputError(Exception):
 
 
 class ProcessEndedError(InputError):
-    """One of several processes that train together is gone, so that the others cannot go on."""
+    """A process of a distributed training has stopped, so the others cannot continue."""
 
     def __init__(self):
         super().__init__(
-            "another process of this training has ended, or all were told to: torchrun tells "
-            "which: give the same command again, and it goes on from its last checkpoint"
+            "a process of this training has stopped (see torchrun's output). Run the same command "
+            "again to resume from the last checkpoint."
         )
 
 
 CONNECTION_LOST = ("Connection closed by peer", "Connection reset by peer", "Broken pipe")
-"""What gloo says, in a RuntimeError, where the process at the other end is gone."""
+"""Parts of gloo's messages, in a RuntimeError, after the other process has ended."""
 
 
 def raise_problems(problems, remedy):
@@ -59,9 +59,9 @@ def raise_problems(problems, remedy):
     Arguments
     ---------
     problems : list[str]
-        One entry a problem, each naming an id or a path; nothing happens where it is empty.
+        One entry per problem, each with an id or a path. If the list is empty, nothing happens.
     remedy : str
-        What to do about them.
+        Instruction that ends the message.
 
     Raises
     ------
@@ -86,7 +86,7 @@ def raise_problems(problems, remedy):
 
 
 def one_line(error, most=160):
-    r"""What an error says, to be quoted in one of ours; its kind where it says nothing.
+    r"""Shorten an error's message to one line, to quote it in ours; its type if it has no message.
 
     Example
     -------
@@ -97,11 +97,11 @@ def one_line(error, most=160):
 
 
 def exit_on_input_error(main):
-    """Decorate the main function of a program: an ``InputError`` becomes one line and status 1.
+    """Decorate the main function of a program: an ``InputError`` prints one line, with status 1.
 
-    So does what the system says where the disk is full, a permission is missing or a path leads
-    nowhere, and the end of another of several processes. Ctrl-C becomes one line and status 130:
-    what the ``KeyboardInterrupt`` says, or how to go on.
+    System errors of a full disk, a missing permission or a wrong path do the same, and so does the
+    end of another process in distributed training. Ctrl-C prints one line and exits with status
+    130. The line is the message of the ``KeyboardInterrupt``, or explains how to resume.
 
     Arguments
     ---------
@@ -122,19 +122,19 @@ def exit_on_input_error(main):
             print(f"interrupted: {message}", file=sys.stderr)
             sys.exit(INTERRUPTED)
         except OSError as error:
-            path = error.filename2 or error.filename  # a copy names what it is of, first
+            path = error.filename2 or error.filename  # when copying, filename2 is the target
             if error.errno in CANNOT_WRITE:
-                remedy = "make room, or give the permission, and start again"
+                remedy = "Free disk space, or give the permission, and start again."
             elif error.errno in NO_PLACE and path:
-                remedy = "bring it back, or name another path"
+                remedy = "Restore it, or name another path."
             else:
                 raise
             where = f"{path}: " if path else ""
-            problem = InputError(f"{where}{error.strerror}: {remedy}")
+            problem = InputError(f"{where}{error.strerror}. {remedy}")
         except RuntimeError as error:
             if not _is_connection_lost(error):
                 raise
-            signal.signal(signal.SIGTERM, signal.SIG_IGN)  # no second end while this one is told
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)  # not a second message from SIGTERM
             problem = ProcessEndedError()
         print(f"error: {problem}", file=sys.stderr)
         sys.exit(1)

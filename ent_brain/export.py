@@ -1,8 +1,8 @@
-"""A trained model as a folder: written after training, and checked before anything of it is loaded.
+"""Export of trained models as folders, and checks of such folders before they are loaded.
 
-The folder is data: weights that are read without unpickling, and a YAML that may construct nothing
-but what ``CONSTRUCTORS`` names. It loads by itself, offline, and can be pushed to a hub as it is.
-A packed model lacks the weights of its SSL model and knows their digest.
+A folder contains only data: weights that are loaded without unpickling, and a YAML that may
+construct only ``CONSTRUCTORS``. It is complete, so it loads offline and can be pushed to a hub. A
+packed model lacks the weights of its SSL model and stores their digest.
 """
 
 import hashlib
@@ -29,20 +29,21 @@ from ent_brain.tokens import CharacterTokens, SentencePieceTokens
 
 HPARAMS_FILE = "hyperparams.yaml"
 SSL_FOLDER = "ssl"
-"""What an SSL front end starts from: its configuration and weights, as transformers saves them."""
+"""Folder of an SSL front end's configuration and weights, in the format of transformers."""
 
 SSL_CONFIG, SSL_WEIGHTS = "config.json", "model.safetensors"
 SSL_FILES = (SSL_CONFIG, SSL_WEIGHTS, "preprocessor_config.json")
-"""All that the folder may hold: others transformers would unpickle, or ask the hub about."""
+"""The only files allowed in that folder. transformers might unpickle other files, or ask the hub
+about them."""
 
 OPEN_ENGLISH = Path(__file__).parent / "models" / "open_english"
-"""The packed model that the package holds; its README.md is the model card."""
+"""Folder of the packed model in this package. Its README.md is the model card."""
 
 ENCODER_VARIABLE = "ENT_BRAIN_SSL"
 """Environment variable with the folder of a packed model's SSL model."""
 
 DECODER_FILES = ("generation_config.json", "tokenizer.json", "tokenizer_config.json")
-"""What Whisper's decoder needs beside ``SSL_FILES``."""
+"""Files that Whisper's decoder needs in addition to ``SSL_FILES``."""
 
 CONSTRUCTORS = {
     *("ent_brain.frontend.FbankFrontend", "ent_brain.frontend.SSLFrontend"),
@@ -52,8 +53,8 @@ CONSTRUCTORS = {
     "sentencepiece.SentencePieceProcessor",
     "speechbrain.utils.parameter_transfer.Pretrainer",
 }
-"""What the YAML of a folder may construct: what ``export`` writes. A whole package is no safe list;
-SpeechBrain itself has functions that run commands or unpickle files."""
+"""Classes that the YAML of a folder may construct: those that ``export`` writes. Allowing a whole
+package would not be safe: SpeechBrain has functions that run commands or unpickle files."""
 
 SSL_TAG = "!new:ent_brain.frontend.SSLFrontend"
 CHARACTERS_TAG = "!new:ent_brain.tokens.CharacterTokens"
@@ -75,8 +76,8 @@ ARGUMENTS = {
         "custom_hooks": None,
     },
 }
-"""What those of them are given that others could have read or write elsewhere, and the value where
-it is always the same."""
+"""Allowed arguments of the constructors that could read or write files elsewhere. A value other
+than None is the only allowed value."""
 
 TAGS = {
     "!ref",
@@ -89,15 +90,16 @@ TAGS = {
 }
 
 REFERENCE = re.compile(r"<\w+>")
-"""To a whole part of the YAML: an attribute of one may be a method that writes."""
+"""Allowed references: to a key of the YAML only, because an attribute may be a method that writes
+files."""
 
 PLAIN = re.compile(r"(?!.*\.\.)([\w.+ -]+(/[\w.+@ -]+)*)?")
-"""Numbers, names, and names on the hub, with or without a revision. A text in brackets would be
-read as a tuple, by a loader of YAML that runs what it is told."""
+"""Allowed values: numbers, names, and names on the hub, with or without a revision. HyperPyYAML
+reads a value in parentheses as a tuple, with a YAML loader that can run code."""
 
 SEGMENT_SETTINGS = {"segment_decoding": "min_duration", "segment_seconds": 0.3}
-"""How an exported model finds segments. A corpus's own decoding may expect one event a file, and so
-finds an emotion in every window of neutral speech."""
+"""Settings with which an exported model finds segments. The decoding of a training corpus may
+expect one event per file, and would find an emotion in every window of neutral speech."""
 
 INTERFACE = """\
 # For SpeechBrain's foreign_class(source=..., pymodule_file="interface.py",
@@ -110,21 +112,21 @@ CARD = Path(__file__).parent / "assets" / "model_card.md"
 
 @main_process_only
 def export(brain, folder, longest_window, results="Not measured.", utterances=0, hours=0.0):
-    """Write the weights that a Brain holds, its tokens, one flat YAML for inference, and a card.
+    """Write a Brain's weights and tokens, a flat YAML for inference, and a model card.
 
     Arguments
     ---------
     brain : EmotionTransducerBrain
     folder : str or Path
-        Created where it is missing.
+        Created if it does not exist.
     longest_window : float
-        Seconds of a recording that the model is to hear at once, at most.
+        Longest window, in seconds, that the model processes at a time.
     results : str
-        The card's table of results.
+        Table of results for the model card.
     utterances : int
-        That the model was trained on.
+        Number of training utterances.
     hours : float
-        Of these.
+        Their duration in hours.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -135,7 +137,7 @@ def export(brain, folder, longest_window, results="Not measured.", utterances=0,
     settings, loadables, lines = dict(frontend.settings), ["frontend", "model"], []
     if isinstance(frontend, SSLFrontend):
         frontend.save_ssl(folder / SSL_FOLDER)
-        # A folder of this machine is nothing to others; a name on the hub is.
+        # A path on this machine means nothing elsewhere; a name on the hub does.
         source = SSL_FOLDER if Path(settings["source"]).exists() else settings["source"]
         lines += [f"ssl_source: {source}  # the folder beside this file is taken where it is", ""]
         settings |= {"source": "!ref <ssl_source>", "save_path": SSL_FOLDER}
@@ -188,28 +190,28 @@ def export(brain, folder, longest_window, results="Not measured.", utterances=0,
 
 
 def pack(source, target, encoder):
-    """Write an exported model for a package: in float16, without the weights of its SSL model.
+    """Pack an exported model: in float16, without the weights of its SSL model.
 
-    The digest of those weights is recorded. Loading verifies it.
+    The digest of those weights is stored, and loading verifies it.
 
     Arguments
     ---------
     source : str or Path
-        Folder that training left as ``pretrained``, of a frozen SSL model.
+        Folder ``pretrained`` of a training with a frozen SSL model.
     target : str or Path
-        Created where it is missing. A README.md in it is kept.
+        Created if it does not exist. A README.md in it is kept.
     encoder : str
         Name and revision of the same SSL model on the Hugging Face hub, ``owner/name@revision``.
 
     Returns
     -------
     dict[str, str]
-        SHA-256 of each file by its name, without README.md.
+        SHA-256 of each file except README.md, by name.
 
     Raises
     ------
     InputError
-        If the source is no such model, or the encoder's name has no revision.
+        If the source is not such a model, or the encoder's name has no revision.
     """
     source, target = Path(source), Path(target)
     _split_encoder(encoder, "encoder")
@@ -241,7 +243,7 @@ def pack(source, target, encoder):
 
 
 def _split_encoder(name, origin):
-    """Name on the hub and revision of ``owner/name@revision`` (str, str)."""
+    """Split ``owner/name@revision`` into the name on the hub and the revision (str, str)."""
     repository, _, revision = name.partition("@")
     if not (HUB_NAME.fullmatch(repository) and re.fullmatch(r"[\w.-]+", revision)):
         raise InputError(f"{origin}: {name!r}: give owner/name@revision, a name on the hub")
@@ -249,7 +251,7 @@ def _split_encoder(name, origin):
 
 
 def _frontend_settings(folder):
-    """Settings of the front end in a model's YAML, dict[str, str]; empty if it has none."""
+    """Settings (dict[str, str]) of the SSL front end in a model's YAML; empty if there is none."""
     root = yaml.compose((Path(folder) / HPARAMS_FILE).read_text(encoding="utf-8"))
     frontend = {key.value: value for key, value in root.value}.get("frontend")
     if not isinstance(frontend, yaml.MappingNode) or frontend.tag != SSL_TAG:
@@ -260,13 +262,13 @@ def _frontend_settings(folder):
 def find_encoder(folder, given=None, with_decoder=False):
     """Find the SSL model that a model of ``find_model`` needs.
 
-    A complete export has it in its ``ssl`` folder. That of a packed model is the given folder, or
-    the one that ``ENT_BRAIN_SSL`` names, or comes from the hub's cache or the hub.
+    A complete export has it in its ``ssl`` folder. For a packed model, it is the given folder, or
+    the folder in ``ENT_BRAIN_SSL``, or it comes from the hub's cache or the hub.
 
     Arguments
     ---------
     folder : str or Path
-        Of the model.
+        Folder of the model.
     given : str or Path, optional
         Folder with a configuration and ``model.safetensors``.
     with_decoder : bool or None
@@ -280,7 +282,7 @@ def find_encoder(folder, given=None, with_decoder=False):
     Raises
     ------
     InputError
-        If it is nowhere to be found, or a folder is given for a model that is not packed.
+        If it cannot be found, or if a folder is given for a model that is not packed.
     """
     folder = Path(folder)
     files = (*SSL_FILES, *(DECODER_FILES if with_decoder else ()))
@@ -300,8 +302,8 @@ def find_encoder(folder, given=None, with_decoder=False):
     name = {key.value: value.value for key, value in root.value}.get("ssl_source", "")
     repository, revision = _split_encoder(name, f"{folder / HPARAMS_FILE}: ssl_source")
     verbosity = logging.get_verbosity()
-    logging.set_verbosity_error()  # it warns of each of its attempts
-    try:  # in the cache the file of a commit is found without a network
+    logging.set_verbosity_error()  # the hub's client warns at each attempt
+    try:  # files of a commit in the cache need no network
         paths = [hf_hub_download(repository, file, revision=revision) for file in files]
         if with_decoder is None:
             with suppress(HfHubHTTPError, OSError):
@@ -319,7 +321,7 @@ def find_encoder(folder, given=None, with_decoder=False):
 
 
 def _loading(loadables):
-    """Lines of the YAML by which SpeechBrain loads files into what is constructed."""
+    """Lines of the YAML that make SpeechBrain load files into the constructed objects."""
     return [
         "modules:",
         "    frontend: !ref <frontend>",
@@ -334,19 +336,19 @@ def _loading(loadables):
 
 
 def load_weights(module, path):
-    """Load a module's weights, all of them, from a file that is not unpickled.
+    """Load all of a module's weights from a file, without unpickling.
 
     Raises
     ------
     InputError
-        If the file holds anything but tensors, or not those of the module, or some that are no
-        numbers.
+        If the file contains anything but tensors, or those of another module, or if a weight is NaN
+        or infinite.
     """
     try:
         weights = torch.load(path, map_location="cpu", weights_only=True)
         module.load_state_dict(weights)
         _check_finite(weights)
-    except Exception as error:  # torch has no one kind for what a broken file can do
+    except Exception as error:  # a damaged file can raise errors of many types
         raise _not_the_weights(module, path, error) from error
 
 
@@ -357,12 +359,12 @@ def check_ssl_weights(ssl, path):
     ---------
     ssl : nn.Module
     path : str or Path
-        The file that it was loaded from.
+        The file of the weights.
 
     Raises
     ------
     InputError
-        Which names the weight.
+        If there is such a weight. The message names it.
     """
     try:
         _check_finite(ssl.state_dict())
@@ -373,7 +375,7 @@ def check_ssl_weights(ssl, path):
 def _check_finite(weights):
     for name, values in weights.items():
         if not values.isfinite().all():
-            raise ValueError(f"{name} holds what is no number")
+            raise ValueError(f"{name} contains NaN or infinity")
 
 
 def _not_the_weights(module, path, error):
@@ -382,14 +384,14 @@ def _not_the_weights(module, path, error):
 
 
 def find_model(source, savedir=None, revision=None):
-    """Find the folder of an exported model; a name on the hub is fetched.
+    """Find the folder of an exported model, or download it from the hub.
 
     Arguments
     ---------
     source : str or Path
         Folder, or name on the Hugging Face hub (``owner/name``).
     savedir : str or Path, optional
-        Where a fetched model is put; the hub's cache where it is not given.
+        Folder for a downloaded model; the hub's cache if None.
     revision : str, optional
         Branch, tag or commit of a model on the hub.
 
@@ -400,36 +402,38 @@ def find_model(source, savedir=None, revision=None):
     Raises
     ------
     InputError
-        If there is none.
+        If there is no such model.
     """
     if Path(source).is_dir():
         left_by_training = Path(source) / "pretrained"
         if (left_by_training / HPARAMS_FILE).is_file():
-            raise InputError(f"{source}: what a training left: name its model, {left_by_training}")
+            raise InputError(
+                f"{source}: output folder of a training. Name its model, {left_by_training}."
+            )
         return Path(source)
     if Path(source).exists() or not HUB_NAME.fullmatch(str(source)):
         raise InputError(
-            f"{source}: no folder: name the one that training left as `pretrained`, or owner/name "
-            "of a model on the Hugging Face hub"
+            f"{source}: no such folder. Name the `pretrained` folder of a training, or owner/name "
+            "of a model on the Hugging Face hub."
         )
     try:
         return Path(snapshot_download(str(source), revision=revision, local_dir=savedir))
     except (HfHubHTTPError, HFValidationError, OSError) as error:
         raise InputError(
-            f"{source}: neither a folder nor to be had from the hub ({type(error).__name__}): "
-            "check the name and the network"
+            f"{source}: neither a folder nor available on the hub ({type(error).__name__}). "
+            "Check the name and the network."
         ) from error
 
 
 def check_model(folder):
-    """Refuse a folder that is incomplete, or whose YAML would do more than make a model.
+    """Refuse a folder that is incomplete, or whose YAML would do more than build a model.
 
-    Nothing of it is loaded, run or unpickled here.
+    This check loads, runs and unpickles nothing from the folder.
 
     Raises
     ------
     InputError
-        Which says all that is wrong.
+        If there are problems. The message lists them.
     """
     folder = Path(folder)
     path = folder / HPARAMS_FILE
@@ -437,7 +441,7 @@ def check_model(folder):
         root = yaml.compose(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise InputError(
-            f"{path}: no such file: name a folder that training left as `pretrained`"
+            f"{path}: no such file. Name the `pretrained` folder of a training."
         ) from None
     except RecursionError:
         raise InputError(f"{path}: nested too deep: export again") from None
@@ -466,7 +470,7 @@ def check_model(folder):
 
 
 def _strange_parts(node):
-    """Yield what an export never has in a node of its YAML."""
+    """Yield a description of each part of a YAML node that an export never contains."""
     tag = node.tag
     if tag not in TAGS:
         yield f"{tag} is not allowed"
@@ -484,14 +488,14 @@ def _strange_parts(node):
 
 
 def _strange_files(folder):
-    """Yield which files lie elsewhere, or are none that transformers is to see."""
-    # A hub's cache is links into its own blobs; nothing else may lead elsewhere.
+    """Yield a description of each file outside the folder, or not meant for transformers."""
+    # The hub's cache links to its own blobs. No other link may leave the folder.
     real = folder.resolve()
     inside = [real]
     if real.parent.name == "snapshots":
         inside.append(real.parents[1] / "blobs")
     for file in folder.rglob("*"):
-        target = Path(os.path.realpath(file))  # resolve() raises where links go round
+        target = Path(os.path.realpath(file))  # resolve() raises an error for circular links
         if not any(target.is_relative_to(place) for place in inside):
             yield f"{file.name} leads out of the folder"
     for file in (folder / SSL_FOLDER).glob("*"):
@@ -500,7 +504,7 @@ def _strange_files(folder):
 
 
 def _check_loading(path, root):
-    """Names of the files that a YAML loads, which must be those that ``export`` has it load."""
+    """Return the names of the files that a YAML loads; they must be those of ``export``."""
     parts = {key.value: value for key, value in root.value}
     loadables = ["frontend", "model", *(["processor"] if "processor" in parts else [])]
     loadables += ["tokens"] if "tokens" in parts and parts["tokens"].tag == CHARACTERS_TAG else []
@@ -531,14 +535,14 @@ def _check_ssl_config(path):
         kind = json.loads(path.read_text(encoding="utf-8"))["model_type"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(f"{path}: cannot be read ({one_line(error)}): export again") from error
-    if kind not in SSL_MODELS:  # transformers would ask whether code of others may be run
+    if kind not in SSL_MODELS:  # transformers would ask whether to run code from the hub
         raise InputError(
             f"{path}: model_type {kind!r}: not one of {', '.join(SSL_MODELS)}: export again"
         )
 
 
 def _nodes(node, seen):
-    """Yield every node of a YAML, and whether it was there before: what an alias stands for."""
+    """Yield every node of a YAML, and whether it is repeated, as through an alias."""
     yield node, node in seen
     if node in seen:
         return
@@ -556,5 +560,5 @@ def _tag(thing):
 
 def _indented(settings):
     text = yaml.safe_dump(settings, sort_keys=False).strip()
-    text = re.sub(r"'(!ref <\w+>)'", r"\1", text)  # a tag, not a text
+    text = re.sub(r"'(!ref <\w+>)'", r"\1", text)  # without quotes, so that YAML reads a tag
     return "\n".join(f"    {line}" for line in text.splitlines())

@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all, and what was written to them as it is read."""
+"""Atomic writing of files, and checked reading of the files that this package writes."""
 
 import errno
 import json
@@ -14,15 +14,15 @@ from safetensors import SafetensorError
 from ent_brain.errors import InputError
 
 UNWRITTEN = re.compile("inline_container|I/O error|System error")
-"""What PyTorch, safetensors and libsndfile say where a file cannot be written to its end."""
+"""Parts of the messages of PyTorch, safetensors and libsndfile after an incomplete write."""
 
-SECONDS_OF_WRITING = 3600
-"""What nobody has written to for so long is not being written."""
+ABANDONED_SECONDS = 3600
+"""Age in seconds from which partial files are considered abandoned."""
 
 
 @contextmanager
 def whole_or_nothing(path):
-    """Give a path to write to, which takes the place of ``path`` once all is written.
+    """Provide a temporary path that replaces ``path`` when the block succeeds.
 
     Arguments
     ---------
@@ -31,10 +31,10 @@ def whole_or_nothing(path):
     Yields
     ------
     Path
-        Beside ``path``, of a name that no other process has; removed again where the block fails.
+        Unique path in the same folder. If the block fails, the file is removed.
     """
     path = Path(path)
-    start = path.name[:50]  # where the whole is as long as a name may be, it has no room
+    start = path.name[:50]  # the temporary name must not exceed the limit of a name's length
     partial = path.with_name(f".{start}.{secrets.token_hex(4)}.partial")
     try:
         with written():
@@ -48,30 +48,31 @@ def whole_or_nothing(path):
 
 
 def sweep(folder, shared=()):
-    """Remove what writers that were killed have left in a folder, and in those in it.
+    """Remove the partial files of killed processes from a folder and its subfolders.
 
     Arguments
     ---------
     folder : str or Path
-        That need not be there.
+        It need not exist.
     shared : sequence of str or Path
-        Folders that others may write to now: what is in them is left until it is old.
+        Folders to which other processes may be writing. Partial files in them are removed only
+        when they are abandoned.
     """
     shared = [Path(each).resolve() for each in shared]
     for partial in Path(folder).resolve().rglob(".*.partial"):
-        patience = SECONDS_OF_WRITING if any(map(partial.is_relative_to, shared)) else 0
+        patience = ABANDONED_SECONDS if any(map(partial.is_relative_to, shared)) else 0
         try:
             if time.time() - partial.stat().st_mtime > patience:
                 partial.unlink()
-        except FileNotFoundError:  # its writer has just renamed it, or another has swept
+        except FileNotFoundError:  # another process has just renamed or removed it
             continue
 
 
 @contextmanager
 def written():
-    """Let a library's own failure to write a file be the ``OSError`` that it is.
+    """Turn a library's failure to write a file into an ``OSError``.
 
-    PyTorch, safetensors and libsndfile raise errors of other kinds.
+    PyTorch, safetensors and libsndfile raise errors of other types.
     """
     try:
         yield
@@ -82,12 +83,12 @@ def written():
 
 
 def write_json(value, path):
-    """Write a value as JSON, whole or not at all."""
+    """Write a value as JSON atomically."""
     with whole_or_nothing(path) as partial:
         partial.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
 
 
-REMEDY = "remove it and give the command again that wrote it"
+REMEDY = "remove it and run the command that wrote it again"
 
 
 def read_json(path, remedy=REMEDY):
@@ -99,19 +100,19 @@ def read_json(path, remedy=REMEDY):
 
 
 def check_kinds(*kinds):
-    """Refuse what was read from a file and is not what was written.
+    """Check the types of values that were read from a file.
 
     Arguments
     ---------
     *kinds : (type, iterable)
-        What the values must be; True and False are no numbers.
+        Expected type and the values. True and False do not count as numbers.
 
     Raises
     ------
     TypeError
-        If one is of another kind.
+        If a value has another type.
     ValueError
-        If a number is not finite, or a text holds half a character.
+        If a number is not finite, or a text contains a lone surrogate.
     """
     for kind, values in kinds:
         for value in values:
@@ -124,9 +125,9 @@ def check_kinds(*kinds):
 
 
 def read_rows(path, keys, remedy=REMEDY):
-    """Read rows of a table (list[dict], not empty) that this package wrote, as ``read_json`` does.
+    """Read the rows (list[dict], not empty) of a table that this package wrote as JSON.
 
-    Each has the ``keys``, at least.
+    Each row must have the ``keys``. Otherwise, an ``InputError`` ends with ``remedy``.
     """
     rows = read_json(path, remedy)
     are_rows = isinstance(rows, list) and all(isinstance(row, dict) for row in rows)

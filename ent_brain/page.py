@@ -1,8 +1,8 @@
-"""The page of an evaluation or of recordings: one HTML file to look at, listen to and pass on.
+"""The page of an evaluation or of recordings: one HTML file with text, pictures and sound.
 
-An evaluation leaves its ``results.json`` and, of every utterance, what was heard and what was to be
-heard (``write_utterances``); ``write_report`` makes the page of the two. ``write_recordings`` makes
-the page of annotated recordings. The page fetches nothing but the sound that it links.
+An evaluation writes ``results.json`` and, with ``write_utterances``, the decoded and the reference
+labels of every utterance. ``write_report`` makes a page from the two. ``write_recordings`` makes
+the page of annotated recordings. A page loads nothing except linked sound files.
 """
 
 import base64
@@ -34,19 +34,20 @@ from ent_brain.manifest import SAMPLE_RATE
 from ent_brain.report import cell_text, palette
 
 RESULTS_FILE, UTTERANCES_FILE, PAGE_FILE = "results.json", "utterances.jsonl", "report.html"
-"""In the folder of an evaluation: the rows of the table, its utterances, and the page of both."""
+"""Files in the folder of an evaluation: the rows of the table, the utterances, and the page."""
 
-EVALUATE_AGAIN = "give the training's command again, which evaluates once more"
+EVALUATE_AGAIN = "run the training's command again to repeat the evaluation"
 
 EMBEDDED_BYTES = 16 * 2**20
-"""Of MP3, some 50 minutes of speech: more is linked, so that the page opens at once. Every browser
-plays MP3 and goes to any place in it, which Chromium does not in a short FLAC."""
+"""Upper limit of a page's MP3 in bytes, some 50 minutes of speech. Further sound is linked, so that
+the page opens quickly. Every browser can play and seek MP3; Chromium cannot seek a short FLAC."""
 
 MOMENTS, MOMENT_SECONDS = 10, 1.0
 """Number of the strongest moments in a summary, and seconds over which strength is averaged."""
 
 POINTS = 1000
-"""Of a waveform's outline and of the probabilities over time: no screen shows more."""
+"""Number of points of a waveform's outline and of the probabilities over time. No screen shows
+more."""
 
 ASSETS = Path(__file__).with_name("assets")
 
@@ -55,23 +56,23 @@ logger = get_logger(__name__)
 
 @dataclass(frozen=True)
 class Utterance:
-    """What a model makes of one recording, and what is known of it."""
+    """A recording with its annotation and, if known, its reference."""
 
     annotation: Annotation
     audio: str
     """Path of the sound file."""
     reference: Annotation | None = None
-    """Text, emotion and segments as they should be, each empty or None where it is not known."""
+    """Correct text, emotion and segments; unknown ones are empty or None."""
     test_set: str = ""
     rates: dict = field(default_factory=dict)
-    """WER and EDER in percent, those that were measured."""
+    """WER and EDER in percent, if they were measured."""
     start: float | None = None
-    """Seconds into a sound file that holds more than the recording."""
+    """Start in seconds, if the recording is a part of the sound file."""
     channel: int | None = None
-    """Channel that the recording is, from 1 on; None for the mix of all."""
+    """Number of the recording's channel, from 1; None for the mix of all."""
 
     def __post_init__(self):
-        """Refuse parts of other kinds (``TypeError``) or values (``ValueError``)."""
+        """Refuse fields of the wrong type (``TypeError``) or value (``ValueError``)."""
         check_kinds(
             (Annotation, [self.annotation]),
             (Annotation | None, [self.reference]),
@@ -84,7 +85,7 @@ class Utterance:
 
 
 def write_utterances(utterances, path):
-    """Write utterances to a file, a line of JSON each, whole or not at all."""
+    """Write utterances to a file atomically, one line of JSON each."""
     with whole_or_nothing(path) as partial, partial.open("w", encoding="utf-8") as file:
         for utterance in utterances:
             reference = utterance.reference
@@ -101,7 +102,7 @@ def write_utterances(utterances, path):
 
 
 def read_utterances(path):
-    """Yield what ``write_utterances`` wrote (Utterance); ``InputError`` where it is damaged."""
+    """Yield the utterances from a file of ``write_utterances``; ``InputError`` if it is damaged."""
     with Path(path).open("rb") as file:
         for number, line in enumerate(file, 1):
             try:
@@ -117,29 +118,29 @@ def read_utterances(path):
 
 
 def write_report(folder, progressbar=True):
-    """Make the page of a folder that an evaluation has left.
+    """Write the page of an evaluation.
 
     Arguments
     ---------
     folder : str or Path
-        With ``results.json`` and ``utterances.jsonl``; receives ``report.html``.
+        Folder with ``results.json`` and ``utterances.jsonl``; the page is its ``report.html``.
     progressbar : bool
 
     Returns
     -------
     Path
-        Of the page.
+        Path of the page.
 
     Raises
     ------
     InputError
-        If no evaluation has left its files in the folder, or one of them is damaged.
+        If the folder lacks one of these files, or if one is damaged.
     """
     folder = Path(folder)
     for name in (RESULTS_FILE, UTTERANCES_FILE):
         if not (folder / name).is_file():
             raise InputError(
-                f"{folder / name}: is not there: name the output folder of a finished evaluation"
+                f"{folder / name}: no such file. Name the output folder of a finished evaluation."
             )
     results = read_rows(folder / RESULTS_FILE, ["test set"], EVALUATE_AGAIN)
     title = f"Evaluation of {folder.resolve().name}"
@@ -152,18 +153,18 @@ def write_report(folder, progressbar=True):
 
 
 def write_recordings(path, title, recordings, embedded_bytes=EMBEDDED_BYTES, progressbar=False):
-    """Write a page of annotated recordings, with their summary and a player.
+    """Write a page of annotated recordings, with a summary and a player.
 
-    The summary has the seconds of each emotion, by speaker where they are known, and the
-    strongest moments: those whose emotion, averaged over a second, is most probable. Neutral counts
-    as no emotion.
+    The summary has the seconds of each emotion, by speaker if speakers are known, and the strongest
+    moments: those with the most probable emotion, averaged over a second. Neutral does not count as
+    an emotion.
 
     Arguments
     ---------
     path, title, embedded_bytes, progressbar
-        As ``write_page`` takes them.
+        As for ``write_page``.
     recordings : iterable of Utterance
-        Without references; their names differ.
+        Recordings with different names and no references.
 
     Example
     -------
@@ -182,11 +183,11 @@ def write_page(
     progressbar=False,
     summary=None,
 ):
-    """Write a page with a table of results and a player of utterances, whole or not at all.
+    """Write a page with a table of results and a player of utterances, atomically.
 
-    Audio is part of the page, as MP3 of 16 kHz, until there is ``embedded_bytes`` of it; that of
-    the other utterances is linked by relative path. Where a sound file is not there or cannot be
-    read, its utterance has no player; the page says all of this.
+    The page contains audio as MP3 of 16 kHz, up to ``embedded_bytes``. It links the other audio by
+    relative path. If a sound file is missing or cannot be read, its utterance has no player. The
+    page mentions all of this.
 
     Arguments
     ---------
@@ -195,11 +196,11 @@ def write_page(
     results : list[dict]
         Rows of the table, as for ``report.results_table``; may be empty.
     utterances : iterable of Utterance
-        May be empty. The smallest test set is embedded first, so that it is so as a whole.
+        May be empty. The smallest test set is embedded first, so that it is embedded completely.
     embedded_bytes : int
     progressbar : bool
     summary : _Summary, optional
-        What ``write_recordings`` adds.
+        Summary for ``write_recordings``.
 
     Example
     -------
@@ -252,15 +253,15 @@ def write_page(
             comma = ","
         if silent := kinds["missing"]:
             logger.warning(
-                f"{path}: without the sound of {len(silent)} {noun}s: {silent[0]} is not there "
-                "or cannot be read"
+                f"{path}: without the sound of {len(silent)} {noun}s. {silent[0]} is missing or "
+                "cannot be read."
             )
         parts["audio_note"] = escape(_audio_note(kinds, embedded_bytes, noun))
         file.write(_filled(after, parts))
 
 
 def _filled(text, parts):
-    """Put parts in the places of their names."""
+    """Replace ``{{name}}`` in a text by the part of this name."""
     return re.sub(r"{{(\w+)}}", lambda match: parts[match[1]], text)
 
 
@@ -269,13 +270,13 @@ def _asset(name):
 
 
 def _hash(script):
-    """What the page's policy names a script by: no other one runs."""
+    """Digest of a script for the page's security policy, which blocks all other scripts."""
     digest = hashlib.sha256(script.encode()).digest()
     return f"'sha256-{base64.b64encode(digest).decode()}'"
 
 
 def _json(value):
-    """JSON that can stand within an HTML script: no piece of it ends one or begins a tag."""
+    """Write JSON for an HTML script, so that no part of it ends the script or starts a tag."""
     text = json.dumps(value, ensure_ascii=False, separators=(",", ":"), default=_base64)
     return text.replace("<", r"\u003c").replace(">", r"\u003e").replace("&", r"\u0026")
 
@@ -285,13 +286,13 @@ def _base64(value):
 
 
 def _label_set(utterance):
-    """The labels of an utterance's model or, without one that tells emotions, of its reference."""
+    """Labels of an utterance's model or, if the model has no emotions, of its reference."""
     reference = utterance.reference and utterance.reference.label_set
     return utterance.annotation.label_set or reference
 
 
 def _looks(emotions):
-    """Name, short code and look of each emotion, in the order of their indices."""
+    """Name, short code, colour and hatching of each emotion, in the order of the indices."""
     looks = zip(palette(emotions).items(), emotions.codes, strict=True)
     return [
         {"name": name, "letter": code, "color": color, "hatch": hatch}
@@ -300,7 +301,7 @@ def _looks(emotions):
 
 
 def _describe(utterance, emotions):
-    """What the page's script needs to know of an utterance, emotions by their indices."""
+    """Data of an utterance for the page's script, with emotions by index."""
     annotation, reference = utterance.annotation, utterance.reference
     probabilities, together = _overview(annotation.frame_probabilities)
     text = None if reference is None else reference.text
@@ -329,7 +330,7 @@ def _describe(utterance, emotions):
 
 
 def _overview(frame_probabilities):
-    """Means over so many frames, which are told, too, that there are not more than ``POINTS``."""
+    """Average frames in groups so that at most ``POINTS`` remain: the means and the group size."""
     probabilities = np.asarray(frame_probabilities)
     together = max(1, math.ceil(len(probabilities) / POINTS))
     starts = np.arange(0, len(probabilities), together)
@@ -340,7 +341,7 @@ def _overview(frame_probabilities):
 
 
 def _table(rows):
-    """Columns and the texts of the cells."""
+    """Columns of a table and the texts of its cells."""
     columns = list(dict.fromkeys(column for row in rows for column in row))
     texts = [[cell_text(row.get(column)) for column in columns] for row in rows]
     return {"columns": columns, "rows": texts}
@@ -367,10 +368,10 @@ def _pairs(target, predicted):
 
 
 def _sound(utterance, folder, left):
-    """A recording's outline (``peaks``), and either the sound itself or a link to its file.
+    """A recording's outline (``peaks``), and either its sound or a link to its file.
 
-    A part of a file is never a link, which would play all of the file. A whole file is read block
-    by block, so that an hour needs no more memory than a minute.
+    A part of a file is never linked, because the link would play the whole file. A whole file is
+    read block by block, so that an hour needs no more memory than a minute.
     """
     sound = {"peaks": None, "audio": None, "link": None}
     try:
@@ -379,7 +380,7 @@ def _sound(utterance, folder, left):
         edges = np.linspace(0, total, len(outline), endpoint=False).astype(int)
         stream, done = io.BytesIO(), 0
         mp3 = None
-        if left > 0 and "MP3" in soundfile.available_formats():  # some builds are without
+        if left > 0 and "MP3" in soundfile.available_formats():  # some builds lack it
             mp3 = soundfile.SoundFile(stream, "w", SAMPLE_RATE, 1, format="MP3")
         for block in blocks:
             samples = block.numpy()[: total - done]
@@ -407,7 +408,7 @@ def _sound(utterance, folder, left):
 
 
 def _open_sound(utterance):
-    """The number of a recording's samples at ``SAMPLE_RATE``, and its blocks of samples."""
+    """Number of a recording's samples at ``SAMPLE_RATE``, and its blocks of samples."""
     if utterance.start is not None:
         part = utterance.start, utterance.annotation.duration
         samples = read_audio(utterance.audio, SAMPLE_RATE, *part)
@@ -419,7 +420,7 @@ def _open_sound(utterance):
 
 
 class _Summary:
-    """Seconds of each emotion, and the strongest moments, of recordings that come one by one."""
+    """Seconds of each emotion and the strongest moments, collected recording by recording."""
 
     def __init__(self):
         self._seconds = defaultdict(Counter)
@@ -437,7 +438,7 @@ class _Summary:
         self._moments = heapq.nlargest(MOMENTS, moments, key=lambda moment: moment["strength"])
 
     def to_dict(self, emotions):
-        """What the page's script needs to know, emotions by their indices."""
+        """Data for the page's script, with emotions by index."""
         if emotions is None:
             return None
         seconds = [
@@ -449,7 +450,7 @@ class _Summary:
 
 
 def _moments(annotation):
-    """The strongest moment of each segment that has an emotion."""
+    """Yield the strongest moment of each segment with an emotion other than neutral."""
     frame = annotation.frame_duration
     width = max(1, round(MOMENT_SECONDS / frame))
     of_channels = {each.name: each.frame_probabilities for each in annotation.speakers}
@@ -478,7 +479,7 @@ def _moments(annotation):
 
 
 def _audio_note(kinds, embedded_bytes, noun):
-    """Where the page has its sound from."""
+    """Describe where the page's sound is: embedded, linked or missing."""
     notes = {
         "embedded": "in this file",
         "linked": f"linked, as the page holds {embedded_bytes / 2**20:.0f} MB of sound at most: it "

@@ -1,4 +1,4 @@
-"""What the recipes share: the tokens, the mixed corpora, and the order of a training."""
+"""Common parts of the recipes: tokens, mixed corpora, and the steps of a training."""
 
 import hashlib
 import logging
@@ -41,19 +41,19 @@ from ent_brain.tokens import (
     unknown_characters,
 )
 
-# At its import SpeechBrain's training log says on the console that it cannot draw; nobody asked it.
+# SpeechBrain's training log warns at import that it cannot plot. We do not use its plots.
 logging.getLogger("speechbrain.utils.train_logger").addFilter(
     lambda record: "torchvision is not available" not in record.getMessage()
 )
 
-# Where a full disk stops the log, one line says so in the end, not a traceback for each of its own.
+# With a full disk, logging would print a traceback per line. The error message at the end suffices.
 logging.raiseExceptions = False
 
 TEST_MIXTURES_SEED = 42
-"""Of the mixtures for validation and tests, which are the same whatever a training's seed."""
+"""Seed of the mixtures for validation and tests. They do not depend on a training's seed."""
 
 MOST_DRAWS = 1000
-"""How often an utterance may be drawn in an epoch."""
+"""Upper limit of a corpus weight: the draws of an utterance in an epoch."""
 
 MOST_VARIANTS = 100
 """Altered copies of an utterance, at most."""
@@ -62,12 +62,12 @@ logger = get_logger(__name__)
 
 
 def begin(arguments):
-    """Read a recipe's command line and YAML, and make its output folder.
+    """Read a recipe's command line and YAML, and create its output folder.
 
     Arguments
     ---------
     arguments : list[str]
-        The YAML's path and the options.
+        Path of the YAML, then the options.
 
     Returns
     -------
@@ -78,7 +78,7 @@ def begin(arguments):
     Raises
     ------
     InputError
-        As ``parse_arguments`` and ``load_recipe``.
+        Errors of ``parse_arguments`` and ``load_recipe``.
     """
     hparams_file, run_opts, overrides = parse_arguments(arguments)
     run_opts = join(run_opts)
@@ -88,12 +88,12 @@ def begin(arguments):
 
 
 def make_tokens(recipe, train):
-    """Make the tokens of a recipe; what is learnt is learnt from the training transcripts alone.
+    """Make the tokens of a recipe, learnt only from training transcripts.
 
     Arguments
     ---------
     recipe : Recipe
-        Its ``tokens`` are ``char``, ``characters`` or ``bpe``.
+        A recipe whose ``tokens`` are ``char``, ``characters`` or ``bpe``.
     train : dict[str, tuple]
         As for ``train_and_test``.
 
@@ -104,8 +104,8 @@ def make_tokens(recipe, train):
     Raises
     ------
     InputError
-        If the kind is unknown, the tokens of the kind are not ``vocab_size``, or there is no
-        transcript to learn them from.
+        If the kind is unknown, if ``vocab_size`` does not match it, or if there is no transcript to
+        learn tokens from.
     """
     kind, vocab_size = recipe["tokens"], recipe["vocab_size"]
     if kind == "char":
@@ -128,44 +128,45 @@ def make_tokens(recipe, train):
             "training set: no utterance has a transcript to learn tokens from: set tokens to char, "
             "and rnnt_weight, lm_weight and ctc_weight to 0, to learn the emotions alone"
         )
-    # Tokens of other transcripts have another name, so a file is never of another fold.
+    # The file name depends on the transcripts, so tokens of another fold are never used.
     digest = hashlib.sha256("\n".join(transcripts).encode()).hexdigest()[:12]
     save_folder = Path(recipe["save_folder"])
-    # One process alone decides whether the file exists: another may look while it is made.
+    # Only the main process checks whether the file exists, because others might do so while it is
+    # being written.
     if kind == "characters":
         path = save_folder / f"characters_{digest}.txt"
-        run_on_main(_unless_there, args=[path, learn_characters, transcripts, path])
+        run_on_main(_unless_exists, args=[path, learn_characters, transcripts, path])
         return load_characters(path)
     path, normalization = save_folder / f"bpe{vocab_size}_{digest}.model", recipe["normalization"]
     pieces = transcripts, path, vocab_size, normalization
-    run_on_main(_unless_there, args=[path, train_sentencepiece, *pieces])
+    run_on_main(_unless_exists, args=[path, train_sentencepiece, *pieces])
     return load_sentencepiece(path, normalization)
 
 
-def _unless_there(path, make, *args):
+def _unless_exists(path, make, *args):
     if not path.exists():
         make(*args)
 
 
 def build(recipe, train):
-    """Build what a recipe's YAML names, its tokens first: the model has an output for each.
+    """Build the objects of a recipe's YAML, after the tokens, which set the size of the model.
 
     Arguments
     ---------
     recipe : Recipe
-        Its labels are known.
+        A recipe with known labels.
     train : dict[str, tuple]
         As for ``train_and_test``.
 
     Returns
     -------
     dict
-        The YAML's keys, and ``token_set`` and ``emotion_set``.
+        Values of the YAML's keys, and ``token_set`` and ``emotion_set``.
 
     Raises
     ------
     InputError
-        If something cannot be built.
+        If an object cannot be built.
     """
     tokens = make_tokens(recipe, train)
     if recipe["tokens"] == "characters" or recipe["vocab_size"] is None:
@@ -182,22 +183,22 @@ def build(recipe, train):
 
 
 def mixed_sets(hparams, train, valid, tests, beside=False):
-    """Mix the utterances of a recipe's sets where its YAML says so (``mixed``).
+    """Mix the utterances of a recipe's sets if its YAML sets ``mixed``.
 
     Arguments
     ---------
     hparams : dict
-        As ``build`` returns them.
+        Values from ``build``.
     train, valid, tests : dict[str, tuple]
         As for ``train_and_test``.
     beside : bool
-        Whether the single utterances remain, too, with corpora named ``mixed ...`` beside them.
+        Whether the single utterances remain, in addition to corpora named ``mixed ...``.
 
     Returns
     -------
     tuple
-        ``train``, ``valid`` and ``tests``, the tests of mixed utterances named so; the same as they
-        came where nothing is to be mixed.
+        ``train``, ``valid`` and ``tests``. Names of mixed test sets start with ``mixed``. Without
+        ``mixed``, the sets are unchanged.
     """
     if not hparams.get("mixed"):
         return train, valid, tests
@@ -219,31 +220,31 @@ def mixed_sets(hparams, train, valid, tests, beside=False):
     )
     if beside:
         sets = tuple(
-            alone | joined for alone, joined in zip((train, valid, tests), sets, strict=True)
+            single | joined for single, joined in zip((train, valid, tests), sets, strict=True)
         )
     return sets
 
 
 def train_and_test(hparams, run_opts, train, valid, tests, whole=()):
-    """Train a recipe's model, or go on where a run stopped, and report on its test sets.
+    """Train a recipe's model, or resume its training, and evaluate it on the test sets.
 
-    With the key ``only_fill_cache`` nothing is trained: the features of all sets are computed.
+    With the key ``only_fill_cache``, only the features of all sets are computed.
 
     Arguments
     ---------
     hparams : dict
-        As ``build`` returns them.
+        Values from ``build``.
     run_opts : dict
-        As ``parse_arguments`` returns them.
+        Run options from ``parse_arguments``.
     train, valid : dict[str, tuple]
-        For each corpus, by its name: manifest, and the folder that ``{data_root}`` in it stands
-        for. ``corpus_weights`` of the YAML, by these names, say how often in an epoch an utterance
-        of each is drawn; 1 where it says nothing.
+        For each corpus by name: the manifest, and the folder for which ``{data_root}`` stands in
+        it. ``corpus_weights`` in the YAML gives the draws per epoch of an utterance of each
+        training corpus by these names; the default is 1.
     tests : dict[str, tuple]
-        The same for each test set, by the name that the results show.
+        The same for each test set, by its name in the results.
     whole : sequence of str
-        Corpora whose utterances have their emotion from start to end. The supervised lattice modes
-        take each as one interval.
+        Corpora whose utterances have one emotion from start to end. The supervised lattice modes
+        treat each utterance as one interval.
     """
     tokens, emotions = hparams["token_set"], hparams["emotion_set"]
     frontend, model = (hparams["modules"][name] for name in ("frontend", "model"))
@@ -279,7 +280,7 @@ def train_and_test(hparams, run_opts, train, valid, tests, whole=()):
     if hparams["lattice_mode"] in SUPERVISED_MODES:
         _add_whole_intervals([train_set, valid_set], whole, emotions)
         _check_intervals([train_set, valid_set], hparams["lattice_mode"])
-    # Alike in length they pad little, and what does not fit into memory shows at the start.
+    # Sorted by length, batches have little padding, and a lack of memory shows at the start.
     valid_set, *test_sets = (
         dataset.filtered_sorted(sort_key="duration", reverse=True)
         for dataset in (valid_set, *test_sets)
@@ -313,7 +314,7 @@ def train_and_test(hparams, run_opts, train, valid, tests, whole=()):
             run_opts=run_opts,
             checkpointer=hparams["checkpointer"],
         )
-    except ValueError as error:  # of run options that do not suit each other or the device
+    except ValueError as error:  # run options that contradict each other or the device
         raise InputError(f"run options: {one_line(error)}") from error
     at_each_speed = [read(train, speeds=[speed]) for speed in speeds] if speeds[1:] else [train_set]
     if variants:
@@ -325,7 +326,7 @@ def train_and_test(hparams, run_opts, train, valid, tests, whole=()):
         if frontend.cache is None:
             raise InputError("only_fill_cache: there is no cache: name a folder in feature_cache")
         fill(frontend, datasets, brain.device)
-        logger.info("all features are kept: the same command without only_fill_cache reads them")
+        logger.info("All features are cached. Run this command without only_fill_cache to train.")
         return
     if hparams["paper_protocol"]:
         brain.paper_sets = {
@@ -345,12 +346,12 @@ def train_and_test(hparams, run_opts, train, valid, tests, whole=()):
 
 
 def _random_sampler(dataset):
-    """SpeechBrain's own of a shuffled training set."""
+    """SpeechBrain's sampler of a shuffled training set."""
     return ReproducibleRandomSampler(dataset, int(os.environ.get("SB_GLOBAL_SEED", 0)))
 
 
 def _check_labels(train_set, valid_set, hparams):
-    """Refuse sets without any label that a loss, or the choice of the checkpoint, needs."""
+    """Refuse sets without any label for a loss, or for the selection of the checkpoint."""
     needs = {
         "transcript": ("rnnt_weight", "lm_weight", "ctc_weight"),
         "emotion": ("head_weight", "lattice_weight"),
@@ -363,8 +364,8 @@ def _check_labels(train_set, valid_set, hparams):
             )
     if not any(_count_known(valid_set, label) for label, weights in learnt.items() if weights):
         raise InputError(
-            "validation set: no utterance has what this recipe learns, so no checkpoint can be "
-            f"chosen: give some a known {' or '.join(k for k, v in learnt.items() if v)}"
+            "validation set: no utterance has a label that this recipe learns, so no checkpoint "
+            f"can be chosen. Add some with a {' or '.join(k for k, v in learnt.items() if v)}."
         )
 
 
@@ -373,17 +374,18 @@ def _count_known(dataset, label):
 
 
 def _tell_unknown(datasets, tokens, most):
-    """Say in one line which characters the tokens lack.
+    """Log in one line which characters the tokens lack.
 
-    Above a share of the training utterances, the first of the datasets, refuse them.
+    Refuse the data if more than a share ``most`` of the training utterances has such characters.
+    The training set is the first dataset.
     """
     total, utterances, characters, shares = 0, 0, Counter(), []
     for dataset in datasets:
         texts = [item["entry"]["transcript"] for item in dataset.data.values()]
         texts = [text for text in texts if text is not None]
-        found, of_these = unknown_characters(texts, tokens)
+        found, counts = unknown_characters(texts, tokens)
         total, utterances = total + len(texts), utterances + found
-        characters += of_these
+        characters += counts
         shares.append(found / max(len(texts), 1))
     line = describe_unknown(utterances, total, characters, tokens)
     if shares[0] > most:
@@ -393,7 +395,7 @@ def _tell_unknown(datasets, tokens, most):
 
 
 def _corpus_weights(hparams, train):
-    """How often in an epoch an utterance of each training corpus is drawn (dict of float)."""
+    """Draws per epoch of an utterance of each training corpus (dict of float)."""
     given = hparams.get("corpus_weights") or {}
     if unknown := given.keys() - train.keys():
         raise InputError(
@@ -405,8 +407,8 @@ def _corpus_weights(hparams, train):
     others = ("max_batch_nodes", "curriculum_epochs")
     if set(weights.values()) != {1} and any(hparams.get(key) for key in others):
         raise InputError(
-            "corpus_weights: max_batch_nodes and curriculum_epochs have an order of their own: set "
-            "them to null and 0, or all weights to 1"
+            "corpus_weights: cannot be combined with max_batch_nodes or curriculum_epochs. Set "
+            "them to null and 0, or all weights to 1."
         )
     return weights
 
@@ -424,15 +426,15 @@ def _variants(hparams, train):
 
 
 def _make_train_loader(brain, train_set, train_opts):
-    """The loader of the training set, of an epoch with a step at least (``InputError`` if not)."""
+    """Make the loader of the training set; ``InputError`` if an epoch has no step."""
     batches_a_step = brain.grad_accumulation_factor
     if batches_a_step < 1:
         raise InputError(f"grad_accumulation_factor: {batches_a_step}: give a whole number above 0")
     loader = brain.make_dataloader(train_set, sb.Stage.TRAIN, **train_opts)
     if not brain.steps_per_epoch:
         raise InputError(
-            f"grad_accumulation_factor: {batches_a_step}: no step is ever taken, as an epoch has "
-            f"{len(loader)} batches: give {len(loader)} at most"
+            f"grad_accumulation_factor: {batches_a_step}: an epoch has {len(loader)} batches, so "
+            f"no step is taken. Give at most {len(loader)}."
         )
     return loader
 
@@ -461,22 +463,22 @@ def _check_intervals(datasets, lattice_mode):
 
 
 def check_begun(save_folder, begun_with):
-    """Refuse to go on with a training that was begun with something else; note what this one is.
+    """Refuse to resume a training that was started with other data or settings; else record them.
 
-    Checkpoints alone do not tell: other tokens or another frozen SSL model may have their sizes.
-    Before the first of them there is nothing to go on with.
+    Checkpoints do not reveal such a change, because other tokens or another frozen SSL model may
+    have the same sizes. Without a checkpoint, there is nothing to resume.
 
     Arguments
     ---------
     save_folder : str or Path
-        Of the training; ``trained_on.json`` in it has what it was begun with.
+        Folder of the training. Its ``trained_on.json`` records the data and settings.
     begun_with : dict[str, dict]
-        By what they are settings of: settings and digests by name.
+        Settings and digests by name, for each kind of setting.
 
     Raises
     ------
     InputError
-        Which names what is other now; or if ``trained_on.json`` is damaged.
+        If settings have changed; the message names them. Also if ``trained_on.json`` is damaged.
 
     Example
     -------
@@ -486,7 +488,7 @@ def check_begun(save_folder, begun_with):
     >>> check_begun(folder, {"model settings": {"joint_dim": 320}})  # doctest: +ELLIPSIS
     Traceback (most recent call last):
     ...
-    ent_brain.errors.InputError: ...: the training in it was begun with other model settings \
+    ent_brain.errors.InputError: ...: this training was started with other model settings \
 (joint_dim was 640): name another output_folder, or remove this one
     """
     path = Path(save_folder) / "trained_on.json"
@@ -494,7 +496,7 @@ def check_begun(save_folder, begun_with):
     remedy = "name another output_folder, or remove this one"
     before = read_json(path, remedy) if begun else begun_with
     if not isinstance(before, dict) or not all(isinstance(v, dict) for v in before.values()):
-        raise InputError(f"{path}: does not say what the training was begun with: {remedy}")
+        raise InputError(f"{path}: does not contain the settings of a training: {remedy}")
     others = []
     for kind, settings in begun_with.items():
         was = before.get(kind, {})
@@ -504,7 +506,7 @@ def check_begun(save_folder, begun_with):
             others.append(f"other {kind} ({', '.join(said)})")
     if others:
         raise InputError(
-            f"{save_folder}: the training in it was begun with {', '.join(others)}: {remedy}"
+            f"{save_folder}: this training was started with {', '.join(others)}: {remedy}"
         )
     write_json(begun_with, path)
 

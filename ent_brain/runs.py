@@ -1,4 +1,4 @@
-"""Several trainings: each in its own folder, as many at once as there are devices, none twice."""
+"""Several trainings, each in its own folder, in parallel on several devices."""
 
 import os
 import queue
@@ -27,30 +27,30 @@ from ent_brain.report import results_table
 from ent_brain.settings import CANNOT_LOAD, parse_arguments
 
 FINISHED_FILE = "finished.json"
-"""In the folder of a run that is finished: its settings, and how many seconds it took by the clock,
-null where it was stopped in between."""
+"""File in the folder of a finished run with its settings and its duration in seconds. The duration
+is null if the run was interrupted."""
 
 
 class Run(NamedTuple):
-    """A training, its tests included."""
+    """A training with its tests."""
 
     name: str
     script: Path
     arguments: list
-    """Of the script: the YAML, then options but for the output folder (str)."""
+    """Arguments of the script: the YAML, then options without the output folder (str)."""
     folder: Path
 
     @property
     def command(self):
-        """Arguments (list[str]) with the output folder among them."""
+        """Arguments with the output folder (list[str])."""
         return [*self.arguments, "--output_folder", str(self.folder)]
 
     def results(self):
-        """Rows (list[dict]) of its ``results.json``."""
+        """Read the rows of its ``results.json`` (list[dict])."""
         return read_rows(self.folder / RESULTS_FILE, ["test set", "protocol"])
 
     def settings(self):
-        """All that the YAML and the options say, resolved (str)."""
+        """Resolve the settings from the YAML and the options (str)."""
         hparams_file, _, overrides = parse_arguments(self.command)
         try:
             with Path(hparams_file).open(encoding="utf-8") as file:
@@ -59,7 +59,7 @@ class Run(NamedTuple):
             raise InputError(f"{hparams_file}: {one_line(error)}: correct it") from error
 
     def finished(self):
-        """What is noted of it once it is finished (dict): ``settings`` and ``seconds``."""
+        """Read the ``settings`` and ``seconds`` of a finished run (dict)."""
         path = self.folder / FINISHED_FILE
         noted = read_json(path)
         try:
@@ -71,38 +71,38 @@ class Run(NamedTuple):
 
 
 def is_finished(run):
-    """Tell whether a run has been finished, and refuse one of other settings (InputError)."""
+    """Check whether a run is finished; ``InputError`` if it has other settings."""
     settings = run.settings()
     if not all((run.folder / name).is_file() for name in (FINISHED_FILE, RESULTS_FILE)):
         return False
     if run.finished()["settings"] != settings:
         raise InputError(
-            f"{run.folder}: was run with other settings than are asked for now: "
-            "name another output_folder, or remove this one"
+            f"{run.folder}: was run with other settings. Name another output_folder, or remove "
+            "this one."
         )
     return True
 
 
 def run_all(runs, devices=None):
-    """Run what is not finished; what was stopped goes on where it stopped.
+    """Run all unfinished runs; interrupted ones resume.
 
     Arguments
     ---------
     runs : list of Run
     devices : list of str, optional
-        As many runs at once, each on its own; SpeechBrain's names. Those on a CPU share its cores,
-        unless OMP_NUM_THREADS says otherwise. One at a time, on the device that the scripts choose,
-        where none are named.
+        Devices by SpeechBrain's names; one run at a time on each. Runs on a CPU share its cores,
+        unless OMP_NUM_THREADS is set. If None, one run at a time on the script's default device.
 
     Raises
     ------
     InputError
-        Naming the runs that failed, once all others have ended; or as ``is_finished`` does.
+        If runs failed, after all others have ended; the message names them. Also the errors of
+        ``is_finished``.
     """
     waiting = [run for run in runs if not is_finished(run)]
     for run in runs:
         if run not in waiting:
-            print(f"{run.name}: finished before, in {run.folder}")
+            print(f"{run.name}: already finished, in {run.folder}")
     free = queue.SimpleQueue()
     for device in devices or [None]:
         free.put(device)
@@ -116,12 +116,12 @@ def run_all(runs, devices=None):
         try:
             chosen = ["--device", device] if device else []
             print(f"{run.name}: training for {run.folder}", flush=True)
-            in_one_go = not run.folder.exists()
-            begun = time.monotonic()
+            is_new = not run.folder.exists()
+            started = time.monotonic()
             command = [sys.executable, str(run.script), *run.command, *chosen]
             status = subprocess.call(command, env=environment)
             if not status:
-                seconds = time.monotonic() - begun if in_one_go else None
+                seconds = time.monotonic() - started if is_new else None
                 finished = {"settings": run.settings(), "seconds": seconds}
                 write_json(finished, run.folder / FINISHED_FILE)
             return status
@@ -135,21 +135,21 @@ def run_all(runs, devices=None):
         for run, status in zip(waiting, statuses, strict=True)
         if status
     ]
-    raise_problems(failed, "see above why, then start again: what is finished is kept")
+    raise_problems(failed, "see the errors above, then start again; finished runs are kept")
 
 
 def mean_and_deviation(rows):
-    """Mean and sample standard deviation of each metric.
+    """Compute the mean and the sample standard deviation of each metric.
 
     Arguments
     ---------
     rows : list[dict]
-        Values that are no numbers are passed over.
+        Values that are not numbers are skipped.
 
     Returns
     -------
     (dict, dict)
-        By metric; the deviation of a single value is None.
+        Mean and deviation by metric; the deviation of a single value is None.
 
     Example
     -------
@@ -167,31 +167,32 @@ def mean_and_deviation(rows):
 
 
 def mean_with_deviation(mean, deviation):
-    """A cell of a table (str), as ``25.3 ± 1.2``."""
+    """Format a table's cell (str), such as ``25.3 ± 1.2``."""
     return f"{mean:.1f}" + (f" ± {deviation:.1f}" if deviation is not None else "")
 
 
 def compare(variants, seeds, script, output_folder, devices=None):
-    """Train variants of a recipe with each of several seeds, and make their table.
+    """Train variants of a recipe with each of several seeds, and make a table.
 
     Arguments
     ---------
     variants : dict[str, list[str]]
-        By a name, of a folder too: the YAML, then options.
+        The YAML, then options, for each variant by name. The name is also that of its folder.
     seeds : sequence of int
     script : Path
         The recipe's ``train.py``.
     output_folder : Path
-        Each run goes to ``<variant>/seed_<seed>`` in it; ``comparison.md`` and ``comparison.json``
-        receive the table.
+        Runs are in ``<variant>/seed_<seed>``, the table in ``comparison.md`` and
+        ``comparison.json``.
     devices : list of str, optional
-        As ``run_all`` takes them.
+        As for ``run_all``.
 
     Returns
     -------
     str
-        The table, Markdown: of each variant and test set the checkpoint that validation chose, mean
-        and deviation over seeds; EDER as the YAML decodes segments, then otherwise.
+        The Markdown table. For each variant and test set, it has the mean and deviation over seeds
+        of the checkpoint that validation selected. EDER is that of the YAML's segment decoding,
+        followed by those of others.
     """
     if twice := [seed for seed, count in Counter(seeds).items() if count > 1]:
         raise InputError(f"seeds: {twice[0]} is given more than once: give each once")
@@ -208,10 +209,10 @@ def compare(variants, seeds, script, output_folder, devices=None):
         ]
         for name, arguments in variants.items()
     }
-    run_all([run for of_variant in runs.values() for run in of_variant], devices)
+    run_all([run for own_runs in runs.values() for run in own_runs], devices)
     figures, rows = [], []
-    for name, of_variant in runs.items():
-        measured = [_by_test_set(run) for run in of_variant]
+    for name, own_runs in runs.items():
+        measured = [_by_test_set(run) for run in own_runs]
         for test_set in measured[0]:
             mean, deviation = mean_and_deviation([run[test_set] for run in measured])
             about = {"model": name, "test set": test_set}
@@ -227,7 +228,7 @@ def compare(variants, seeds, script, output_folder, devices=None):
 
 
 def _by_test_set(run):
-    """What a run measured on each test set (dict of dicts), how it was decoded in the names."""
+    """Metrics of a run on each test set (dict of dicts); names of EDER include the decoding."""
     measured = {}
     for row in run.results():
         of_set = measured.setdefault(row["test set"], {})

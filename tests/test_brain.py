@@ -223,9 +223,11 @@ def test_a_loss_that_is_no_number_changes_nothing_and_is_named(
         brain.hparams.epoch_counter, dataset, train_loader_kwargs={"batch_size": 4, "shuffle": True}
     )
     assert {(True, True), (False, False)} == set(seen)
-    [line, _] = [r.getMessage() for r in caplog.records if "is no number" in r.getMessage()]
+    [line, _] = [r.getMessage() for r in caplog.records if "is NaN or" in r.getMessage()]
     assert spoil in line.partition(":")[0].split(", ")
-    assert line.endswith(": loss or gradient is no number: this step is left out (1 in a row)")
+    assert line.endswith(
+        ": loss or gradient is NaN or infinite. This step is skipped (1 in a row)."
+    )
     assert all(weight.isfinite().all() for weight in weights(brain))
     assert all(math.isfinite(value) for value in brain.train_losses.values())
 
@@ -240,7 +242,7 @@ def test_too_many_in_a_row_end_the_training_with_advice(tmp_path, dataset, monke
         lambda *given: {name: term * math.inf for name, term in honest(*given).items()},
     )
     before = weights(brain)
-    with pytest.raises(InputError, match="as in the 2 steps before: lower lr, raise") as error:
+    with pytest.raises(InputError, match=r"as in the 2 steps before\. Lower lr, raise") as error:
         loader = {"batch_size": batch_size}
         brain.fit(brain.hparams.epoch_counter, dataset, train_loader_kwargs=loader)
     assert "\n" not in str(error.value)
@@ -262,7 +264,7 @@ def test_a_gradient_that_is_no_number_is_left_out_though_the_loss_is_one(
 
     monkeypatch.setattr(brain, "_loss_terms", terms)
     brain.fit(brain.hparams.epoch_counter, dataset, train_loader_kwargs={"batch_size": 4})
-    [line] = [r.getMessage() for r in caplog.records if "is no number" in r.getMessage()]
+    [line] = [r.getMessage() for r in caplog.records if "is NaN or" in r.getMessage()]
     assert spoil in line.partition(":")[0].split(", ")
     assert all(weight.isfinite().all() for weight in weights(brain))
 
@@ -296,9 +298,9 @@ def test_fp16_names_and_counts_a_loss_that_is_no_number(tmp_path, dataset, monke
     spoil = dataset.data_ids[6]
     poisoned(brain, monkeypatch, spoil)
     brain.fit([1], dataset, train_loader_kwargs={"batch_size": 4})
-    [line] = [r.getMessage() for r in caplog.records if "is no number" in r.getMessage()]
-    assert line.startswith(f"{', '.join(dataset.data_ids[4:8])}: loss or gradient is no number")
-    assert line.endswith("this step is left out (1 in a row)")
+    [line] = [r.getMessage() for r in caplog.records if "is NaN or" in r.getMessage()]
+    assert line.startswith(f"{', '.join(dataset.data_ids[4:8])}: loss or gradient is NaN or inf")
+    assert line.endswith("This step is skipped (1 in a row).")
     assert brain.left_out == 0  # two good steps followed
     honest, before = brain._loss_terms, weights(brain)
     monkeypatch.setattr(
@@ -313,9 +315,9 @@ def test_fp16_finds_its_loss_scale_without_counting(tmp_path, dataset, caplog):
     brain = scaled(tmp_path, 2.0**127, epochs=4, run_opts={"nonfinite_patience": 0})
     before = weights(brain)
     brain.fit(brain.hparams.epoch_counter, dataset, train_loader_kwargs={"batch_size": 4})
-    lines = [r.getMessage() for r in caplog.records if "too large for fp16" in r.getMessage()]
+    lines = [r.getMessage() for r in caplog.records if "overflows in fp16" in r.getMessage()]
     assert lines[0].startswith(f"{', '.join(dataset.data_ids[:4])}: gradient is too large")
-    assert lines[0].endswith(f"the loss scale is {2.0**126:g} from now on")
+    assert lines[0].endswith(f"the loss scale is lowered to {2.0**126:g}.")
     assert 0 < len(lines) < 16
     assert not any(map(torch.equal, before, weights(brain)))
     assert all(weight.isfinite().all() for weight in weights(brain))
@@ -344,17 +346,17 @@ def test_out_of_memory_is_one_line_with_the_utterances_and_settings(tmp_path, da
     with pytest.raises(InputError) as error:
         brain.fit([1], dataset, train_loader_kwargs=batch)
     line = str(error.value)
-    assert line.startswith(f"{', '.join(dataset.data_ids[:4])}: no memory for this batch (")
+    assert line.startswith(f"{', '.join(dataset.data_ids[:4])}: not enough memory for this batch (")
     assert line.endswith(
-        "): lower batch_size or max_train_seconds; grad_accumulation_factor keeps the size of a "
-        "step"
+        "). Lower batch_size or max_train_seconds; grad_accumulation_factor keeps the size of a "
+        "step."
     )
     brain.hparams.max_batch_nodes = 1000
     del brain.hparams.max_train_seconds
-    with pytest.raises(InputError, match="lower max_batch_nodes; grad_accumulation_factor"):
+    with pytest.raises(InputError, match="Lower max_batch_nodes; grad_accumulation_factor"):
         brain.fit([1], dataset, train_loader_kwargs=batch)
     brain.compute_forward = lambda *_, **__: fail()
-    with pytest.raises(InputError, match="song03: .* lower batch_size of test_dataloader_opts"):
+    with pytest.raises(InputError, match="song03: .* Lower batch_size of test_dataloader_opts"):
         brain.evaluate(dataset, test_loader_kwargs=batch)
 
 
@@ -409,7 +411,7 @@ def test_what_is_hardly_an_utterance_is_learnt_from_and_heard(
     brain = make_brain(tmp_path, model, frontend=frontend, epochs=1, lattice_mode=mode, **decoding)
     before = weights(brain)
     fit(brain, dataset, batch_size=1)
-    assert not [record for record in caplog.records if "is no number" in record.getMessage()]
+    assert not [record for record in caplog.records if "is NaN or" in record.getMessage()]
     assert not any(map(torch.equal, before, weights(brain)))
     assert all(math.isfinite(value) for epoch in brain.history for value in epoch.values())
     brain.evaluate(dataset, test_loader_kwargs={"batch_size": 6})
@@ -723,7 +725,7 @@ def test_no_limit_leaves_the_gradient_as_it_is(tmp_path, dataset):
 
 @pytest.mark.parametrize("limit", [-1.0, 0.0, math.nan])
 def test_a_limit_of_the_gradient_is_above_0(tmp_path, limit):
-    with pytest.raises(InputError, match="max_grad_norm: .*: above 0, or inf for no limit"):
+    with pytest.raises(InputError, match=r"max_grad_norm: .* is not above 0\. .* inf for no limit"):
         make_brain(tmp_path, run_opts={"max_grad_norm": limit})
 
 

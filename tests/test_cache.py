@@ -242,7 +242,7 @@ def assert_found_or_said(cache, wav, features, caplog):
     [record] = caplog.records
     assert record.levelno == logging.WARNING
     assert "damaged" in record.message
-    assert record.message.endswith("its features are computed again")
+    assert record.message.endswith("Its features are computed again.")
     assert "\n" not in record.message
     return False
 
@@ -305,8 +305,8 @@ def test_what_cannot_be_written_leaves_nothing(tmp_path, file_limit):
     with pytest.raises(InputError) as error:
         cache.keep(name, torch.rand(100, 13, 24))
     assert str(error.value) == (
-        f"{cache.folder}: features cannot be kept ({os.strerror(errno.EFBIG)}): make room, choose "
-        "fewer ssl_layers, or set feature_cache to another folder or to null"
+        f"{cache.folder}: features cannot be written ({os.strerror(errno.EFBIG)}). Free disk "
+        "space, choose fewer ssl_layers, or set feature_cache to another folder or to null."
     )
     assert sorted(cache.folder.iterdir()) == before
     assert cache.look_up(noise(2000)).features is None
@@ -315,7 +315,7 @@ def test_what_cannot_be_written_leaves_nothing(tmp_path, file_limit):
 def test_a_folder_that_cannot_be_made_is_one_line(tmp_path):
     (tmp_path / "file").touch()
     cache = FeatureCache(tmp_path / "file", {"model": "a"})
-    with pytest.raises(InputError, match="features cannot be kept"):
+    with pytest.raises(InputError, match="features cannot be written"):
         cache.keep("name", torch.rand(3, 2, 2))
 
 
@@ -324,7 +324,7 @@ def test_what_float16_does_not_hold_is_refused(tmp_path):
     with pytest.raises(InputError) as error:
         FeatureCache(tmp_path, {}).keep("name", features)
     assert str(error.value) == (
-        "features of up to 7e+04 do not fit into torch.float16: set feature_precision bfloat16"
+        "features of up to 7e+04 do not fit into torch.float16. Set feature_precision bfloat16."
     )
     assert FeatureCache(tmp_path, {}, "bfloat16").keep("name", features)[0, 0, 1] == -70144
 

@@ -76,8 +76,8 @@ def test_what_cannot_be_written_leaves_the_checkpoint_before(checkpointer, file_
         checkpointer.save_checkpoint()
     assert str(error.value) == (
         f"{checkpointer.checkpoints_dir}: no checkpoint can be written (a file could not be "
-        "written to its end): make room, or make it writable, and start again: the run goes on "
-        "from the checkpoint before"
+        "written to its end). Free disk space or make the folder writable, then run the same "
+        "command again to resume from the last checkpoint."
     )
     assert folders(checkpointer) == [whole.path.name]
     assert whole.paramfiles["other"].read_bytes() == weights
@@ -95,8 +95,8 @@ def test_what_a_disk_refuses_is_one_line(capsys, tmp_path, code):
         main()
     assert ended.value.code == 1
     assert capsys.readouterr().err == (
-        f"error: {tmp_path}/log.txt: {os.strerror(code)}: make room, or give the permission, and "
-        "start again\n"
+        f"error: {tmp_path}/log.txt: {os.strerror(code)}. Free disk space, or give the permission, "
+        "and start again.\n"
     )
 
 
@@ -165,8 +165,8 @@ def test_a_pickle_in_a_checkpoint_is_not_run(checkpointer, tmp_path, part):
     with pytest.raises(InputError) as error:
         checkpointer.recover_if_possible()
     assert str(error.value) == (
-        f"{path}: damaged (UnpicklingError): remove the folder {path.parent} and start again: the "
-        "run goes on from the checkpoint before, or from the beginning"
+        f"{path}: damaged (UnpicklingError). Remove the folder {path.parent} and run the same "
+        "command again to resume from the checkpoint before it, or from the beginning."
     )
     assert not (tmp_path / "mark").exists()
 

@@ -576,12 +576,12 @@ def test_processes_share_the_files(model, tmp_path, monkeypatch, processes):
         ),
         (
             ["{tmp}/a.wav", "--model", "{tmp}/no"],
-            "{tmp}/no: no folder: name the one that training left as `pretrained`, or owner/name "
-            "of a model on the Hugging Face hub",
+            "{tmp}/no: no such folder. Name the `pretrained` folder of a training, or owner/name "
+            "of a model on the Hugging Face hub.",
         ),
         (
             ["{tmp}/a.wav", "--model", "{tmp}/trained"],
-            "{tmp}/trained: what a training left: name its model, {tmp}/trained/pretrained",
+            "{tmp}/trained: output folder of a training. Name its model, {tmp}/trained/pretrained.",
         ),
     ],
 )

@@ -291,7 +291,10 @@ def test_any_limit_serves_any_number_of_utterances(tmp_path, limit):
 def test_a_limit_of_nodes_is_above_0(many, limit):
     with pytest.raises(InputError) as error:
         make_batch_sampler(many, limit)
-    assert str(error.value) == f"max_batch_nodes: {limit}: above 0, or null for batch_size"
+    assert str(error.value) == (
+        f"max_batch_nodes: {limit} is not above 0. Give a positive number, or null to use "
+        "batch_size."
+    )
 
 
 # --- intervals
@@ -386,7 +389,7 @@ def test_an_utterance_is_read_at_one_of_the_speeds(tmp_path):
 @pytest.mark.parametrize(
     ("seconds", "speeds", "said"),
     [
-        (1.0, (), "speeds: []: give one at least, 100 for the speed that there is"),
+        (1.0, (), "speeds: []: the list is empty. Give at least one, 100 for no change."),
         (9.5, (80, 100), "a: 11.88 s, the front end takes 10"),
     ],
 )
@@ -410,8 +413,8 @@ def test_known_intervals_keep_their_speed(tmp_path):
     with pytest.raises(InputError) as error:
         dataset_of(manifest, speeds=(90, 100))
     assert str(error.value) == (
-        "speeds: [90, 100]: 1 utterances have known intervals, whose times they would move: set "
-        "speeds to [100]"
+        "speeds: [90, 100]: speeds would shift the known intervals of 1 utterances. Set speeds "
+        "to [100]."
     )
 
 

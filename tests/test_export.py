@@ -300,7 +300,7 @@ def test_ssl_weights_are_numbers(ssl_folder):
     edit_weights(ssl_folder, lambda weights: {k: v * torch.nan for k, v in weights.items()})
     assert refusal(ssl_folder) == (
         f"{ssl_folder}/ssl/model.safetensors: not the weights of this HubertModel "
-        "(masked_spec_embed holds what is no number): export again"
+        "(masked_spec_embed contains NaN or infinity): export again"
     )
 
 
@@ -368,11 +368,11 @@ def test_what_is_missing_is_named(folder, tmp_path):
     assert refusal(folder) == f"{folder}/model.ckpt: missing: export or fetch again"
     (folder / HPARAMS_FILE).unlink()
     assert refusal(folder) == (
-        f"{folder}/hyperparams.yaml: no such file: name a folder that training left as `pretrained`"
+        f"{folder}/hyperparams.yaml: no such file. Name the `pretrained` folder of a training."
     )
     assert refusal(tmp_path / "no") == (
-        f"{tmp_path}/no: no folder: name the one that training left as `pretrained`, or owner/name "
-        "of a model on the Hugging Face hub"
+        f"{tmp_path}/no: no such folder. Name the `pretrained` folder of a training, or owner/name "
+        "of a model on the Hugging Face hub."
     )
 
 
@@ -422,5 +422,5 @@ def test_a_hub_s_model_is_fetched_at_the_revision_that_is_asked_for(folder, monk
 def test_without_a_network_a_hub_s_model_is_one_line():
     """The tests are offline."""
     assert refusal("someone/ent-that-is-not-cached").startswith(
-        "someone/ent-that-is-not-cached: neither a folder nor to be had from the hub ("
+        "someone/ent-that-is-not-cached: neither a folder nor available on the hub ("
     )

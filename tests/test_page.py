@@ -267,7 +267,7 @@ def test_the_comparison_has_as_many_errors_as_jiwer_counts(target, predicted):
 
 
 def test_a_page_of_a_folder_needs_what_an_evaluation_leaves(tmp_path):
-    with pytest.raises(InputError, match=r"results\.json: is not there: name the output folder"):
+    with pytest.raises(InputError, match=r"results\.json: no such file\. Name the output folder"):
         write_report(tmp_path)
     (tmp_path / "results.json").write_text(json.dumps(RESULTS))
     write_utterances([make_utterance("one", "gone.wav")], tmp_path / "utterances.jsonl")

@@ -360,7 +360,7 @@ def test_shares_of_batches_are_as_many_and_have_each_utterance_once(batches, pro
     numbers = iter(range(sum(batches)))
     given_batches = Order([[next(numbers) for _ in range(size)] for size in batches])
     if sum(batches) < processes:
-        with pytest.raises(InputError, match=f"than the {processes} processes: start fewer"):
+        with pytest.raises(InputError, match=f"than the {processes} processes. Start fewer"):
             ShareOfBatches(given_batches, 0, processes)
         return
     shares = [ShareOfBatches(given_batches, rank, processes) for rank in range(processes)]

@@ -58,7 +58,7 @@ def test_variants_are_compared_over_seeds(recipe):
 
 def test_what_is_finished_is_not_run_again_and_what_failed_is(recipe):
     variants = {"plain": ["small.yaml"], "bad": ["small.yaml", "--rate", "13"]}
-    with pytest.raises(InputError, match="bad, seed 1: status 3: see above why"):
+    with pytest.raises(InputError, match="bad, seed 1: status 3: see the errors above"):
         compare(variants, [1], recipe / "train.py", recipe / "out")
     (recipe / "repaired").touch()
     compare(variants, [1], recipe / "train.py", recipe / "out")
@@ -84,7 +84,7 @@ def test_what_a_finished_training_left_may_be_damaged(recipe, name, damaged):
     compare({"plain": ["small.yaml"]}, [1], recipe / "train.py", recipe / "out")
     path = recipe / "out" / "plain" / "seed_1" / name
     path.write_text(damaged)
-    with pytest.raises(InputError, match=rf"^{path}: .*: remove it and give the command again"):
+    with pytest.raises(InputError, match=rf"^{path}: .*: remove it and run the command that"):
         compare({"plain": ["small.yaml"]}, [1], recipe / "train.py", recipe / "out")
     path.unlink()
     assert "| plain " in compare(

@@ -439,7 +439,7 @@ def test_a_seed_or_a_folder_that_cannot_be_is_one_line(tmp_path, capsys):
         (
             "file/corpus",
             "1",
-            f"{tmp_path}/file/corpus.partial: Not a directory: bring it back, or name another path",
+            f"{tmp_path}/file/corpus.partial: Not a directory. Restore it, or name another path.",
         ),
     ):
         with pytest.raises(SystemExit) as ended:

@@ -92,5 +92,6 @@ def test_a_fold_that_fails_is_told(tmp_path):
     assert status == 1
     assert "nowhere: neither it nor IEMOCAP_full_release in it has" in said
     assert said.endswith(
-        "error: session 1: status 1: see above why, then start again: what is finished is kept\n"
+        "error: session 1: status 1: see the errors above, then start again; finished runs are "
+        "kept\n"
     )

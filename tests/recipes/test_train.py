@@ -360,7 +360,7 @@ def test_a_german_table_trains_a_model_of_its_own_labels(run, german_table):
     other = run("Table", "ent_fbank.yaml", **again)
     assert_refused(
         other,
-        f"error: {outcome.folder}/save: the training in it was begun with other ",
+        f"error: {outcome.folder}/save: this training was started with other ",
         "emotions",
         ": name another output_folder, or remove this one\n",
     )
@@ -384,7 +384,7 @@ def test_features_are_kept_for_all_folds_and_both_models(run, iemocap, tiny_ssl,
     said = filled.stdout + filled.stderr
     assert "features of 60 utterances, " in said
     assert "4 layers of 24: 0.0" in said
-    assert "all features are kept: the same command" in said
+    assert "All features are cached. Run this command" in said
     assert "Going into epoch" not in said
     written = contents()
     assert len(written) == 60
@@ -493,7 +493,7 @@ def test_a_finished_training_is_reported_again_but_not_as_another(run, iemocap):
         other = run("IEMOCAP", "ent_demo.yaml", **options | changed)
         assert_refused(
             other,
-            f"error: {first.folder}/save: the training in it was begun with other {what}: "
+            f"error: {first.folder}/save: this training was started with other {what}: "
             "name another output_folder, or remove this one\n",
         )
         assert first.read("results.json") == results
@@ -714,7 +714,7 @@ def test_processes_train_together_and_go_on_when_one_is_killed(
             assert launcher.wait(timeout=100) == 1
         finally:
             launcher.terminate()
-        assert "\nerror: another process of this training has ended" in said.read_text()
+        assert "\nerror: a process of this training has stopped" in said.read_text()
         assert not (folder / "results.json").exists()
 
         stream.seek(0)
@@ -894,7 +894,7 @@ def test_a_wrong_option_is_refused_before_anything_is_read(run, options, part):
     ("factor", "reason"),
     [
         (0, "give a whole number above 0"),
-        (100, "no step is ever taken, as an epoch has 11 batches: give 11 at most"),
+        (100, "an epoch has 11 batches, so no step is taken. Give at most 11."),
     ],
 )
 def test_an_epoch_without_a_step_is_refused(run, iemocap, factor, reason):
