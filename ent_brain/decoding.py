@@ -1,4 +1,4 @@
-"""Search: the words of an utterance, the frame of each token, and the emotion of every frame."""
+"""Decoding: the words of an utterance, the frame of each token, and the emotions of frames."""
 
 from bisect import bisect_left
 from itertools import chain, islice
@@ -12,45 +12,48 @@ from ent_brain.model import Streams
 from ent_brain.tokens import BLANK
 
 LOOK_AHEAD = 6
-"""Frames whose token distributions are computed at once: until a token is emitted the predictor
-stands still, so frames of a run of blanks need not wait for one another."""
+"""Number of frames whose token distributions are computed together. The predictor does not change
+until a token is emitted, so a run of blanks needs no sequential steps."""
 
 HASH_FACTOR = 6364136223846793005
-"""Of the hash that tells token sequences apart: an odd number of 63 bits, which wraps around."""
+"""Multiplier of the rolling hash of token sequences: an odd number of 63 bits, so that the product
+wraps around without losing information."""
 
-GIVEN_UP = 6.0
-"""Nats below the best hypothesis at which the beam search gives another up: those far behind hardly
-ever catch up, and as long as they stay at a frame the others wait for them."""
+PRUNING_THRESHOLD = 6.0
+"""Pruning threshold in nats. Hypotheses this far below the best one rarely win, but keep the whole
+batch at the current frame."""
 
 ROUNDS_BETWEEN_CHECKS = 8
-"""Rounds between two looks at whether all utterances have ended, which stop a GPU's queue."""
+"""Number of rounds between two checks whether all utterances have ended. A check makes the CPU wait
+for the GPU."""
 
 
 class Hypothesis(NamedTuple):
-    """What a model makes of one utterance."""
+    """Decoded tokens and emotions of one utterance."""
 
     tokens: list
     """Token ids."""
     frames: list
     """Frame at which each token is emitted."""
     emotion_log_probs: Tensor | None
-    """[T, E] of each frame; None where the model has neither emotion joint nor pooled head."""
+    """[T, E] for each frame; None if the model has neither emotion joint nor pooled head."""
     utterance_log_probs: Tensor | None
-    """[E] of the utterance: the pooled head's, or the mean over frames where there is no head."""
+    """[E] for the utterance, from the pooled head, or the mean over frames if there is no head."""
     score: float
-    """Log-probability, nats: of the path's tokens and blanks, or summed over several paths of these
-    tokens by the beam search."""
+    """Log-probability in nats of the path's tokens and blanks. Beam search sums over all paths in
+    the beam with these tokens."""
     event_log_probs: Tensor | None = None
-    """[E] of ``judge_events``."""
+    """[E] from ``judge_events``."""
 
 
 def greedy_search(model, features, frame_lens, max_symbols=32):
-    """Greedy time-synchronous search over a batch, the same per utterance as one at a time.
+    """Greedy time-synchronous search over a batch.
 
-    At frame t the most probable output is taken: a token is emitted, the predictor steps and t
-    stays; blank, or the ``max_symbols``-th token at this frame, advances t. The emotion of frame t
-    is the emotion joint's at (t, the predictor's state as t advances); where the model has no
-    emotion joint it is the pooled head's, applied to that one frame and state.
+    Each utterance gets the same result as alone. At frame t, the search takes the most probable
+    output. A token is emitted and updates the predictor; t stays. Blank, or the ``max_symbols``-th
+    token at this frame, advances t. The emotion of frame t comes from the emotion joint at frame t
+    and the predictor's state when t advances. If the model has no emotion joint, it comes from the
+    pooled head, applied to that one frame and state.
 
     Arguments
     ---------
@@ -61,12 +64,12 @@ def greedy_search(model, features, frame_lens, max_symbols=32):
     frame_lens : Tensor
         [B] int
     max_symbols : int
-        Most tokens at one frame.
+        Upper limit of the tokens at one frame.
 
     Returns
     -------
     list[Hypothesis]
-        One an utterance, on the CPU.
+        One per utterance, on the CPU.
     """
     return [best for (best,) in beam_search(model, features, frame_lens, 1, 1, max_symbols)]
 
@@ -75,26 +78,26 @@ def greedy_search(model, features, frame_lens, max_symbols=32):
 def beam_search(model, features, frame_lens, beam_size=4, n_best=1, max_symbols=32):
     """Time-synchronous beam search over a batch.
 
-    At frame t each hypothesis either passes to the next frame with a blank, or emits a token and
-    stays; hypotheses of the same tokens at the same point become one, with the sum of their
-    probabilities. The greedy hypothesis never leaves the beam: the best one is at least as
-    probable, and a beam of 1 is the greedy search.
+    At frame t, each hypothesis either passes to the next frame with a blank, or emits a token and
+    stays. Hypotheses with the same tokens at the same frame are merged, and their probabilities
+    summed. The greedy hypothesis never leaves the beam. The best hypothesis is therefore at least
+    as probable, and a beam size of 1 gives the greedy search.
 
     Arguments
     ---------
     model, features, frame_lens, max_symbols
         As for ``greedy_search``.
     beam_size : int
-        Hypotheses that are followed.
+        Number of hypotheses in the beam.
     n_best : int
-        Hypotheses of each utterance that are returned, at most ``beam_size``; fewer where the beam
-        holds fewer.
+        Number of hypotheses to return for each utterance, at most ``beam_size``. The beam may hold
+        fewer.
 
     Returns
     -------
     list[list[Hypothesis]]
-        Of each utterance the best first, on the CPU. ``score`` sums over the alignments that the
-        beam held; ``frames`` are those of the more probable one wherever two became one.
+        Hypotheses of each utterance, the best first, on the CPU. ``score`` sums over the alignments
+        in the beam. Merged hypotheses have the ``frames`` of the most probable alignment.
 
     Raises
     ------
@@ -110,10 +113,10 @@ def beam_search(model, features, frame_lens, beam_size=4, n_best=1, max_symbols=
 
 @torch.no_grad()
 def search(model, encoded, frame_lens, beam_size=1, n_best=1, max_symbols=32):
-    """``beam_search`` over the encoder streams of ``model.encode``, where they are there already.
+    """``beam_search`` over encoder streams that ``model.encode`` has already computed.
 
-    A beam of 1 is searched greedily, several frames at once. A model without token joint has no
-    lattice: what its CTC head tells is read off its best path, whatever the beam.
+    A beam size of 1 uses greedy search, several frames at a time. A model without a token joint has
+    no lattice. Its tokens are the best path of the CTC head, whatever the beam size.
     """
     if not 1 <= n_best <= beam_size:
         raise ValueError(f"n_best {n_best}: not from 1 to beam_size {beam_size}")
@@ -125,75 +128,75 @@ def search(model, encoded, frame_lens, beam_size=1, n_best=1, max_symbols=32):
         paths = _greedy_paths(model, encoded, frame_lens, max_symbols)
     else:
         paths = _beam_paths(model, encoded, frame_lens, beam_size, n_best, max_symbols)
-    counts = torch.tensor([len(of_utterance) for of_utterance in paths], device=frame_lens.device)
+    counts = torch.tensor([len(n_paths) for n_paths in paths], device=frame_lens.device)
     hypotheses = iter(
         judge_frames(
             model,
             Streams(*(stream.repeat_interleave(counts, 0) for stream in encoded)),
             frame_lens.repeat_interleave(counts),
-            [path for of_utterance in paths for path in of_utterance],
+            [path for n_paths in paths for path in n_paths],
         )
     )
-    return [list(islice(hypotheses, len(of_utterance))) for of_utterance in paths]
+    return [list(islice(hypotheses, len(n_paths))) for n_paths in paths]
 
 
 @torch.no_grad()
 def judge_events(model, encoded, hypotheses, decoder):
-    """Let the pooled head tell how likely the event of each emotion has its emotion.
+    """Compute with the pooled head how probable each emotion is during its own event.
 
-    Frames tell when each emotion is, if it is anywhere; which of them it is the head tells better.
-    It hears all of an event at once, where a sum over frames counts what neighbours have in common
-    once for each of them.
+    The frame probabilities locate an event for each emotion. The pooled head classifies these
+    events more accurately, because it sees a whole event at once. A sum over frames would count the
+    evidence that neighbouring frames share several times.
 
     Arguments
     ---------
     model : ENT or FENT
         In eval mode.
     encoded : Streams
-        [B, T, D] each, what the hypotheses were searched in.
+        [B, T, D] each, the encoder streams that the search used.
     hypotheses : list[Hypothesis]
     decoder : SegmentDecoder
-        Whose ``events`` are judged if it looks for a ``lasting_event``.
+        Decoder whose ``events`` are classified, if its method is ``lasting_event``.
 
     Returns
     -------
     list[Hypothesis]
-        With ``event_log_probs``, if there is a pooled head and something to judge.
+        With ``event_log_probs``, if there are a pooled head and events. Otherwise unchanged.
     """
     if model.pooled_head is None or decoder.method != "lasting_event":
         return hypotheses
     tokens, token_lens = pad_tokens(hypotheses, encoded.emotion.device)
     intervals = []
-    for tokens_of_one, frames, log_probs, *_ in hypotheses:
+    for own_tokens, frames, log_probs, *_ in hypotheses:
         intervals.append([])
         for emotion, (a, b) in decoder.events(log_probs).items():
             c = bisect_left(frames, a)
-            d = bisect_left(frames, b) if b < len(log_probs) else len(tokens_of_one) + 1
+            d = bisect_left(frames, b) if b < len(log_probs) else len(own_tokens) + 1
             intervals[-1].append((emotion, a, b, c, max(c + 1, d)))
     logits = model.classify_intervals(encoded, model.predict(tokens, token_lens), intervals)
     judged = logits.float().log_softmax(-1).cpu().split([len(spans) for spans in intervals])
     return [
-        hypothesis._replace(event_log_probs=_of_events(log_probs, [span[0] for span in spans]))
+        hypothesis._replace(event_log_probs=_own_emotion(log_probs, [span[0] for span in spans]))
         for hypothesis, spans, log_probs in zip(hypotheses, intervals, judged, strict=True)
     ]
 
 
-def _of_events(log_probs, emotions):
-    """[E] log-probability of each event's own emotion, of [K, E]; -inf where there is no event."""
-    of_events = torch.full_like(log_probs[0], -torch.inf)
-    of_events[emotions] = log_probs[range(len(emotions)), emotions]
-    return of_events
+def _own_emotion(log_probs, emotions):
+    """Log-probability [E] of each event's own emotion from [K, E]; -inf if there is no event."""
+    own = torch.full_like(log_probs[0], -torch.inf)
+    own[emotions] = log_probs[range(len(emotions)), emotions]
+    return own
 
 
 def pad_tokens(hypotheses, device):
-    """Tokens [B, U] of hypotheses, and how many there are of each, [B]."""
+    """Pad the tokens of hypotheses: token ids [B, U] and token counts [B]."""
     tokens = [torch.tensor(hypothesis.tokens, dtype=torch.long) for hypothesis in hypotheses]
-    token_lens = torch.tensor([len(of_one) for of_one in tokens], device=device)
+    token_lens = torch.tensor([len(row) for row in tokens], device=device)
     return torch.nn.utils.rnn.pad_sequence(tokens, batch_first=True).to(device), token_lens
 
 
 class TokenPath(NamedTuple):
-    """Tokens of an utterance, the frame of each, and the path's log-probability."""
+    """Tokens of an utterance, their frames, and the path's log-probability."""
 
     tokens: list
     frames: list
@@ -201,9 +204,9 @@ class TokenPath(NamedTuple):
 
 
 class _Reader:
-    """Reads token after token for the token joints.
+    """Feeds tokens one by one to the predictors of the token joints.
 
-    The predictor's projection and the joint's side of it, two linear maps in a row, become one.
+    It merges the predictor's projection and the joint's projection, two linear maps, into one.
 
     Arguments
     ---------
@@ -212,7 +215,7 @@ class _Reader:
 
     def __init__(self, model):
         self.model = model
-        self.sides = [  # each token joint has a predictor of its own
+        self.sides = [  # each token joint has its own predictor
             (
                 joint.predictor_side.weight @ predictor.projection.weight,
                 joint.predictor_side(predictor.projection.bias),
@@ -221,7 +224,7 @@ class _Reader:
         ]
 
     def __call__(self, tokens, states=None):
-        """Predictor sides [N, 1, J] of each token joint after tokens [N, 1], and the states."""
+        """Predictor sides [N, 1, J] for each token joint after tokens [N, 1], and the states."""
         states = [None] * len(self.model.predictors) if states is None else states
         read = [
             predictor.read(tokens, state)
@@ -268,7 +271,7 @@ def _greedy_paths(model, encoded, frame_lens, max_symbols):
         best, token = log_probs.max(-1)
         emits = (token != BLANK) & (window <= last)
         emitting = emits.any(1)
-        # Frames passed with a blank: all of the window, or those before the first token.
+        # Frames left by a blank: the whole window, or the frames before the first token.
         blanks = torch.where(emitting, emits.int().argmax(1), LOOK_AHEAD)
         passed = (ahead < blanks[:, None]) & (window <= last)
         score += (best * passed).sum(1)
@@ -299,9 +302,9 @@ def _greedy_paths(model, encoded, frame_lens, max_symbols):
 
 
 def _ctc_paths(model, encoded, frame_lens):
-    """The best path of the CTC head through each utterance, [[TokenPath]].
+    """The best path of the CTC head for each utterance, [[TokenPath]].
 
-    A run of frames with the same token is one token, at the first of them.
+    A run of frames with the same token gives one token, at its first frame.
     """
     best, outputs = model.ctc_head(encoded.vocabulary).float().log_softmax(-1).max(-1)
     valid = torch.arange(outputs.size(1), device=outputs.device) < frame_lens[:, None]
@@ -317,9 +320,10 @@ def _ctc_paths(model, encoded, frame_lens):
 def _beam_paths(model, encoded, frame_lens, beam_size, n_best, max_symbols):
     """The most probable paths of each utterance, [[TokenPath]], the best first.
 
-    In each round every hypothesis that has not passed its frame either passes or emits; once all
-    have passed, the next frame is theirs. So those at the frame have emitted equally many tokens
-    there, and two of them with one history of tokens are in the same place.
+    In each round, every hypothesis at the current frame either passes to the next frame or emits a
+    token. When all have passed, the search advances to the next frame. All hypotheses still at the
+    frame have therefore emitted equally many tokens there, and two of them with the same tokens can
+    be merged.
     """
     device = frame_lens.device
     rows = torch.arange(len(frame_lens), device=device)[:, None]
@@ -328,10 +332,10 @@ def _beam_paths(model, encoded, frame_lens, beam_size, n_best, max_symbols):
     read = _Reader(model)
     sides, states = read(torch.full((slots.numel(), 1), BLANK, device=device))
     lattices = read.lattices(encoded, [side.view(*slots.shape, -1) for side in sides])
-    # One hypothesis begins; slot 0 holds the greedy one all along.
+    # The search starts with one hypothesis. Slot 0 always holds the greedy one.
     score = torch.zeros(slots.shape, device=device).masked_fill_(slots > 0, -torch.inf)
     passed = torch.zeros_like(slots, dtype=torch.bool)
-    sequence = torch.zeros_like(slots)  # a hash of the tokens: equal ones are the same sequence
+    sequence = torch.zeros_like(slots)  # hash of the tokens, equal for equal sequences
     time, symbols = torch.zeros_like(last), torch.zeros_like(last)
     history = []
     while len(history) % ROUNDS_BETWEEN_CHECKS or bool((time <= last).any()):
@@ -342,7 +346,7 @@ def _beam_paths(model, encoded, frame_lens, beam_size, n_best, max_symbols):
         greedy_emits = (greedy != BLANK) & ~waits[:, :1]
         moves = (score[..., None] + log_probs).masked_fill_(waits[..., None], -torch.inf)
 
-        # Candidates: every slot once it has passed, and as many emissions, greedy's the first.
+        # Candidates: every slot, passing, and equally many emissions, the greedy one first.
         passing = torch.where(waits, score, moves[..., BLANK])
         moves[..., BLANK] = -torch.inf
         moves = moves.flatten(1)
@@ -357,7 +361,8 @@ def _beam_paths(model, encoded, frame_lens, beam_size, n_best, max_symbols):
         sequence = sequence.gather(1, parent)
         sequence = torch.where(token == BLANK, sequence, sequence * HASH_FACTOR + token)
 
-        # Hypotheses of one sequence in one place become one: the most probable, with their sum.
+        # Merge hypotheses with the same tokens at the same frame: keep the most probable one, with
+        # the sum of all.
         same = (sequence[:, :, None] == sequence[:, None]) & (
             at_next[:, :, None] == at_next[:, None]
         )
@@ -367,8 +372,8 @@ def _beam_paths(model, encoded, frame_lens, beam_size, n_best, max_symbols):
         total = totals.logsumexp(-1)
         is_greedy = candidate == torch.where(greedy_emits, beam_size, 0)
         holds_greedy = (same & is_greedy[:, None]).any(-1) & most_probable
-        hopeful = most_probable & (total >= total.amax(1, keepdim=True) - GIVEN_UP)
-        total = total.masked_fill(~(hopeful | holds_greedy), -torch.inf)
+        survives = most_probable & (total >= total.amax(1, keepdim=True) - PRUNING_THRESHOLD)
+        total = total.masked_fill(~(survives | holds_greedy), -torch.inf)
         kept = total.masked_fill(holds_greedy, torch.inf).topk(beam_size).indices
 
         score, sequence, token, parent = (
@@ -397,7 +402,7 @@ def _beam_paths(model, encoded, frame_lens, beam_size, n_best, max_symbols):
 
 
 def _trace(history, scores, slot):
-    """Follow the slots [B, N] back through the rounds [R, 3, B, K]: token, frame, parent."""
+    """Trace the slots [B, N] back through the rounds [R, 3, B, K] of token, frame and parent."""
     found = []
     for token, frame, parent in history.flip(0):
         found.append(torch.stack((token.gather(1, slot), frame.gather(1, slot))))
@@ -420,7 +425,7 @@ def _trace(history, scores, slot):
 
 @torch.no_grad()
 def judge_frames(model, encoded, frame_lens, paths):
-    """Tell the emotions of all frames and utterances, after the words.
+    """Compute the emotions of all frames and utterances, given the tokens.
 
     Arguments
     ---------
@@ -444,7 +449,7 @@ def judge_frames(model, encoded, frame_lens, paths):
     emitted_at = torch.full_like(padded, encoded.emotion.size(1))
     emitted_at[real] = _flat([path.frames for path in paths], device)
     predicted = model.predict(padded, token_lens)
-    # The predictor's state as frame t advances has seen the tokens emitted up to frame t.
+    # When frame t advances, the predictor has read the tokens emitted up to frame t.
     steps = torch.arange(encoded.emotion.size(1), device=device)
     positions = torch.searchsorted(emitted_at, steps.repeat(len(paths), 1), right=True)
     rows = torch.arange(len(paths), device=device)[:, None]
@@ -463,14 +468,14 @@ def judge_frames(model, encoded, frame_lens, paths):
     elif of_frames is not None:
         within = (steps < frame_lens[:, None])[..., None]
         of_utterance = ((of_frames.exp() * within).sum(1) / frame_lens[:, None]).log()
-    # One copy to the CPU for all; None where there is nothing.
+    # One copy to the CPU for the whole batch.
     of_frames, of_utterance = (
         [None] * len(paths) if values is None else values.cpu()
         for values in (of_frames, of_utterance)
     )
     return [
-        Hypothesis(tokens, frames, each if each is None else each[:length].clone(), of_one, score)
-        for (tokens, frames, score), each, of_one, length in zip(
+        Hypothesis(tokens, frames, each if each is None else each[:length].clone(), whole, score)
+        for (tokens, frames, score), each, whole, length in zip(
             paths, of_frames, of_utterance, frame_lens.tolist(), strict=True
         )
     ]

@@ -1,4 +1,4 @@
-"""Label sets: the emotions that a recipe and its model tell apart, in a fixed order."""
+"""Label sets: the emotions that a recipe and its model distinguish, in a fixed order."""
 
 import unicodedata
 from dataclasses import dataclass
@@ -6,31 +6,32 @@ from dataclasses import dataclass
 from ent_brain.errors import InputError, raise_problems
 
 MOST_EMOTIONS = 12
-"""Labels of a set: as many as pictures can show in colours that everybody tells apart."""
+"""Upper limit of the labels in a set. Pictures have this many colours that everybody can
+distinguish."""
 
 MOST_LETTERS = 40
-"""Letters of a label's name, so that it fits into tables and pictures."""
+"""Upper limit of the characters in a label's name, so that it fits into tables and pictures."""
 
 
 @dataclass(frozen=True)
 class EmotionSet:
     """An ordered set of emotion labels.
 
-    A label's position is its class index in the model, the losses and the metrics. Everything that
-    people read has its name.
+    A label's position is its class index in the model, the losses and the metrics. Output for
+    people uses its name.
 
     Arguments
     ---------
     names : sequence of str
-        2 to 12 different names of letters, digits, spaces, ``_`` and ``-``.
+        2 to 12 different names, made of letters, digits, spaces, ``_`` and ``-``.
     neutral : str, optional
-        The label of speech without emotion; None where the set has none.
+        The label of speech without emotion; None if the set has no such label.
 
     Raises
     ------
     InputError
-        If a name is impossible or there twice, there are too few or too many, or ``neutral`` is
-        none of them.
+        If a name is invalid or repeated, if there are too few or too many names, or if ``neutral``
+        is not one of them.
 
     Example
     -------
@@ -84,7 +85,7 @@ class EmotionSet:
 
     @property
     def codes(self):
-        """Shortest beginnings of the names that tell them apart (tuple of str).
+        """Shortest prefixes of the names that are unique (tuple of str).
 
         Example
         -------
@@ -121,7 +122,7 @@ class EmotionSet:
             raise InputError(f"unknown emotion {name!r}, not one of {known}") from None
 
     def need_neutral(self, what):
-        """Return the class index of the neutral label for ``what``, which cannot do without.
+        """Return the class index of the neutral label, which ``what`` needs.
 
         Raises
         ------
@@ -161,10 +162,10 @@ def check_label_map(label_map, corpus, labels, emotions):
     Arguments
     ---------
     label_map : dict[str, str | None]
-        From a label of the corpus to a name of ``emotions``. Utterances with a label that it maps
-        to None, or does not name, are left out.
+        Name in ``emotions`` for each label of the corpus. Utterances whose label maps to None, or
+        is missing here, are skipped.
     corpus : str
-        The corpus's name, for errors.
+        The corpus's name, for error messages.
     labels : sequence of str
         All labels of the corpus.
     emotions : EmotionSet
@@ -172,12 +173,12 @@ def check_label_map(label_map, corpus, labels, emotions):
     Returns
     -------
     dict[str, str]
-        ``label_map`` without the labels that are left out.
+        ``label_map`` without the skipped labels.
 
     Raises
     ------
     InputError
-        If the corpus has no such label, ``emotions`` have no such name, or all labels are left out.
+        If the corpus lacks a label, ``emotions`` lack a name, or all labels are skipped.
 
     Example
     -------
@@ -209,7 +210,7 @@ correct label_map
 
 
 def describe_label_map(label_map, emotions):
-    """Say (str) which labels of a corpus each emotion is made of.
+    """Describe (str) which labels of a corpus become each emotion.
 
     Example
     -------

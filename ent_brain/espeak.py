@@ -1,4 +1,4 @@
-"""Speech without a download: espeak-ng, as ``espeakng-loader`` ships it, called through ctypes."""
+"""Synthetic speech without a download: the espeak-ng of ``espeakng-loader``, through ctypes."""
 
 import _ctypes
 import ctypes
@@ -10,10 +10,10 @@ import numpy as np
 from ent_brain.errors import InputError
 
 SAMPLE_RATE = 22050
-"""Rate in Hz at which espeak-ng speaks."""
+"""Sample rate of espeak-ng in Hz."""
 
 WORD_JOINER = "\u2060"
-"""Silent before a word, but the pronunciation of word pairs does not reach across it."""
+"""Silent character before a word. espeak-ng does not merge word pairs across it."""
 
 # The constants and the event structure of espeak-ng's speak_lib.h.
 _SYNCHRONOUS = 2
@@ -46,7 +46,7 @@ _unload = _ctypes.FreeLibrary if os.name == "nt" else _ctypes.dlclose
 
 
 class Speech(NamedTuple):
-    """What espeak-ng said."""
+    """Speech from espeak-ng."""
 
     samples: np.ndarray
     """int16 [samples] at ``SAMPLE_RATE``."""
@@ -55,7 +55,7 @@ class Speech(NamedTuple):
 
 
 def require():
-    """Return the package that carries espeak-ng; ``InputError`` if it is not installed."""
+    """Return the package with espeak-ng; ``InputError`` if it is not installed."""
     try:
         import espeakng_loader
     except ImportError as error:
@@ -66,27 +66,27 @@ def require():
 
 
 def speak(ssml, voice, rate=175, pitch=50, pitch_range=50, seed=0):
-    """Speak a text and tell where its words begin.
+    """Synthesise a text, with the start of each word.
 
-    The library is loaded for this call and unloaded after it. It keeps state that no function
-    resets (the phase of the pitch flutter, the gain control), so in a library that stays loaded the
-    samples of a text would depend on everything said before it. A copy that another part of the
-    process holds loaded would defeat that, and its voice settings would be lost.
+    The library is loaded for this call only. It has state that no function resets (the phase of the
+    pitch flutter, the gain control). If the library stayed loaded, the samples of a text would
+    depend on all texts before it. No other part of the process may keep the library loaded: its
+    state would remain, and its voice settings would be lost.
 
     Arguments
     ---------
     ssml : str
         Text; ``<prosody pitch="0..99" range="0..99" rate="percent">`` changes how a part is said.
-        Some word pairs ("on the") are one word to espeak-ng; ``WORD_JOINER`` before the second
-        keeps them two.
+        espeak-ng merges some word pairs ("on the") into one word; ``WORD_JOINER`` before the second
+        word prevents this.
     voice : str
         A language and a variant, such as ``en-us+f1``.
     rate : int
-        Words a minute.
+        Words per minute.
     pitch, pitch_range : int
-        0 to 99, 50 being the voice's own; 50 more is an octave up, or twice the range.
+        0 to 99; 50 is the voice's own value. 50 more is an octave up, or twice the range.
     seed : int
-        Of the breath noise that some voices have.
+        Seed of the breath noise that some voices have.
 
     Returns
     -------
@@ -113,7 +113,7 @@ def speak(ssml, voice, rate=175, pitch=50, pitch_range=50, seed=0):
         position = 0
         while events[position].type != _LIST_TERMINATED:
             event = events[position]
-            # A tag before the word joiner is told as a word without length: pass it over.
+            # espeak-ng reports a tag before the word joiner as a word without length: skip it.
             if event.type == _WORD and event.sample not in word_starts[-1:]:
                 word_starts.append(event.sample)
             position += 1
@@ -128,7 +128,7 @@ def speak(ssml, voice, rate=175, pitch=50, pitch_range=50, seed=0):
         library.espeak_ng_SetRandSeed(ctypes.c_long(seed))
         if library.espeak_SetVoiceByName(voice.encode()) != 0:
             raise InputError(f"{voice}: espeak-ng has no such voice: espeak-ng --voices lists them")
-        # Half the default volume keeps clear of espeak's gain control, which pumps.
+        # At half the default volume, espeak's gain control, which pumps, does not set in.
         settings = {_RATE: rate, _VOLUME: 50, _PITCH: pitch, _RANGE: pitch_range}
         for parameter, value in settings.items():
             library.espeak_SetParameter(parameter, value, 0)

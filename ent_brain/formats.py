@@ -1,7 +1,7 @@
-"""File formats: how other programs read the annotation of a recording.
+"""File formats for annotations, so that other programs can read them.
 
-A writer takes an ``Annotation`` and returns the text of a file. In every format but JSON, white
-space and control characters within a word become one space, and words without letters are left out.
+A writer takes an ``Annotation`` and returns the text of a file. In every format except JSON, white
+space and control characters within a word become one space, and empty words are omitted.
 """
 
 import csv
@@ -33,9 +33,9 @@ UNPRINTABLE = re.compile(r"[\s\x00-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff]+")
 def to_rttm(annotation):
     r"""Write segments in NIST's RTTM (str): one line each, the emotion in the speaker's column.
 
-    White space separates the columns. Names and emotions therefore have white space, ``"`` and
-    ``%`` percent-encoded, and ``urllib.parse.unquote`` restores them. A known speaker and a colon
-    precede the emotion; a colon in a speaker's name is percent-encoded, too.
+    White space separates the columns. Therefore, white space, ``"`` and ``%`` in names and emotions
+    are percent-encoded; ``urllib.parse.unquote`` restores them. A known speaker and a colon precede
+    the emotion. A colon in a speaker's name is also percent-encoded.
 
     Example
     -------
@@ -116,7 +116,7 @@ def to_eaf(annotation):
 
 
 def to_webvtt(annotation):
-    """Write captions in W3C's WebVTT (str); each names its emotion, and ends where that changes.
+    """Write captions in W3C's WebVTT (str). A caption has one emotion, which it names.
 
     A known speaker is the cue's voice; captions of two speakers may overlap.
 
@@ -145,7 +145,7 @@ def to_webvtt(annotation):
 
 
 def to_srt(annotation):
-    """Write the captions of ``to_webvtt`` in SubRip (str), which has no styles and no escapes."""
+    """Write the captions of ``to_webvtt`` in SubRip (str), without styles and escapes."""
     return "".join(
         f"{number}\n{_clock(start, ',')} --> {_clock(end, ',')}\n"
         + (f"{_line(speaker)}: " if speaker else "")
@@ -172,8 +172,8 @@ def to_audacity(annotation):
 def to_csv(annotation):
     """Write a table (str) with a row for each word.
 
-    ``word,start,end,emotion,probability,speaker``: seconds, and the emotion of the word with its
-    probability. What is not known is empty.
+    The columns are ``word,start,end,emotion,probability,speaker``. Times are in seconds;
+    probability is that of the emotion. Unknown values are empty.
     """
     rows = (
         (_line(text), _decimal(start), _decimal(end), *rest)
@@ -186,17 +186,17 @@ def to_csv(annotation):
 def to_frames_csv(annotation):
     """Write a table (str) with a row for each frame.
 
-    ``start,end`` and a column for each label: seconds, and the label's probability. All frames have
-    the same duration, so the last may end after the recording. If channels were annotated alone,
-    each has rows, and a last column names the channel.
+    The columns are ``start,end`` in seconds, and the probability of each label. All frames have the
+    same duration, so the last frame may end after the recording. If channels were annotated
+    separately, each channel has its own rows, and a last column names it.
     """
     duration = annotation.frame_duration
     frames = [(annotation.frame_probabilities, ())]
     frames += [(each.frame_probabilities, (each.name,)) for each in annotation.speakers]
     rows = [
         (_decimal(index * duration), _decimal((index + 1) * duration), *probabilities, *speaker)
-        for of_one, speaker in frames
-        for index, probabilities in enumerate(of_one)
+        for rows_of_frames, speaker in frames
+        for index, probabilities in enumerate(rows_of_frames)
     ]
     alone = any(speaker.frame_probabilities for speaker in annotation.speakers)
     return _table(["start", "end", *annotation.emotions, *["speaker"] * alone], rows)
@@ -206,9 +206,9 @@ class Format(NamedTuple):
     """A file format of annotations."""
 
     ending: str
-    """Of the file's name, without the dot before it."""
+    """End of the file's name, without the dot before it."""
     serialize: Callable
-    """From an ``Annotation`` to the text of the file."""
+    """Function from an ``Annotation`` to the text of the file."""
     purpose: str
 
 
@@ -227,7 +227,7 @@ FORMATS = {
 
 
 def describe_formats():
-    """Say what each format is for (str): one line each, with the ending of its files.
+    """Describe the formats (str): one line each, with the ending of the files and the purpose.
 
     Example
     -------
@@ -265,9 +265,9 @@ def whole_steps(seconds, per_second):
 def _in_steps(intervals, duration, per_second):
     """Round intervals (start, end, value) in seconds to whole steps.
 
-    None is empty, none overlaps the next, and none ends after the recording. Where two overlap, the
-    first ends where the second starts. A recording with fewer steps than intervals has room for
-    the first ones only.
+    No interval is empty, overlaps the next, or ends after the recording. If two overlap, the first
+    ends at the start of the second. If a recording has fewer steps than intervals, only the first
+    intervals remain.
     """
     steps = whole_steps(duration, per_second)
     rounded = [
@@ -284,7 +284,7 @@ def _in_steps(intervals, duration, per_second):
 
 
 def _speakers(annotation):
-    """Speakers whose words and segments are written, in turn; None is nobody."""
+    """Names of the speakers; None stands for words and segments of nobody."""
     return [None, *(speaker.name for speaker in annotation.speakers)]
 
 
@@ -299,7 +299,7 @@ def _segments(annotation, speaker, per_second):
 
 
 def _lines(annotation, speaker):
-    """Words of a speaker with their texts on one line, without empty ones."""
+    """Words of a speaker with their text on one line, without empty words."""
     words = _of_speaker(annotation.words, speaker)
     words = [word._replace(text=_line(word.text)) for word in words]
     return [word for word in words if word.text]
@@ -329,7 +329,10 @@ def _tiers(annotation, per_second):
 
 
 def _captions(annotation):
-    """Captions (start, end, (speaker, emotion, text)) in milliseconds; none in less than one."""
+    """Captions (start, end, (speaker, emotion, text)) in milliseconds.
+
+    A recording of less than 1 ms has no captions.
+    """
     captions = []
     for speaker in _speakers(annotation) if annotation.duration >= 0.001 else ():
         captions += _captions_of(annotation, speaker)
@@ -367,7 +370,7 @@ def _captions_of(annotation, speaker):
 
 
 def _without_gaps(intervals, end_of_all):
-    """Intervals (start, end, text), with empty texts between them."""
+    """Intervals (start, end, text), with empty texts in the gaps."""
     cover, covered = [], 0
     for start, end, text in intervals:
         if start > covered:
@@ -380,12 +383,12 @@ def _without_gaps(intervals, end_of_all):
 
 
 def _line(text):
-    """A text on one line, of characters that every format allows."""
+    """Put a text on one line, with only the characters that every format allows."""
     return UNPRINTABLE.sub(" ", text).strip()
 
 
 def _column(text):
-    """A text as a column of RTTM."""
+    """Encode a text as a column of RTTM."""
     return re.sub(r'[\s"%]', lambda letter: quote(letter[0]), text) or "<NA>"
 
 
@@ -401,7 +404,7 @@ def _table(header, rows):
 
 
 def _clock(milliseconds, point):
-    """Time of a caption as hours, minutes, seconds and milliseconds, which ``point`` separates."""
+    """Time of a caption in hours, minutes and seconds; ``point`` precedes the milliseconds."""
     minutes, rest = divmod(milliseconds, 60_000)
     seconds, rest = divmod(rest, 1000)
     return f"{minutes // 60:02d}:{minutes % 60:02d}:{seconds:02d}{point}{rest:03d}"

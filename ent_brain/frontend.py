@@ -1,8 +1,8 @@
-"""Front ends: waveforms to layered features [B, T, L, D], and how long a frame is.
+"""Front ends: from waveforms to layered features [B, T, L, D].
 
-Every front end has ``sample_rate`` (Hz), ``frame_samples`` (samples a frame), ``feature_dim`` (D),
-``feature_layers`` (L), ``max_samples`` and ``count_frames``; ``frame_duration`` (seconds) follows
-from them, and every time in seconds follows from it.
+Every front end has ``sample_rate`` (Hz), ``frame_samples`` (samples per frame), ``feature_dim``
+(D), ``feature_layers`` (L), ``max_samples`` and ``count_frames``. They determine
+``frame_duration`` (seconds), from which all times in seconds are computed.
 """
 
 import copy
@@ -25,19 +25,19 @@ from ent_brain.quiet import quiet_transformers
 
 
 class SSLKind(NamedTuple):
-    """A kind of model in transformers that gives hidden states at a regular rate."""
+    """A kind of transformers model with hidden states at a regular rate."""
 
     base: str
     """The base model's name on the hub."""
     window: int | None = None
-    """Samples that an utterance needs for its first frame. None for models of waveforms, where it
-    follows from their convolutions; other models take the mel bands of their feature extractor."""
+    """Samples that an utterance needs for its first frame. None for models of waveforms, whose
+    convolutions determine it. The other models take the mel bands of their feature extractor."""
     hop: int | None = None
     """Samples from one frame to the next; None for models of waveforms."""
     pad_to: int | None = None
     """Zeros are appended to an utterance up to a multiple of this number of samples."""
     first_center: int | None = None
-    """Samples to the middle of the first hidden state's window; None where that is of ``window``.
+    """Samples to the middle of the first hidden state's window; None for the middle of ``window``.
     """
 
 
@@ -50,42 +50,43 @@ SSL_MODELS = {
     "wav2vec2-bert": SSLKind("facebook/w2v-bert-2.0", window=560, hop=320),
     "whisper": SSLKind("openai/whisper-base", window=1, hop=320, pad_to=320, first_center=0),
 }
-"""The kinds by their ``model_type`` in transformers."""
+"""The kinds of SSL models by their ``model_type`` in transformers."""
 
 HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
-"""Names on the Hugging Face hub: owner/name."""
+"""Pattern of names on the Hugging Face hub: owner/name."""
 
 FROZEN_PARTS = (
     "feature_extractor.",
     *(f"encoder.{name}." for name in ("conv1", "conv2", "embed_positions")),
 )
-"""Prefixes of parameters that fine-tuning leaves as they are: convolutions before the layers, and
-Whisper's sinusoids."""
+"""Prefixes of parameters that fine-tuning does not change: the convolutions before the layers, and
+Whisper's sinusoidal positions."""
 
 LEAST_DEVIATION = 1e-3
-"""That a mel band is divided by: in silence there is none."""
+"""Lower bound of a mel band's standard deviation. It avoids division by zero in silence."""
 
 
 @register_checkpoint_hooks
 class Frontend(nn.Module):
-    """What the front ends share."""
+    """Base class of the front ends."""
 
     sample_rate = SAMPLE_RATE
     settings: dict
-    """Arguments that make this front end again, for use after training."""
+    """Arguments that rebuild this front end after training."""
     frame_samples: int
     feature_dim: int
     feature_layers: int
     level: float | None = None
-    """dB of full scale to which the active speech of an utterance or a recording is brought before
-    ``forward`` takes it (``level.bring_to_level``); None leaves it as it was recorded."""
+    """Level in dB of full scale to which callers bring the active speech of an utterance or a
+    recording before ``forward`` (``level.bring_to_level``); None for no change."""
     max_samples: int | None = None
-    """Samples of the longest utterance that it can encode; None for no limit."""
+    """Length in samples of the longest utterance that it can encode; None for no limit."""
     frame_offset = 0.0
-    """Seconds from when a frame begins by its number to where what it is centred on begins. Below 0
-    where windows are centred on the start of their hop, as Whisper's are."""
+    """Seconds from a frame's nominal start (its number times the frame duration) to the start of
+    the stretch on which it is centred. It is negative if windows are centred on the start of their
+    hop, as in Whisper."""
     cache: FeatureCache | None = None
-    """Where features are kept from epoch to epoch; ``forward`` then takes what was found there."""
+    """Cache of features between epochs; ``forward`` accepts its entries. None for no cache."""
 
     @property
     def frame_duration(self):
@@ -93,11 +94,11 @@ class Frontend(nn.Module):
         return self.frame_samples / self.sample_rate
 
     def count_frames(self, samples):
-        """Frames of an utterance of so many samples, an int or an int tensor."""
+        """Count the frames of an utterance from its samples, an int or an int tensor."""
         raise NotImplementedError
 
     def describe(self):
-        """What the features are computed by (dict, to be written as JSON)."""
+        """Describe everything that determines the features (dict of JSON values)."""
         return {"frontend": type(self).__name__, **self.settings}
 
     def sample_lens(self, wavs, wav_lens):
@@ -106,26 +107,26 @@ class Frontend(nn.Module):
 
     @mark_as_saver
     def _save(self, path):
-        """Save as SpeechBrain does, but without its warning that a frozen model saves nothing."""
+        """Save as SpeechBrain does, without its warning that a frozen model has no parameters."""
         torch.save(self.state_dict(), path)
 
 
 class FbankFrontend(Frontend):
     """80 log-mel energies every 10 ms, normalised, stacked to frames of 20 or 40 ms.
 
-    The shape of an utterance's average spectrum, which tells the voice and the microphone, is taken
-    out; its average level stays, as loudness tells emotions apart. Then each mel band is normalised
-    by the mean and deviation of all training audio that all processes have seen so far.
+    The shape of an utterance's average spectrum, which depends on voice and microphone, is removed.
+    Its average level stays, because loudness distinguishes emotions. Then each mel band is
+    normalised by the mean and deviation of all training audio so far, in all processes.
 
     Arguments
     ---------
     frame_duration : float
-        Seconds a frame: 0.02 or 0.04.
+        Seconds per frame: 0.02 or 0.04.
     normalize_utterances : bool
-        Whether the level and its changes are taken out, too: each mel band of an utterance then has
-        mean 0 and deviation 1, and emotions are told by what changes within it.
+        Whether the level and its range are removed, too. Each mel band of an utterance then has
+        mean 0 and deviation 1, so only changes within the utterance distinguish emotions.
     level : float, optional
-        dB of full scale of active speech, as ``Frontend.level``.
+        Level of active speech in dB of full scale, as ``Frontend.level``.
     augment : list of nn.Module, optional
         SpeechBrain augmenters of spectrograms [B, time, 80] (``SpectrogramDrop``, ``Warping``),
         applied in training.
@@ -168,7 +169,7 @@ class FbankFrontend(Frontend):
         self.register_buffer("count", torch.zeros((), dtype=torch.long))
 
     def count_frames(self, samples):
-        """Frames of an utterance: every 10 ms step that begins in it, stacked, rounded up."""
+        """Count the frames of an utterance: its steps of 10 ms, stacked, rounded up."""
         return -(-(samples // self.hop_samples + 1) // self.stacked)
 
     @torch.no_grad()
@@ -189,7 +190,7 @@ class FbankFrontend(Frontend):
         """
         samples = self.sample_lens(wavs, wav_lens)
         frame_lens = self.count_frames(samples)
-        # Zeros up to the last window that any frame sees, so that the batch changes nothing.
+        # Zeros up to the end of the last window, so that the result does not depend on the batch.
         steps = int(frame_lens.max()) * self.stacked
         wavs = nn.functional.pad(wavs, (0, steps * self.hop_samples - wavs.size(1)))
         mels = self.fbank(wavs)[:, :steps]
@@ -222,15 +223,16 @@ class FbankFrontend(Frontend):
 class SSLFrontend(Frontend):
     """A pretrained speech encoder of transformers, frozen or fine-tuned.
 
-    Frozen, it gives all hidden states, or the chosen ones; it stays in eval mode, has no gradient,
-    and is no part of this module's parameters, so neither optimiser nor checkpoint holds it. Its
-    features can be cached, so that each utterance is encoded once for all epochs.
+    A frozen encoder gives all hidden states, or selected ones. It stays in eval mode and has no
+    gradient. Its weights are not among this module's parameters, so neither the optimiser nor the
+    checkpoints contain them. Its features can be cached, so that each utterance is encoded once for
+    all epochs.
 
-    Fine-tuned, it gives the last hidden state; the convolutions are frozen, and the model's own
-    SpecAugment masks its input in training (Whisper: the mel spectrogram, in frames of 10 ms).
+    A fine-tuned encoder gives the last hidden state. Its convolutions are frozen, and the model's
+    own SpecAugment masks its input in training (Whisper: the mel spectrogram, in frames of 10 ms).
 
-    Each utterance is encoded alone, because the base models' group normalisation makes features
-    depend on padding. The exception is the training of a fine-tuned model of waveforms.
+    Each utterance is encoded separately, because the base models' group normalisation makes
+    features depend on padding. The exception is the training of a fine-tuned model of waveforms.
 
     Whisper encodes an utterance at its own length, up to 30 s; the published models pad every
     utterance to 30 s. Its decoder is not loaded. Its features depend on the recording's level.
@@ -240,8 +242,8 @@ class SSLFrontend(Frontend):
     model : str
         A key of ``SSL_MODELS``.
     source : str or Path, optional
-        Hub name, after an ``@`` a revision to pin; or a local folder, which needs no network. The
-        hub's base model if None.
+        Name on the hub, optionally with ``@`` and a revision; or a local folder, which needs no
+        network. The hub's base model if None.
     save_path : str or Path
         Cache folder for models from the hub.
     frozen : bool
@@ -250,31 +252,31 @@ class SSLFrontend(Frontend):
         configuration: ``mask_time_prob``, ``mask_time_length``, ``mask_feature_prob``,
         ``mask_feature_length``.
     layers : list of int, optional
-        Which hidden states a frozen model gives, 0 for the input of the first layer; all if None.
+        Hidden states that a frozen model gives; 0 is the input of the first layer. All if None.
     stacked : int
-        Neighbouring frames that are concatenated into one. Zeros fill up the last one.
+        Number of neighbouring frames that are concatenated into one. Zeros fill up the last one.
     level : float, optional
-        dB of full scale of active speech, as ``Frontend.level``.
+        Level of active speech in dB of full scale, as ``Frontend.level``.
     cache_folder : str or Path, optional
-        Where the features of a frozen model are cached, so that each utterance is encoded once.
-        They are cached before stacking.
+        Cache of a frozen model's features, so that each utterance is encoded once. Features are
+        cached before stacking.
     cache_precision : str
         ``float16`` or ``bfloat16``: the precision of cached features.
     augment : list of nn.Module, optional
-        SpeechBrain's ``SpectrogramDrop``s, which mask in training, with zeros, stretches of frames
-        (dim 1) or groups of channels (dim 2) of the features of a frozen model: after the cache and
-        stacking, the same in all layers.
+        SpeechBrain's ``SpectrogramDrop``s. In training, they set stretches of frames (dim 1) or
+        groups of channels (dim 2) of a frozen model's features to zero. They apply after the cache
+        and stacking, equally in all layers.
     digest : str, optional
-        ``weights_digest`` of the only weights that are accepted.
+        Required ``weights_digest`` of the model.
 
     Raises
     ------
     InputError
         If the weights have another digest.
     ValueError
-        If the model is not in ``SSL_MODELS``, its source does not exist or holds one of another
-        kind or lacks weights, a layer is not one of its own or given twice, ``stacked`` is below 1,
-        or layers, a cache or such masks are asked of a model that is not frozen.
+        If the model is not in ``SSL_MODELS``; if its source does not exist, has another kind of
+        model, or lacks weights; if a layer does not exist or is repeated; if ``stacked`` is below
+        1; or if layers, a cache or augment are given for a model that is not frozen.
     """
 
     def __init__(
@@ -297,7 +299,7 @@ class SSLFrontend(Frontend):
             raise ValueError(f"unknown SSL model {model!r}: use one of {', '.join(SSL_MODELS)}")
         if not frozen and (layers is not None or cache_folder is not None):
             raise ValueError("layers are chosen, and features are kept, of a frozen SSL model only")
-        # One that never masks must not draw a number of masks either: trainings would be others.
+        # A drop that never masks must not draw random numbers either: that would change trainings.
         self.augment = nn.ModuleList(drop for drop in augment if drop.drop_count_high)
         if self.augment and not frozen:
             raise ValueError("augment masks the features of a frozen SSL model: use spec_augment")
@@ -337,7 +339,8 @@ class SSLFrontend(Frontend):
         for name, parameter in ssl.named_parameters():
             if frozen or name.startswith(FROZEN_PARTS):
                 parameter.requires_grad = False
-        # A list hides the frozen model from parameters(), state_dict() and train().
+        # In a list, the frozen model is not in parameters() and state_dict(), nor affected by
+        # train().
         self._ssl = [ssl.eval()]
         if not frozen:
             self.ssl = nn.ModuleDict({"model": ssl})
@@ -346,27 +349,27 @@ class SSLFrontend(Frontend):
 
     @property
     def ssl_model(self):
-        """The model of transformers, frozen or not."""
+        """The transformers model, frozen or not."""
         return self._ssl[0]
 
     @property
     def takes_waveforms(self):
-        """Whether the model takes the waveform itself, not mel bands."""
+        """Whether the model takes waveforms rather than mel bands."""
         return self.kind.hop is None
 
     def describe(self):
-        """What the features are computed by (dict); where the model was read from is no part."""
+        """Describe everything that determines the features (dict), without the model's source."""
         stacked = {} if self.stacked == 1 else {"stacked": self.stacked}
         level = {} if self.level is None else {"level": self.level}
         return {**self._made_from(), **stacked, **level}
 
     def _made_from(self):
-        """What cached features are computed by (dict)."""
+        """Everything that determines the cached features (dict)."""
         extractor = self.feature_extractor
         if self.takes_waveforms:
             normalization = {"normalize_wav": extractor.do_normalize}
         else:
-            # Its filters follow from its settings.
+            # The settings determine the filters.
             filters = ("mel_filters", "window")
             settings = {k: v for k, v in extractor.to_dict().items() if k not in filters}
             normalization = {"extractor": settings}
@@ -378,15 +381,15 @@ class SSLFrontend(Frontend):
         }
 
     def _apply(self, fn, recurse=True):
-        """Move the hidden model too, wherever this module goes."""
+        """Move the frozen model together with this module."""
         if self.frozen:
             self.ssl_model._apply(fn)
         return super()._apply(fn, recurse)
 
     def save_ssl(self, folder):
-        """Save the SSL model as the hub has it, so that ``source`` can name this folder.
+        """Save the SSL model in the hub's format, so that ``source`` can name this folder.
 
-        Weights are saved in float16 if that loses nothing, as with all published Whisper models.
+        Weights are saved in float16 if that is lossless, as for all published Whisper models.
         """
         model = self.ssl_model
         half = copy.deepcopy(model).half()
@@ -397,11 +400,11 @@ class SSLFrontend(Frontend):
             self.feature_extractor.save_pretrained(folder)
 
     def count_frames(self, samples):
-        """Frames of an utterance: every window that fits into it, stacked, rounded up."""
+        """Count the frames of an utterance: the windows that fit into it, stacked, rounded up."""
         return -(-self._count_states(samples) // self.stacked)
 
     def _count_states(self, samples):
-        """Hidden states of an utterance, before stacking."""
+        """Count the hidden states of an utterance before stacking."""
         return (samples - self._window) // self._hop + 1
 
     def forward(self, wavs, wav_lens, kept=None):
@@ -414,8 +417,8 @@ class SSLFrontend(Frontend):
         wav_lens : Tensor
             [B] relative lengths.
         kept : list of Kept, optional
-            What the cache's ``look_up`` found for each utterance, as a loader's worker has done it;
-            without it, it is done here.
+            Cache entry of each utterance, if a loader's worker has looked it up. If None, it is
+            looked up here.
 
         Returns
         -------
@@ -440,18 +443,21 @@ class SSLFrontend(Frontend):
             valid = length_to_mask(self._count_states(samples), features.size(1))
             features = features.masked_fill(valid[..., None, None] == 0, 0)
             return self._stack(features), self.count_frames(samples)
-        alone = [wav[:count] for wav, count in zip(wavs, samples.tolist(), strict=True)]
+        wavs = [wav[:count] for wav, count in zip(wavs, samples.tolist(), strict=True)]
         if self.cache is None:
-            alone = [self.encode(wav[None])[0] for wav in alone]
+            rows = [self.encode(wav[None])[0] for wav in wavs]
         else:
-            kept = kept or [self.cache.look_up(wav) for wav in alone]
-            alone = [self._complete(*p).to(wavs.device) for p in zip(kept, alone, strict=True)]
-        features = self._stack(nn.utils.rnn.pad_sequence(alone, batch_first=True))
+            kept = kept or [self.cache.look_up(wav) for wav in wavs]
+            rows = [
+                self._complete(entry, wav).to(wav.device)
+                for entry, wav in zip(kept, wavs, strict=True)
+            ]
+        features = self._stack(nn.utils.rnn.pad_sequence(rows, batch_first=True))
         if self.training and self.augment:
-            kept_parts = torch.ones_like(features[:, :, 0])
+            mask = torch.ones_like(features[:, :, 0])
             for drop in self.augment:
-                kept_parts = drop(kept_parts)
-            features = features * kept_parts[:, :, None]
+                mask = drop(mask)
+            features = features * mask[:, :, None]
         return features, self.count_frames(samples)
 
     def encode(self, wavs, wav_lens=None):
@@ -469,7 +475,7 @@ class SSLFrontend(Frontend):
         Tensor
             Hidden states [B, T, L, D] before stacking.
         """
-        if not self.frozen:  # a mask must fit: utterances shorter than a mask are not masked
+        if not self.frozen:  # utterances shorter than a mask cannot be masked
             config, states = self.ssl_model.config, self._count_states(wavs.size(1))
             config.apply_spec_augment = states >= config.mask_time_length
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
@@ -481,7 +487,7 @@ class SSLFrontend(Frontend):
                     mask = length_to_mask(torch.round(wav_lens * wavs.size(1))).bool()
                 given = {"input_values": wavs, "attention_mask": mask}
             else:
-                with torch.autocast("cpu", enabled=False):  # it takes no half precision
+                with torch.autocast("cpu", enabled=False):  # it does not accept half precision
                     mels = self.feature_extractor(
                         wavs.float().cpu().numpy(),
                         sampling_rate=self.sample_rate,
@@ -508,14 +514,14 @@ class SSLFrontend(Frontend):
         return self.encode(wavs)[:, :, layer]
 
     def last_states(self, features, samples):
-        """Last hidden states of utterances from their features.
+        """Extract the last hidden states of utterances from their features.
 
         Arguments
         ---------
         features : Tensor
-            [B, T, L, D] of ``forward``.
+            [B, T, L, D] from ``forward``.
         samples : sequence of int
-            Of each utterance.
+            Number of samples of each utterance.
 
         Returns
         -------
@@ -525,7 +531,7 @@ class SSLFrontend(Frontend):
         Raises
         ------
         ValueError
-            If the last hidden state is none of ``layers``.
+            If the last hidden state is not among ``layers``.
         """
         layer = self.layers.index(self.ssl_model.config.num_hidden_layers)
         states = features[:, :, layer].unflatten(-1, (self.stacked, -1)).flatten(1, 2)
@@ -534,10 +540,10 @@ class SSLFrontend(Frontend):
         ]
 
     def _complete(self, kept, wav):
-        """Features of one utterance as the cache has them, or will have them."""
+        """Return the cached features of an utterance, or compute and cache them."""
         if kept.features is not None:
             return kept.features
-        # In full precision, so that the cache does not depend on the precision of the training.
+        # In full precision, so that the cache does not depend on the training's precision.
         with torch.autocast(wav.device.type, enabled=False):
             return self.cache.keep(kept.name, self.encode(wav[None])[0])
 
@@ -551,8 +557,8 @@ class SSLFrontend(Frontend):
 
 
 def _load(kind, source, save_path, spec_augment):
-    """Load a model and its feature extractor; settings of SpecAugment replace the model's own."""
-    # Only here: transformers takes seconds to import, and log-mel energies do not need it.
+    """Load a model and its feature extractor; the settings of SpecAugment replace the model's."""
+    # Imported only here, because it takes seconds and log-mel energies do not need it.
     import transformers
 
     name, _, revision = source.partition("@")
@@ -566,7 +572,7 @@ def _load(kind, source, save_path, spec_augment):
     place = {"cache_dir": str(save_path), "revision": revision or "main"}
     try:
         given, _ = transformers.PreTrainedConfig.get_config_dict(name, **place)
-    except OSError as error:  # whose message does not always name the model
+    except OSError as error:  # its message does not always name the model
         raise ValueError(
             f"{source}: cannot be read as a {kind} model ({one_line(error)}): check the name, the "
             "files and the network"
@@ -574,26 +580,26 @@ def _load(kind, source, save_path, spec_augment):
     if (held := given.get("model_type")) != kind:
         raise ValueError(f"{source}: holds a {held} model, not a {kind} one")
     config_class = transformers.CONFIG_MAPPING[kind]
-    # The architecture's own settings only: others can name code and kernels on the hub.
+    # Only the architecture's own settings, because others can name code and kernels on the hub.
     own = config_class().to_dict().keys() - transformers.PreTrainedConfig().to_dict().keys()
     config = config_class(**{key: value for key, value in given.items() if key in own})
-    # Before the model is made: it has no vector for masked frames if it is not to mask any.
+    # Before the model is built, because only a model that masks has a vector for masked frames.
     for key, value in spec_augment.items():
         setattr(config, key, value)
-    # In transformers 5 WavLM's model asks for this, its configuration does not have it.
+    # WavLM's model in transformers 5 needs this setting, which its configuration lacks.
     config.mask_feature_min_masks = getattr(config, "mask_feature_min_masks", 0)
     model_class = transformers.MODEL_MAPPING[config_class]
     if kind == "whisper":
         from ent_brain.whisper import WhisperSpeechEncoder
 
         model_class = WhisperSpeechEncoder
-    with quiet_transformers(Path(source).is_dir()):  # what is missing is checked below
+    with quiet_transformers(Path(source).is_dir()):  # missing weights are reported below
         model, report = model_class.from_pretrained(
             name, config=config, dtype=torch.float32, output_loading_info=True, **place
         )
     missing = set(report["missing_keys"])
     if "masked_spec_embed" in missing:
-        # Many published models lack it. transformers would draw it at random.
+        # Many published models lack it, and transformers would initialise it at random.
         nn.init.zeros_(model.masked_spec_embed)
         missing.remove("masked_spec_embed")
     if missing:
@@ -616,7 +622,7 @@ def _check_digest(ssl, source, digest):
 
 
 def _receptive_field(kernels, strides):
-    """Samples that the first frame of stacked convolutions sees, and samples a frame."""
+    """Compute the window and the hop of stacked convolutions in samples (int, int)."""
     window, hop = 1, 1
     for kernel, stride in zip(kernels, strides, strict=True):
         window += (kernel - 1) * hop
@@ -625,7 +631,7 @@ def _receptive_field(kernels, strides):
 
 
 def _check_layers(layers, last):
-    """Indices of hidden states, of ``last + 1``; all where None are chosen."""
+    """Check indices of hidden states from 0 to ``last`` (list[int]); all if None."""
     if layers is None:
         return list(range(last + 1))
     if not layers or len(set(layers)) < len(layers) or not set(layers) <= set(range(last + 1)):
@@ -634,23 +640,23 @@ def _check_layers(layers, last):
 
 
 def make_frontend(model, stacked=1, level=None, **settings):
-    """Make the front end of a name, for recipes in which a word on the command line chooses it.
+    """Make a front end by name, for recipes with an option that chooses it.
 
     Arguments
     ---------
     model : str
         A key of ``SSL_MODELS``, or ``fbank`` for log-mel energies.
     stacked : int
-        Frames of 20 ms that are concatenated into one.
+        Number of frames of 20 ms that are concatenated into one.
     level : float, optional
-        dB of full scale of active speech, as ``Frontend.level``.
+        Level of active speech in dB of full scale, as ``Frontend.level``.
     **settings
-        Of ``SSLFrontend``; log-mel energies have no use for them.
+        Arguments of ``SSLFrontend``; ``fbank`` ignores them.
 
     Returns
     -------
     Frontend
-        Another name raises ``ValueError``.
+        An unknown name raises ``ValueError``.
 
     Example
     -------

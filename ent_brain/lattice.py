@@ -1,11 +1,13 @@
-"""The transducer lattice of a joint network, described by four small tensors and never stored.
+"""The transducer lattice of a joint network: four small tensors, from which nodes are computed.
 
-A joint network over T frames and U+1 token positions has T x (U+1) nodes; node (t, u) of an
-utterance carries ``weight @ tanh(enc[t] + pred[u]) + bias``. Storing the hidden layer of every
-node is what fills memory. Whoever needs all nodes reads them tile by tile: ``tiles`` cuts the valid
-ones into rectangles that fit a cache and ``tile_logits`` evaluates one. Whoever needs some nodes
-lists them: ``node_logits`` evaluates a list run by run, and ``backpropagate`` is the backward pass,
-which evaluates the nodes again instead of keeping their hidden layers.
+A joint network over T frames and U+1 token positions has T x (U+1) nodes. Node (t, u) of an
+utterance has the logits ``weight @ tanh(enc[t] + pred[u]) + bias``. Storing the hidden layer of
+every node would fill the memory, so the lattice is never stored.
+
+Code that needs all nodes reads them tile by tile: ``tiles`` cuts the valid nodes into rectangles
+that fit a cache, and ``tile_logits`` evaluates one. Code that needs some nodes lists them:
+``node_logits`` evaluates a list in runs. ``backpropagate`` is the backward pass; it evaluates the
+nodes again instead of storing their hidden layers.
 """
 
 from typing import NamedTuple
@@ -14,20 +16,20 @@ import torch
 from torch import Tensor
 
 TILE_ELEMENTS = {"cpu": 1 << 20, "cuda": 1 << 26}
-"""Numbers that the widest layer of one tile may hold, or as many as the output's weight has where
-that is more: on a CPU the tile stays in its cache, on a GPU it is large enough to fill the device.
-"""
+"""Upper limit of the elements in the widest layer of one tile, or the size of the output's weight
+if that is larger. On a CPU the tile stays in its cache; on a GPU it is large enough to fill the
+device."""
 
 PADDED_SHARE = {"cpu": 0.0, "cuda": 0.25}
-"""Share of padded nodes that a tile over several utterances may hold: a CPU takes utterances of
-one size together and every other alone; a GPU would rather compute some padding than wait."""
+"""Upper limit of the share of padded nodes in a tile of several utterances. A CPU combines only
+utterances of one size; a GPU computes some padding rather than idle."""
 
 
 class Lattice(NamedTuple):
     """``logits[b, t, u] = weight @ tanh(enc[b, t] + pred[b, u]) + bias`` of every node.
 
-    ``Joint.lattice`` of ``ent_brain.model`` makes one; four tensors of any other joint network with
-    a sum and a tanh do as well.
+    ``Joint.lattice`` of ``ent_brain.model`` makes one. The four tensors may come from any joint
+    network with a sum and a tanh.
     """
 
     enc: Tensor
@@ -40,7 +42,7 @@ class Lattice(NamedTuple):
     """[outputs]"""
 
     def dense(self):
-        """Logits of all nodes, [B, T, U+1, outputs]: for tests and pictures only."""
+        """Logits of all nodes, [B, T, U+1, outputs], for tests and pictures only."""
         return self._output(torch.tanh(self.enc[:, :, None] + self.pred[:, None]))
 
     def at(self, rows, frames, positions):
@@ -59,7 +61,7 @@ class Lattice(NamedTuple):
         return self._output(torch.tanh(self.enc[rows, frames] + self.pred[rows, positions]))
 
     def _output(self, hidden):
-        """Logits of hidden nodes; half precision multiplies, sums that follow are in float32."""
+        """Logits of hidden nodes. The product may be in half precision; the result is float32."""
         with torch.autocast(hidden.device.type, enabled=False):
             logits = torch.nn.functional.linear(
                 hidden, self.weight.to(hidden.dtype), self.bias.to(hidden.dtype)
@@ -71,16 +73,16 @@ class Tile(NamedTuple):
     """A rectangle of nodes: some utterances, a run of their frames, all their token positions."""
 
     rows: slice | Tensor
-    """N utterances: a slice of one, or [N] indices."""
+    """N utterances: a slice of length 1, or indices [N]."""
     frames: slice
     positions: slice
 
     def of_nodes(self, values):
-        """The tile of a tensor over all nodes: [B, T, U+1, ...] -> [N, frames, positions, ...]."""
+        """Tile of a tensor over all nodes: [B, T, U+1, ...] -> [N, frames, positions, ...]."""
         return values[self.rows, self.frames, self.positions]
 
     def grid(self, device):
-        """Frame index [frames, 1] and position index [1, positions] of the tile's nodes."""
+        """Frame indices [frames, 1] and position indices [1, positions] of the tile's nodes."""
         frames = torch.arange(self.frames.start, self.frames.stop, device=device)
         positions = torch.arange(self.positions.stop, device=device)
         return frames[:, None], positions[None, :]
@@ -92,14 +94,14 @@ def tiles(lattices, frame_lens, token_lens):
     Arguments
     ---------
     lattices : sequence of Lattice
-        Lattices that are read together.
+        Lattices that are evaluated together.
     frame_lens, token_lens : Tensor
-        [B], int; a node is valid where t < frame_len and u <= token_len.
+        [B], int; a node is valid if t < frame_len and u <= token_len.
 
     Returns
     -------
     list[Tile]
-        Every valid node is in exactly one tile; the frames of an utterance come in order.
+        Every valid node is in exactly one tile. The frames of an utterance are in order.
     """
     device = lattices[0].enc.device
     budget = _nodes_at_once(lattices)
@@ -119,8 +121,8 @@ def tiles(lattices, frame_lens, token_lens):
                 break
             group.append(order.pop(0))
             positions, valid = grown, grown_valid
-        alone = slice(group[0], group[0] + 1)
-        rows = alone if len(group) == 1 else torch.tensor(group, device=device)
+        single = slice(group[0], group[0] + 1)
+        rows = single if len(group) == 1 else torch.tensor(group, device=device)
         step = max(1, budget // (len(group) * positions))
         result += [
             Tile(rows, slice(start, min(start + step, frames)), slice(0, positions))
@@ -141,7 +143,7 @@ def tile_logits(lattices, tile):
 
 
 def node_logits(lattices, nodes):
-    """Logits of a list of nodes, as many at once as fit a tile's budget; no graph.
+    """Evaluate a list of nodes in runs of a tile's size, without a graph.
 
     Arguments
     ---------
@@ -159,7 +161,7 @@ def node_logits(lattices, nodes):
 
 
 def backpropagate(lattices, nodes, grad_logits):
-    """Gradients of the lattices' tensors from the gradient of the logits of some nodes.
+    """Compute the gradients of the lattices' tensors from those of some nodes' logits.
 
     Arguments
     ---------
@@ -168,12 +170,12 @@ def backpropagate(lattices, nodes, grad_logits):
         Utterances, frames and positions of the nodes whose logits have a gradient, int64 [N] each.
     grad_logits : callable
         ``grad_logits(run, logits)`` returns the gradient of the logits [n, outputs] of a run of
-        the nodes, and may overwrite them.
+        the nodes. It may overwrite the logits.
 
     Returns
     -------
     list[Tensor]
-        enc, pred, weight and bias gradients of each lattice in turn, in the tensors' own types.
+        Gradients of enc, pred, weight and bias of each lattice in turn, in the tensors' types.
     """
     sums = [
         [tensor.new_zeros(tensor.shape, dtype=sum_type(tensor)) for tensor in lattice]
@@ -192,7 +194,7 @@ def backpropagate(lattices, nodes, grad_logits):
             else:
                 weight += grad.T @ hidden
             grad_hidden = grad @ lattice.weight.to(hidden.dtype)
-            # In one pass and in place: grad_hidden * (1 - hidden^2).
+            # grad_hidden * (1 - hidden^2), in one pass and in place.
             torch.ops.aten.tanh_backward.grad_input(grad_hidden, hidden, grad_input=grad_hidden)
             enc.flatten(0, 1).index_add_(0, enc_rows, grad_hidden.to(enc.dtype))
             pred.flatten(0, 1).index_add_(0, pred_rows, grad_hidden.to(pred.dtype))
@@ -216,7 +218,7 @@ def _evaluate(lattices, nodes):
             enc_rows = rows * lattice.enc.size(1) + frames
             pred_rows = rows * lattice.pred.size(1) + positions
             pairs = torch.stack((enc_rows, pred_rows + len(lattice.enc) * lattice.enc.size(1)), 1)
-            # A sum of two rows of one table: they are gathered and added in a single pass.
+            # Gathers two rows of one table and adds them in a single pass.
             hidden = torch.nn.functional.embedding_bag(pairs, table, mode="sum").tanh_()
             layers.append((hidden, enc_rows, pred_rows))
         logits = [
@@ -236,24 +238,24 @@ def _hidden(lattice, tile):
 
 
 def _as_hidden(tensor):
-    """Half precision as float32 on a CPU, whose tanh is several times slower in half precision."""
+    """Convert half precision to float32 on a CPU, whose tanh is several times faster there."""
     return tensor.to(sum_type(tensor)) if tensor.device.type == "cpu" else tensor
 
 
 def _nodes_at_once(lattices):
     elements = TILE_ELEMENTS.get(lattices[0].enc.device.type, TILE_ELEMENTS["cuda"])
-    # A wide vocabulary's weight is read, and its gradient written, once a tile: a tile as large
-    # as the weight costs no more memory than they do.
+    # Each tile reads the output's weight and writes its gradient. A tile as large as the weight
+    # needs no more memory than these.
     elements = max(elements, *(lattice.weight.numel() for lattice in lattices))
     outputs = sum(lattice.bias.numel() for lattice in lattices)
     return max(1, elements // max(outputs, *(lattice.enc.size(2) for lattice in lattices)))
 
 
 def sum_type(tensor):
-    """The type in which numbers of a tensor are added up: float32, or float64 for float64."""
+    """Return the dtype for sums of a tensor's elements: float32, or float64 for float64."""
     return torch.float64 if tensor.dtype == torch.float64 else torch.float32
 
 
 def split_tensors(tensors):
-    """Lattices of their tensors in a row, as autograd functions take them (list[Lattice])."""
+    """Build lattices (list[Lattice]) from a flat list of their tensors."""
     return [Lattice(*tensors[i : i + 4]) for i in range(0, len(tensors), 4)]

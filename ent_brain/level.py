@@ -1,4 +1,4 @@
-"""The level of speech, so that a recording's gain changes neither its words nor its emotions."""
+"""Level of speech. Recordings are brought to one level, so that their gain changes no result."""
 
 import torch
 
@@ -6,7 +6,7 @@ STEP = 0.02
 """Seconds over which power is measured."""
 
 MARGIN = 15.9
-"""dB between the level of active speech and the threshold above which speech is active (P.56)."""
+"""Difference in dB between the level of active speech and the threshold of activity (P.56)."""
 
 
 def step_powers(wav, sample_rate):
@@ -23,16 +23,16 @@ def step_means(wav, sample_rate):
 
 
 def active_level(powers):
-    """Level of the active speech of a recording, whose pauses do not count.
+    """Measure the level of the active speech in a recording, without its pauses.
 
-    After ITU-T P.56, method B, with steps of 20 ms in place of its envelope: the active steps are
-    those above a threshold that lies 15.9 dB below their own mean power. The threshold is the
-    first such from above, so that no length of faint noise is active.
+    The method follows ITU-T P.56, method B, with steps of 20 ms instead of its envelope. Steps are
+    active if they exceed a threshold that lies 15.9 dB below the mean power of the active steps.
+    The highest such threshold is used, so that long faint noise does not become active.
 
     Arguments
     ---------
     powers : Tensor
-        [N] as ``step_powers`` gives them.
+        [N] from ``step_powers``.
 
     Returns
     -------
@@ -50,7 +50,7 @@ def active_level(powers):
     """
     loudest_first = powers.sort(descending=True).values
     levels = 10 * (loudest_first.cumsum(0) / torch.arange(1, len(powers) + 1)).log10()
-    # The first step that is as far below the mean of all louder ones is no longer active.
+    # The first step that is this far below the mean of all louder ones is not active.
     quiet = levels - 10 * loudest_first.log10() >= MARGIN
     last = int(quiet.nonzero()[0]) - 1 if quiet.any() else -1
     return float(levels[last])
@@ -63,5 +63,5 @@ def gain(powers, level):
 
 
 def bring_to_level(wav, sample_rate, level):
-    """Scale samples [S] so that active speech has a level in dB of full scale; None: as it is."""
+    """Scale samples [S] so that active speech has a level in dB of full scale; None: unchanged."""
     return wav if level is None else wav * gain(step_powers(wav, sample_rate), level)

@@ -420,7 +420,7 @@ def every_path(read, frames, max_symbols):
     return total
 
 
-def beam(read, frames, beam_size, max_symbols, given_up):
+def beam(read, frames, beam_size, max_symbols, threshold):
     """{tokens: score} of the beam after the last frame, by dictionaries."""
     score, greedy_one = {((), False): 0.0}, ()
     for t in range(frames):
@@ -449,7 +449,7 @@ def beam(read, frames, beam_size, max_symbols, given_up):
             score = {}
             for tokens, passed, total in candidates:
                 score[tokens, passed] = add_logs(score.get((tokens, passed), -math.inf), total)
-            least, of_greedy = max(score.values()) - given_up, (greedy_one, greedy_passed)
+            least, of_greedy = max(score.values()) - threshold, (greedy_one, greedy_passed)
             kept = [key for key in score if score[key] >= least or key == of_greedy]
             kept.sort(key=lambda key: (key != of_greedy, -score[key]))
             score = {key: score[key] for key in kept[:beam_size]}

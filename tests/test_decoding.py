@@ -271,7 +271,7 @@ def test_search_keeps_no_graph(model_class):
 def test_a_beam_that_holds_everything_sums_over_all_paths(
     model_class, max_symbols, frames, monkeypatch
 ):
-    monkeypatch.setattr(decoding, "GIVEN_UP", torch.inf)
+    monkeypatch.setattr(decoding, "PRUNING_THRESHOLD", torch.inf)
     model, features = random_model(model_class, vocab_size=3), random_features()[:1, :frames]
     read = NodeReader(PlainModel(model), features[0])
     expected = oracles.every_path(read, frames, max_symbols)
@@ -289,16 +289,16 @@ def test_a_beam_that_holds_everything_sums_over_all_paths(
 @MODELS
 @SYMBOLS
 @pytest.mark.parametrize("beam_size", [2, 3, 5])
-@pytest.mark.parametrize("given_up", [1.0, 6.0, torch.inf])
+@pytest.mark.parametrize("threshold", [1.0, 6.0, torch.inf])
 def test_a_narrow_beam_keeps_what_dictionaries_keep(
-    model_class, max_symbols, beam_size, given_up, monkeypatch
+    model_class, max_symbols, beam_size, threshold, monkeypatch
 ):
-    monkeypatch.setattr(decoding, "GIVEN_UP", given_up)
+    monkeypatch.setattr(decoding, "PRUNING_THRESHOLD", threshold)
     model, features = random_model(model_class), random_features()
     found = beam_search(model, features, FRAME_LENS, beam_size, beam_size, max_symbols)
     for hypotheses, each in zip(found, utterances(features), strict=True):
         read = NodeReader(PlainModel(model), each)
-        expected = oracles.beam(read, len(each), beam_size, max_symbols, given_up)
+        expected = oracles.beam(read, len(each), beam_size, max_symbols, threshold)
         scores = {tuple(hypothesis.tokens): hypothesis.score for hypothesis in hypotheses}
         assert len(scores) == len(hypotheses)
         assert scores == pytest.approx(expected, rel=1e-5, abs=1e-4)
