@@ -1,12 +1,14 @@
-"""Manifests: one JSON file a split that says of each utterance what is to be learnt from it.
+"""Manifests: one JSON file per split with the audio and the labels of each utterance.
 
 ``{id: {"wav": "{data_root}/a.wav", "duration": seconds, "transcript": text, "emotion": name,
 "speaker": id, "segments": [{"emotion": name, "start": seconds, "end": seconds}]}}``, SpeechBrain's
-format. ``transcript`` or ``emotion`` is null where it is not known. ``start`` (seconds) is there
-where the utterance is a part of its file. ``segments`` is there only where the emotions' times are
-known: the emotional ones; what they leave is neutral. Where the words of each stretch are known
-too, ``intervals`` stands in its place, ``[{"emotion": name, "start": sample, "end": sample,
-"transcript": text}]`` at 16 kHz, neutral ones as well: each begins where the one before ends.
+format. An unknown ``transcript`` or ``emotion`` is null. An utterance that is a part of its file
+also has ``start`` (seconds).
+
+``segments`` is present only if the times of the emotions are known. It lists the emotional
+segments; the rest is neutral. If the words of each segment are also known, ``intervals`` replaces
+it: ``[{"emotion": name, "start": sample, "end": sample, "transcript": text}]`` at 16 kHz, with the
+neutral ones. Each interval starts at the end of the one before.
 """
 
 import json
@@ -29,19 +31,21 @@ from ent_brain.segments import Segment, fill_neutral
 from ent_brain.tokens import normalize_transcript
 
 SAMPLE_RATE = 16000
-"""Hz: what every front end expects."""
+"""Sample rate in Hz that every front end expects."""
 
 DATA_ROOT = "{data_root}"
-"""What stands in a manifest for the folder that its audio lies in."""
+"""Placeholder in a manifest for the folder of its audio."""
 
 MOST_SECONDS = 1e9
-"""JSON has numbers of any size, and those that are none."""
+"""Upper limit of times in seconds. It excludes NaN, Infinity and absurd values, which Python's JSON
+reader accepts."""
 
 KEYS = ("wav", "duration", "transcript", "emotion", "speaker")
-"""What every entry of a manifest has."""
+"""Required keys of a manifest's entries."""
 
 MOST_ID_BYTES = 200
-"""File systems take names of 255; some of ours have a digest or an ending beside the id."""
+"""Upper limit of an id's length in bytes. File systems allow names of 255 bytes, and some of our
+names add a digest or an ending to the id."""
 
 logger = get_logger(__name__)
 
@@ -57,26 +61,26 @@ class Interval(NamedTuple):
 
 @dataclass(frozen=True)
 class Utterance:
-    """What a corpus says of one utterance; ``check_utterances`` adds what its audio file says."""
+    """A corpus's utterance; ``check_utterances`` adds the properties of its audio file."""
 
     id: str
     wav: Path  # inside the corpus's folder
-    transcript: str | None  # None: the corpus has none
-    emotion: str | None  # a name of the recipe's label set; None: the corpus has none
+    transcript: str | None  # None if the corpus has none
+    emotion: str | None  # a name of the recipe's label set; None if the corpus has none
     speaker: str
-    segments: tuple[Segment, ...] | None = None  # None: intervals not known
+    segments: tuple[Segment, ...] | None = None  # None if not known
     samples: int | None = None  # at ``sample_rate``; None: to the end of the file
     sample_rate: int = SAMPLE_RATE
-    intervals: tuple[Interval, ...] | None = None  # all of it, where words are known by interval
-    start: float | None = None  # seconds into a file that holds more than the utterance
+    intervals: tuple[Interval, ...] | None = None  # without gaps; None if not known
+    start: float | None = None  # seconds, if the utterance is a part of its file
 
     @property
     def duration(self):
-        """Seconds (float)."""
+        """Duration in seconds (float)."""
         return self.samples / self.sample_rate
 
     def entry(self, data_root):
-        """The utterance's entry (dict) in a manifest of the corpus at ``data_root``."""
+        """Build the utterance's entry (dict) in a manifest of the corpus at ``data_root``."""
         wav = f"{DATA_ROOT}/" + self.wav.relative_to(data_root).as_posix()
         values = (wav, self.duration, self.transcript, self.emotion, self.speaker)
         entry = dict(zip(KEYS, values, strict=True))
@@ -90,14 +94,14 @@ class Utterance:
 
 
 def path_inside(text, start, folder):
-    """Tell where an audio file lies that a corpus or a manifest names.
+    """Resolve the path of an audio file in a corpus or a manifest.
 
     Arguments
     ---------
     text : str
         ``<start>/<path>``.
     start : str
-        What stands for the folder.
+        Placeholder of the folder.
     folder : str or Path
 
     Returns
@@ -107,7 +111,7 @@ def path_inside(text, start, folder):
     Raises
     ------
     InputError
-        If the path leaves the folder, by its letters: a link to another disk is fine.
+        If the path, as written, leaves the folder. Symbolic links to other places are allowed.
 
     Example
     -------
@@ -126,7 +130,7 @@ def path_inside(text, start, folder):
 
 
 def check_id(name):
-    r"""Refuse an utterance's id that can be no file's name, or would name one of another folder.
+    r"""Refuse an utterance's id that is not a valid file name, or would leave the folder.
 
     Example
     -------
@@ -154,25 +158,25 @@ def check_utterances(
     data_root : str or Path
         The corpus's folder, named in the report.
     problems : iterable of str
-        What the corpus's own reader found; reported with the rest.
+        Problems that the corpus's reader found; they are reported with the others.
     emotions : EmotionSet
     normalize : callable
-        How the recipe normalises transcripts, of ``tokens.NORMALIZATIONS``.
+        The recipe's normalisation of transcripts, from ``tokens.NORMALIZATIONS``.
 
     Returns
     -------
     list[Utterance]
-        With ``samples`` and ``sample_rate`` of the audio, the transcript normalised, and segments
-        reduced to the emotional ones, none of which ends after the audio.
+        With ``samples`` and ``sample_rate`` of the audio, normalised transcripts, and only the
+        emotional segments, none of which ends after the audio.
 
     Raises
     ------
     InputError
-        An id that can be no file's name, audio missing, unreadable, cut off, empty or not as long
-        as the corpus says, a part of a file that leaves it, samples that are no sound, a transcript
-        without a word, an unknown emotion, neither transcript nor emotion, an interval that is
-        empty or outside the audio, an id used twice. Other sampling rates and several channels are
-        only mentioned in the log.
+        If an id is used twice or is not a valid file name; if audio is missing, unreadable,
+        truncated, empty, not as long as the corpus states, or has NaN or absurd samples; if a part
+        of a file exceeds it; if a transcript has no word, an emotion is unknown, or both are
+        missing; or if an interval is empty or outside the audio. Other sample rates and several
+        channels are only logged.
 
     Example
     -------
@@ -188,11 +192,11 @@ def check_utterances(
     ]
     checked = []
     other_rate = several_channels = 0
-    look = lru_cache(maxsize=1024)(check_audio)  # one file may hold many utterances
+    check = lru_cache(maxsize=1024)(check_audio)  # one file may contain many utterances
     for utterance in utterances:
         try:
             check_id(utterance.id)
-            audio = look(utterance.wav)
+            audio = check(utterance.wav)
             checked.append(_complete(utterance, audio, emotions, normalize))
         except InputError as error:
             problems.append(f"{utterance.id}: {error}")
@@ -211,7 +215,7 @@ def check_utterances(
 
 
 def _complete(utterance, audio, emotions, normalize):
-    """The utterance with what its audio says, its transcript normalised."""
+    """Complete an utterance from its audio, and normalise its transcript."""
     transcript = utterance.transcript
     if transcript is None and utterance.emotion is None:
         raise InputError("neither transcript nor emotion")
@@ -242,7 +246,7 @@ def _complete(utterance, audio, emotions, normalize):
 
 
 def _part(utterance, rate, of_file):
-    """Samples of an utterance that is a part of a file of so many."""
+    """Count the samples of an utterance that is a part of a file with ``of_file`` samples."""
     first = round(utterance.start * rate)
     samples = of_file - first
     if utterance.samples is not None:
@@ -257,7 +261,7 @@ def _part(utterance, rate, of_file):
 
 
 def _emotional_segments(emotion, segments, duration, emotions):
-    """Check the emotions' names and the intervals; return the emotional ones, cut at the end."""
+    """Check the emotions and the segments; return the emotional segments, cut at the end."""
     for name in (emotion, *(segment.emotion for segment in segments or ())):
         if name is not None:
             emotions.index(name)
@@ -268,22 +272,22 @@ def _emotional_segments(emotion, segments, duration, emotions):
 
 
 def check_intervals(intervals, samples, transcript, emotions):
-    """Check that intervals cover an utterance without a gap, and its words, in their order.
+    """Check that intervals cover an utterance and its words, without gaps and in order.
 
     Arguments
     ---------
     intervals : sequence of Interval
     samples : int
-        Of the utterance, at 16 kHz.
+        Number of the utterance's samples at 16 kHz.
     transcript : str
-        Normalised.
+        Normalised transcript of the utterance.
     emotions : EmotionSet
 
     Raises
     ------
     InputError
-        If an interval is empty, has no word or an unknown emotion, leaves a gap or overlaps
-        another, or the intervals' words are not the transcript's.
+        If an interval is empty, has no word or an unknown emotion, leaves a gap, or overlaps
+        another, or if the intervals' words differ from the transcript.
 
     Example
     -------
@@ -312,22 +316,22 @@ empty
 
 
 def save_manifests(save_folder, splits, data_root):
-    """Write one manifest a split, each whole or not at all, where it is not there already.
+    """Write one manifest per split atomically; manifests that have not changed are kept.
 
     Arguments
     ---------
     save_folder : str or Path
-        Created where it is missing.
+        Created if it does not exist.
     splits : dict[str, list[Utterance]]
-        Utterances of each split, as ``check_utterances`` returned them.
+        Utterances of each split from ``check_utterances``.
     data_root : str or Path
-        The folder that ``{data_root}`` stands for.
+        The folder for which ``{data_root}`` stands.
 
     Returns
     -------
     dict[str, Path]
-        Split to ``<save_folder>/<split>.json``. The log says what differs from the files before.
-        A split without utterances raises ``InputError``.
+        ``<save_folder>/<split>.json`` for each split. The log describes the changes to earlier
+        files. A split without utterances raises ``InputError``.
 
     Example
     -------
@@ -342,7 +346,7 @@ def save_manifests(save_folder, splits, data_root):
     save_folder.mkdir(parents=True, exist_ok=True)
     paths = {split: save_folder / f"{split}.json" for split in splits}
     changed = False
-    # Put in place when all are on disk: manifests of one folder never come from two preparations.
+    # Files are renamed only when all are written, so that they all come from one preparation.
     with ExitStack() as stack:
         for split, path in paths.items():
             manifest = {utterance.id: utterance.entry(data_root) for utterance in splits[split]}
@@ -359,7 +363,7 @@ def save_manifests(save_folder, splits, data_root):
 
 
 def _difference(path, manifest):
-    """Say in words what a manifest changes in its file; empty where nothing."""
+    """Describe the changes of a manifest to its file (str); empty if there are none."""
     try:
         previous = dict(json.loads(path.read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError):
@@ -374,7 +378,7 @@ def _difference(path, manifest):
 
 
 def read_text(path, remedy):
-    """Read a UTF-8 text file (str, any line ends); ``InputError`` ending with ``remedy`` if not."""
+    """Read a UTF-8 text file (str); an ``InputError`` ends with ``remedy``."""
     try:
         return Path(path).read_text(encoding="utf-8-sig")
     except OSError as error:
@@ -384,18 +388,18 @@ def read_text(path, remedy):
 
 
 def read_entries(path, remedy):
-    """Read a JSON object of objects by id (dict[str, dict]); ``InputError`` likewise if not."""
+    """Read a JSON object of objects by id (dict); an ``InputError`` ends with ``remedy``."""
     text = read_text(path, remedy)
     repeated = []
 
     def unique(pairs):
-        # json keeps the last of two equal keys and says nothing: an utterance would be lost.
+        # json silently keeps the last of two equal keys, so an utterance would be lost.
         repeated.extend(key for key, count in Counter(key for key, _ in pairs).items() if count > 1)
         return dict(pairs)
 
     try:
         entries = json.loads(text, object_pairs_hook=unique)
-        if "\\u" in text:  # it may be half a character, which no file can hold
+        if "\\u" in text:  # a lone surrogate cannot be written to a file
             json.dumps(entries, ensure_ascii=False).encode()
     except RecursionError as error:
         raise InputError(f"{path}: not JSON (nested too deeply): {remedy}") from error
@@ -410,9 +414,9 @@ def read_entries(path, remedy):
 def read_manifest(path, emotions=PUBLISHED, normalize=normalize_transcript):
     """Read a manifest (dict[str, dict], ``{data_root}`` not replaced) and check every entry.
 
-    ``InputError`` if it is missing, not JSON or without an utterance; if an id can be no file's
-    name; if an entry lacks a key, or has an emotion that is not in ``emotions``, a transcript that
-    ``normalize`` would change, an impossible duration or interval, or audio elsewhere than in
+    Raises ``InputError`` if the file is missing, is not JSON, or has no utterance; if an id is not
+    a valid file name; or if an entry lacks a key, has an emotion that is not in ``emotions``, a
+    transcript that is not normalised, an impossible duration or interval, or audio outside
     ``{data_root}``.
     """
     remedy = f"write {path} again with the recipe's preparation"
@@ -457,7 +461,7 @@ def _check_entry(entry, emotions, normalize):
 
 
 def _read_all(kind, entry, key, known):
-    """An entry's list of segments or intervals, each with the keys that it has to have."""
+    """Read an entry's list of segments or intervals, and check their keys and values."""
     values = entry[key]
     if not isinstance(values, list) or not all(
         isinstance(value, dict)
@@ -470,7 +474,7 @@ def _read_all(kind, entry, key, known):
 
 
 def is_seconds(value):
-    """Whether a value of a JSON file is a number that can be seconds."""
+    """Whether a value from a JSON file is a number of seconds within ``MOST_SECONDS``."""
     return type(value) in (int, float) and abs(value) < MOST_SECONDS
 
 
@@ -483,7 +487,7 @@ def _is_text(value):
 
 
 def hold_out(utterances, share, seed):
-    """Hold out a share of every speaker's utterances of every emotion.
+    """Hold out a share of the utterances of every speaker and every emotion.
 
     The choice depends on the utterances and the seed, not on the order of the list.
 
@@ -491,14 +495,14 @@ def hold_out(utterances, share, seed):
     ---------
     utterances : iterable of Utterance
     share : float
-        Above 0 and below 1. A (speaker, emotion) group of n gives ``share * n`` rounded up or
-        down, so that all together give ``share`` of all, rounded.
+        Above 0 and below 1. From each (speaker, emotion) group of n, ``share * n`` are held out,
+        rounded up or down so that the total is ``share`` of all, rounded.
     seed : int
 
     Returns
     -------
     tuple[list[Utterance], list[Utterance]]
-        What stays and what is held out. Another share raises ``InputError``.
+        The remaining and the held-out utterances. Another share raises ``InputError``.
 
     Example
     -------
@@ -514,12 +518,12 @@ def hold_out(utterances, share, seed):
         groups[utterance.speaker, utterance.emotion].append(utterance)
     stay, held_out = [], []
     seen = 0
-    by_name = sorted(groups.items(), key=lambda item: tuple(map(str, item[0])))  # or without one
+    by_name = sorted(groups.items(), key=lambda item: tuple(map(str, item[0])))  # emotion or None
     for (speaker, emotion), group in by_name:
         # Rounding the running total, not each group, keeps the overall share right.
         count = int(share * (seen + len(group)) + 0.5) - int(share * seen + 0.5)
         seen += len(group)
-        # Its own generator: another speaker in the corpus does not reshuffle this group.
+        # Each group has its own generator, so that it does not depend on the other speakers.
         random.Random(f"{seed} {speaker} {emotion}").shuffle(group)
         held_out += group[:count]
         stay += group[count:]

@@ -1,7 +1,7 @@
-"""What is measured: accuracy, word errors and emotion diarization errors, all in percent.
+"""Metrics: accuracy, word error rates and emotion diarization error rates, all in percent.
 
-The trackers offer what those of ``speechbrain.utils.metric_stats`` offer. They do not derive from
-its ``MetricStats``, which averages tensors that one metric function returns for a padded batch.
+The trackers have the interface of those in ``speechbrain.utils.metric_stats``. They do not derive
+from its ``MetricStats``, which averages tensors that a metric function returns for a padded batch.
 """
 
 from pathlib import Path
@@ -14,13 +14,13 @@ from ent_brain.segments import fill_neutral, segments_from_frames
 
 
 class _Stats:
-    """One row an utterance; a subclass fills ``self._rows`` and tells the ``_summary`` of them."""
+    """A tracker with one row per utterance; a subclass fills ``_rows`` and defines ``_summary``."""
 
     def __init__(self):
         self.clear()
 
     def clear(self):
-        """Forget every utterance."""
+        """Remove all utterances."""
         self._rows = []
 
     def __len__(self):
@@ -45,7 +45,8 @@ class EmotionStats(_Stats):
     """Utterance emotions: weighted and unweighted accuracy.
 
     ``summarize`` gives ``WA`` (accuracy), ``UA`` (mean recall of the classes that occur as targets)
-    and ``confusion``, an int array [E, E] of counts: a row a target, a column a prediction.
+    and ``confusion``, an int array [E, E] of counts, with a row per target and a column per
+    prediction.
 
     Arguments
     ---------
@@ -109,7 +110,7 @@ class EmotionStats(_Stats):
     def write_stats(self, filestream):
         """Write the accuracies, the confusion matrix and each utterance, the wrong ones first."""
         summary, names = self.summarize(), self.emotions.names
-        widest = max(8, *map(len, names)) + 1  # so that columns of the published labels are of 9
+        widest = max(8, *map(len, names)) + 1  # columns of the published labels have width 9
         filestream.write(
             f"WA {summary['WA']:.2f} %, UA {summary['UA']:.2f} %, utterances: {len(self._rows)}\n"
             f"\n{'confusion':<{widest}}{''.join(f'{name:>{widest}}' for name in names)}"
@@ -129,8 +130,8 @@ class EmotionStats(_Stats):
 class WordErrorStats(_Stats):
     """Word and character error rates over all utterances, by jiwer.
 
-    ``summarize`` gives ``WER`` and ``CER``: errors by reference words (characters, spaces
-    included) of all utterances together. They can exceed 100.
+    ``summarize`` gives ``WER`` and ``CER``: errors per reference word (or character, including
+    spaces) over all utterances. They can exceed 100.
 
     Example
     -------
@@ -162,7 +163,7 @@ class WordErrorStats(_Stats):
         ---------
         ids : sequence of str
         hypotheses : sequence of str
-            Normalised as the references are (``ent_brain.tokens.normalize_transcript``).
+            Normalised like the references (``ent_brain.tokens.normalize_transcript``).
         references : sequence of str
         """
         self._rows += list(zip(ids, hypotheses, references, strict=True))
@@ -179,7 +180,7 @@ class WordErrorStats(_Stats):
         return [(row[0], 100 * jiwer.process_words(row[2], row[1]).wer) for row in self._rows]
 
     def write_stats(self, filestream):
-        """Write the rates and each utterance's alignment, the worst first."""
+        """Write the rates and each utterance's alignment, the worst utterances first."""
         rates = ", ".join(f"{name} {rate:.2f} %" for name, rate in self.summarize().items())
         filestream.write(f"{rates}, utterances: {len(self._rows)}\n")
         aligned = [(row[0], jiwer.process_words(row[2], row[1])) for row in self._rows]
@@ -193,9 +194,9 @@ class WordErrorStats(_Stats):
 class EmotionDiarizationStats(_Stats):
     """Emotion diarization error rate (EDER).
 
-    ``summarize`` gives ``EDER``: the share of an utterance's time whose emotion is wrong (Wang,
-    Ravanelli, Yacoubi 2023, arXiv 2306.12991), averaged over utterances. Time that no frame covers
-    counts as wrong, as it does in ``speechbrain.utils.EDER``.
+    ``summarize`` gives ``EDER``: the share of an utterance's time with a wrong emotion (Wang,
+    Ravanelli, Yacoubi 2023, arXiv 2306.12991), averaged over utterances. Time without a frame
+    counts as wrong, as in ``speechbrain.utils.EDER``.
 
     Arguments
     ---------
@@ -256,7 +257,7 @@ class EmotionDiarizationStats(_Stats):
                 for b in reference
                 if a.emotion == b.emotion
             )
-            error_rate = 100 * max(0.0, 1 - correct / duration)  # no -0.0 by rounding
+            error_rate = 100 * max(0.0, 1 - correct / duration)  # rounding could give -0.0
             rows.append((utterance, error_rate, reference, predicted))
         self._rows += rows
 
@@ -268,7 +269,7 @@ class EmotionDiarizationStats(_Stats):
         return [row[:2] for row in self._rows]
 
     def write_stats(self, filestream):
-        """Write the rate and each utterance's segments, the worst first."""
+        """Write the rate and each utterance's segments, the worst utterances first."""
         filestream.write(f"EDER {self.summarize('EDER'):.2f} %, utterances: {len(self._rows)}\n")
         for utterance, rate, reference, predicted in sorted(self._rows, key=lambda row: -row[1]):
             filestream.write(
@@ -279,24 +280,24 @@ class EmotionDiarizationStats(_Stats):
 
 
 class TransducerStats:
-    """All that can be told of hypotheses: words, utterance emotions, and emotions in time.
+    """All statistics of hypotheses: words, utterance emotions, and emotion diarization.
 
     Arguments
     ---------
     tokens : CharTokens, SentencePieceTokens or None
-        None where the model transcribes nothing, so that no word error is counted.
+        None if the model has no words; words are then not scored.
     decoder : SegmentDecoder
-        Tells the emotions of frames from their probabilities.
+        Decoder of frame emotions.
     frame_offset : float
-        Seconds: ``Frontend.frame_offset``, for the times of words.
+        ``Frontend.frame_offset`` in seconds, for the times of words.
     """
 
     def __init__(self, tokens, decoder, frame_offset=0.0):
         self.tokens, self.decoder, self.frame_offset = tokens, decoder, frame_offset
         self.words = WordErrorStats()
         self.emotions = EmotionStats(decoder.emotions)
-        # The model, and what it must beat: no emotion at all, and the utterance's all over it; and
-        # what the model gives where nothing is known of segments.
+        # The model and its baselines: neutral everywhere, and the utterance's emotion everywhere.
+        # Also the model's frames without a segment decoding.
         names = ["model", "utterance emotion everywhere"]
         names[1:1] = ["all neutral"] if decoder.emotions.neutral else []
         names += ["each frame by itself"] if decoder.method != "argmax" else []
@@ -314,8 +315,8 @@ class TransducerStats:
         ids : sequence of str
         hypotheses : sequence of Hypothesis
         entries : sequence of dict
-            What the manifest says of each: ``transcript``, ``emotion``, ``segments`` (each None
-            where it is not known, and not scored then) and ``duration`` (seconds).
+            Labels from the manifest: ``transcript``, ``emotion``, ``segments`` (an unknown one is
+            None and is not scored) and ``duration`` (seconds).
         """
         for name, hypothesis, entry in zip(ids, hypotheses, entries, strict=True):
             self.hypotheses[name] = hypothesis
@@ -340,13 +341,13 @@ class TransducerStats:
                 stats.append([name], [tracks[track]], [entry["segments"]], [entry["duration"]])
 
     def summarize(self):
-        """Return WER, CER, WA, UA and EDER, those that can be told, and ``error``.
+        """Return WER, CER, WA, UA, EDER and ``error``, as far as the labels allow.
 
         Returns
         -------
         dict[str, float]
-            Percent; ``error`` is the mean of the error rates WER, 100 - UA and EDER. Empty where
-            no utterance has what any of them needs.
+            Percent. ``error`` is the mean of the error rates WER, 100 - UA and EDER. Empty if no
+            utterance has labels for any of them.
         """
         summary = {}
         for stats in self._filled():
@@ -362,7 +363,7 @@ class TransducerStats:
         return {name: stats.summarize("EDER") for name, stats in baselines if stats}
 
     def by_utterance(self):
-        """Return WER and EDER of each utterance that can be told, percent (dict of dicts)."""
+        """Return the known WER and EDER of each utterance in percent (dict of dicts)."""
         rates = {name: {} for name in self.hypotheses}
         for metric, stats in (("WER", self.words), ("EDER", self.diarization["model"])):
             for name, rate in stats.by_utterance():

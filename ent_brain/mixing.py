@@ -1,6 +1,7 @@
 """Mixed utterances: neutral and emotional speech of one speaker joined, with known intervals.
 
-After the Speech Emotion Diarization protocol of Wang, Ravanelli, Yacoubi 2023 (arXiv 2306.12991).
+They follow the Speech Emotion Diarization protocol of Wang, Ravanelli, Yacoubi 2023 (arXiv
+2306.12991).
 """
 
 import functools
@@ -32,32 +33,34 @@ from ent_brain.manifest import (
 logger = get_logger(__name__)
 
 LOUDNESS = -30.0
-"""dBFS of every part: its root mean square, full scale being 1."""
+"""Level of every part in dBFS: its root mean square, relative to a full scale of 1."""
 
 RECENT_PARTS = 256
-"""Parts whose samples are kept for mixtures to come: about as many neutral ones has a speaker."""
+"""Number of parts whose samples stay in memory for later mixtures. A speaker has about as many
+neutral utterances."""
 
 PATTERNS = ("ne", "en", "nen", "e")
-"""What is joined: n a neutral utterance, e the emotional one."""
+"""Order of the parts in a mixture: n is a neutral utterance, e the emotional one."""
 
 
 def draw_mixtures(entries, seed, neutral_label, keep_neutral=False):
-    """Draw which utterances are joined.
+    """Draw the utterances to join.
 
-    Of each speaker each emotional utterance is used once, in one of ``PATTERNS`` with equal
-    probability; neutral ones are taken in turn from a shuffled list that is repeated. A speaker's
-    draw depends on the seed and that speaker's utterances alone. Where a speaker has no neutral
-    utterance, the emotional ones stand alone.
+    Each emotional utterance of a speaker is used once, in one of ``PATTERNS`` with equal
+    probability. Neutral ones are taken in turn from a shuffled list, which is repeated. A speaker's
+    draw depends only on the seed and the speaker's own utterances. If a speaker has no neutral
+    utterance, the emotional ones remain single.
 
     Arguments
     ---------
     entries : dict[str, dict]
-        Of a manifest, each with an emotion.
+        Entries of a manifest, each with an emotion.
     seed : int
     neutral_label : str
-        The emotion that neutral utterances have.
+        Label of neutral utterances.
     keep_neutral : bool
-        Whether each neutral utterance takes an emotional one's place, too, once it is their turn.
+        Whether, after the emotional utterances, each neutral utterance also takes the place of an
+        emotional one.
 
     Returns
     -------
@@ -102,33 +105,34 @@ def mix(
 ):
     """Write the mixed corpus of a manifest: audio, and a manifest with the intervals.
 
-    Utterances without transcript or emotion are left out: a mixture's intervals have both.
+    Utterances without transcript or emotion are skipped, because a mixture's intervals need both.
 
     Arguments
     ---------
     manifest : str or Path
-        Of single utterances, one emotion each.
+        Manifest of single utterances with one emotion each.
     data_root : str or Path
-        What ``{data_root}`` in it stands for.
+        Folder for which ``{data_root}`` stands in this manifest.
     mixed_folder : str or Path
-        Where the audio goes, 16 kHz FLAC; what ``{data_root}`` stands for in the mixed manifest. A
-        file's name tells its content, so that what is there already is never stale.
+        Folder for the audio, 16 kHz FLAC; ``{data_root}`` in the mixed manifest stands for it. A
+        file's name contains a digest of its samples, so existing files are never outdated.
     save_folder : str or Path
-        Where the manifest goes.
+        Folder for the mixed manifest.
     emotions : EmotionSet
-        With a neutral label.
+        A label set with a neutral label.
     normalize : callable
-        How the manifest's transcripts were normalised.
+        Normalisation of the manifest's transcripts.
     seed : int
     keep_neutral : bool
-        Whether each neutral utterance is also there, as training on utterance labels needs some
-        that are neutral: joined with other neutral ones, so that no length tells the emotion.
+        Whether there are also mixtures of neutral utterances only, which training on utterance
+        labels needs. Neutral utterances are joined with others, so that length does not reveal the
+        emotion.
     speeds : sequence of int
-        Percent, as SpeechBrain's ``SpeedPerturb`` takes them: a draw of mixtures at each. It moves
-        the pitch, too, as another voice would. The id of a further draw's mixture ends with ``_2``,
-        ``_3`` and so on.
+        Speeds in percent for SpeechBrain's ``SpeedPerturb``. There is one draw of mixtures per
+        speed. Speed also changes the pitch, like another voice. Ids of mixtures from further draws
+        end with ``_2``, ``_3`` and so on.
     prefix : str
-        Of the mixtures' ids, so that they differ from those of the single utterances.
+        Prefix of the mixtures' ids, to distinguish them from those of single utterances.
 
     Returns
     -------
@@ -138,8 +142,8 @@ def mix(
     Raises
     ------
     InputError
-        Naming the utterances that cannot be read, are silent, or whose intervals do not fit; if a
-        speed is impossible, or the label set has no neutral label.
+        If utterances cannot be read, are silent, or have wrong intervals; the message names them.
+        Also if a speed is impossible, or if the label set has no neutral label.
     """
     if not speeds or not all(type(speed) is int and speed > 0 for speed in speeds):
         raise InputError(f"mixed_speeds: {speeds}: whole percent above 0, one at least")
@@ -162,7 +166,7 @@ def mix(
         mixtures = draw_mixtures(entries, drawn_from, emotions.neutral, keep_neutral)
         shapes.update(len(parts) for parts in mixtures.values())
 
-        @functools.lru_cache(RECENT_PARTS)  # a speaker's neutral ones are parts again and again
+        @functools.lru_cache(RECENT_PARTS)  # neutral utterances are used repeatedly
         def leveled(part, speed=speed):
             return _leveled(entries[part], data_root, speed)
 
@@ -183,7 +187,7 @@ def mix(
 
 
 def _join(name, entry, pieces, mixed_folder):
-    """Write the audio of a mixture of an entry's speaker and emotion; return its Utterance."""
+    """Write the audio of a mixture; return its Utterance, with an entry's speaker and emotion."""
     intervals, start = [], 0
     for part, samples in pieces:
         end = start + len(samples)
@@ -208,7 +212,7 @@ def _join(name, entry, pieces, mixed_folder):
 
 
 def _leveled(entry, data_root, speed):
-    """Samples of an entry's file at 16 kHz, float [S], at a speed and brought to ``LOUDNESS``."""
+    """Read an entry's samples, float [S] at 16 kHz, with a speed and the level ``LOUDNESS``."""
     path = path_inside(entry["wav"], DATA_ROOT, data_root)
     samples = read_audio(path, SAMPLE_RATE, entry.get("start"), entry["duration"])
     samples = SpeedPerturb(SAMPLE_RATE, [speed])(samples[None])[0].double().numpy()

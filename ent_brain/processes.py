@@ -1,4 +1,4 @@
-"""Several processes that train together: ``torchrun`` starts them, SpeechBrain's DDP joins them."""
+"""Distributed training: ``torchrun`` starts the processes, and SpeechBrain's DDP joins them."""
 
 import random
 import signal
@@ -18,19 +18,20 @@ from ent_brain.errors import InputError, ProcessEndedError
 
 
 def join(run_opts):
-    """Join the processes that ``torchrun`` started; nothing where it did not.
+    """Join the processes that ``torchrun`` started; do nothing without ``torchrun``.
 
-    On a CPU they talk through gloo, without being told. When one ends, the others say so in a line.
+    On a CPU, the backend becomes gloo automatically. If a process ends, the others exit with a
+    message of one line.
 
     Arguments
     ---------
     run_opts : RunOptions
-        As ``speechbrain.parse_arguments`` returns them.
+        Run options from ``speechbrain.parse_arguments``.
 
     Returns
     -------
     RunOptions
-        With the means by which the processes talk.
+        The run options with a backend that suits the device.
 
     Raises
     ------
@@ -49,7 +50,7 @@ def join(run_opts):
             "Start no more processes than there are GPUs, or give --device cpu"
         ) from error
     if is_distributed_initialized():
-        signal.signal(signal.SIGTERM, _end)  # which torchrun sends to those that are left
+        signal.signal(signal.SIGTERM, _end)  # torchrun sends it to the remaining processes
     return run_opts
 
 
@@ -58,10 +59,10 @@ def _end(*_):
 
 
 def part_random_states():
-    """Let the random generators of each process but the first go on elsewhere.
+    """Give the random generators of each process except the first another state.
 
-    SpeechBrain seeds all alike, so that they make the same weights; masks and dropout that are the
-    same for all would be fewer.
+    SpeechBrain seeds all processes equally, so that they start from the same weights. Masks and
+    dropout should differ between the processes.
     """
     rank = get_rank()
     if is_distributed_initialized() and rank:
@@ -71,17 +72,17 @@ def part_random_states():
 
 
 def gather(value):
-    """Gather what each process has.
+    """Gather a value from each process.
 
     Arguments
     ---------
     value : object
-        That pickle can take.
+        A value that can be pickled.
 
     Returns
     -------
     list
-        By rank, the same on every process; of one entry where there is one process.
+        The values by rank, the same list in every process. A single process gives one entry.
     """
     if not is_distributed_initialized():
         return [value]
@@ -91,12 +92,12 @@ def gather(value):
 
 
 def take_turns(shares):
-    """Put together what ``sequence[rank::processes]`` has parted.
+    """Merge the shares ``sequence[rank::processes]`` into the original sequence.
 
     Arguments
     ---------
     shares : list[list]
-        By rank; no entry is None.
+        Share of each rank, without None.
 
     Returns
     -------

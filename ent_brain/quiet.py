@@ -1,11 +1,11 @@
-"""Libraries that say more than their users ask for."""
+"""Suppression of other libraries' warnings and progress bars."""
 
 from contextlib import contextmanager
 
 
 @contextmanager
 def quiet_transformers(hide_bars=True):
-    """Let transformers show no warnings and, if the files are here already, no progress bars."""
+    """Suppress the warnings of transformers and, if ``hide_bars``, its progress bars."""
     from transformers import logging
 
     verbosity, shows_bars = logging.get_verbosity(), logging.is_progress_bar_enabled()

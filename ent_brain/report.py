@@ -1,8 +1,8 @@
-"""What people look at: learning curves, confusion matrices, timelines, lattices and tables.
+"""Figures and tables: learning curves, confusion matrices, timelines, lattices and results.
 
-Figures are built without pyplot, so nothing global changes and no display is needed. Colours
-differ with colour blindness, too; hatching, line styles and text say the same without colour. Every
-picture is written in the format that its ending names, and folders are created.
+Figures are built without pyplot, so nothing global changes and no display is needed. People with
+colour blindness can distinguish the colours; hatching, line styles and text carry the same
+information. The ending of a path selects the format of the picture. Folders are created.
 """
 
 from pathlib import Path
@@ -27,7 +27,7 @@ FILLS = (
 """Colours and hatchings (Matplotlib's) of emotions. The first five colours are those of Okabe and
 Ito (2008); the others are chosen to differ for people with colour blindness, too."""
 USUAL_FILLS = {"happy": 0, "angry": 1, "sad": 2}
-"""Emotions that look the same in every label set: their places in ``FILLS``."""
+"""Index in ``FILLS`` of the emotions that look the same in every label set."""
 STAGE_LINES = {"train": "-", "valid": "--", "test": ":"}
 LINES = (("#000000", "o"), ("#D55E00", "s"), ("#0072B2", "^"), ("#009E73", "v"), ("#CC79A7", "D"))
 RATE_LABELS = {
@@ -36,13 +36,13 @@ RATE_LABELS = {
 }
 FONT = FontProperties(size=9)
 TEXT = {"fontproperties": FONT, "ha": "center", "va": "center"}
-LINE = 0.18  # inches that a line of text needs
-DYNAMIC_RANGE = 70  # dB under the loudest point of a spectrogram; what is softer is white
-SILENCE = -90  # dB of full scale; a recording that is softer throughout stays white
+LINE = 0.18  # height of a line of text in inches
+DYNAMIC_RANGE = 70  # range of a spectrogram in dB below its loudest point; softer points are white
+SILENCE = -90  # level in dB of full scale below which a whole recording stays white
 
 
 def palette(emotions):
-    """Colour and hatching of each emotion of a set, in pictures and on pages.
+    """Choose the colour and hatching of each emotion in a set, for pictures and pages.
 
     Arguments
     ---------
@@ -51,7 +51,7 @@ def palette(emotions):
     Returns
     -------
     dict[str, tuple[str, str]]
-        By name: a colour (``#RRGGBB``) and Matplotlib's hatching.
+        A colour (``#RRGGBB``) and Matplotlib's hatching for each name.
 
     Example
     -------
@@ -67,7 +67,7 @@ def palette(emotions):
 
 
 def _styles(emotions):
-    """How Matplotlib fills the area of each emotion (dict of keyword arguments by name)."""
+    """Matplotlib's keyword arguments to fill the area of each emotion (dict by name)."""
     return {
         name: {"facecolor": color, "hatch": hatch, "edgecolor": (1, 1, 1, 0.6), "linewidth": 0.5}
         for name, (color, hatch) in palette(emotions).items()
@@ -80,9 +80,9 @@ def plot_learning_curves(epochs, path):
     Arguments
     ---------
     epochs : list[dict]
-        What was logged, an epoch each: ``epoch``, ``lr`` and ``"<stage> <quantity>"`` with stage
-        train, valid or test. The quantities WER, CER, EDER, WA, UA and error are in percent, all
-        others are losses. Any key but ``epoch`` may be missing in any epoch.
+        Log of each epoch: ``epoch``, ``lr`` and ``"<stage> <quantity>"`` with stage train, valid or
+        test. The quantities WER, CER, EDER, WA, UA and error are in percent; all others are losses.
+        Any key except ``epoch`` may be missing.
     path : str or Path
 
     Returns
@@ -120,7 +120,7 @@ def plot_learning_curves(epochs, path):
 
 
 def _points(epochs, key):
-    """Epochs that have a value, and the values."""
+    """Epochs with a value, and the values."""
     logged = [epoch for epoch in epochs if epoch.get(key) is not None]
     return [epoch["epoch"] for epoch in logged], [epoch[key] for epoch in logged]
 
@@ -131,7 +131,8 @@ def plot_confusion(confusion, path, title, emotions):
     Arguments
     ---------
     confusion : int array [E, E]
-        Counts: a row a target, a column a prediction (``EmotionStats.summarize("confusion")``).
+        Counts from ``EmotionStats.summarize("confusion")``: a row per target, a column per
+        prediction.
     path : str or Path
     title : str
     emotions : EmotionSet
@@ -167,7 +168,7 @@ def plot_confusion(confusion, path, title, emotions):
 
 
 def plot_timeline(path, waveform, sample_rate, annotation, reference=None):
-    """Draw what was said and felt over the time of one recording.
+    """Draw the words and emotions of one recording over time.
 
     From the top: spectrogram, words, target and predicted emotions, emotion probabilities.
 
@@ -178,9 +179,9 @@ def plot_timeline(path, waveform, sample_rate, annotation, reference=None):
     sample_rate : int
         Hz.
     annotation : Annotation
-        What a model makes of the recording; its name is the title.
+        Annotation of the recording; its name is the title.
     reference : list[Segment], optional
-        Emotional segments, neutral between them; without it there is no track of targets.
+        Emotional segments; the rest is neutral. Without it, the track of targets is omitted.
 
     Returns
     -------
@@ -210,7 +211,7 @@ def plot_timeline(path, waveform, sample_rate, annotation, reference=None):
     tracks = {"predicted": annotation.segments}
     if reference is not None:
         tracks = {"target": fill_neutral(reference, duration, emotions), **tracks}
-    width = min(max(9.0, duration), 24.0)  # inches that the time axis has at least
+    width = min(max(9.0, duration), 24.0)  # minimum length of the time axis in inches
     seconds_per_point = duration / (72 * width)
     words = [(word.text, word.start, word.end) for word in annotation.words]
     rows = _rows_of_words(words, duration, seconds_per_point)
@@ -239,11 +240,10 @@ def plot_timeline(path, waveform, sample_rate, annotation, reference=None):
 
 
 def plot_lattice(path, probabilities, frames, words, frame_duration, title, emotions):
-    """Draw the emotion lattice of one utterance, and its best path through it.
+    """Draw the emotion lattice of one utterance, and the best path of its words.
 
-    A panel an emotion, in greys: how probable the emotion is at each node (frame, position after
-    some of the tokens). The path passes upwards where a token is emitted; the emotions along it are
-    those that a search reads off.
+    Each emotion has a panel with its probability at each node (frame, token position) in grey. The
+    path moves up when a token is emitted. A search uses the emotions along the path.
 
     Arguments
     ---------
@@ -253,7 +253,7 @@ def plot_lattice(path, probabilities, frames, words, frame_duration, title, emot
     frames : sequence of int
         [U] frame at which each token is emitted.
     words : list[tuple[str, int, int]]
-        Text, first token and end, as ``tokens.words`` gives them.
+        Text, index of the first token, and index after the last token, from ``tokens.words``.
     frame_duration : float
         Seconds from one frame to the next.
     title : str
@@ -277,9 +277,9 @@ def plot_lattice(path, probabilities, frames, words, frame_duration, title, emot
     middles = [(first + end) / 2 for _, first, end in words]
     nearest = min(np.diff(middles), default=np.inf)
     rows, columns = -(-len(emotions) // 2), 2
-    height = min(max(1.4, 0.05 * positions, LINE * positions / nearest), 7.0)  # inches of a panel
+    height = min(max(1.4, 0.05 * positions, LINE * positions / nearest), 7.0)  # panel, in inches
     height = min(height, max(1.4, 14.0 / rows))
-    labels = []  # where words stand too close for all of them, those that have room
+    labels = []  # words without those that would overlap
     for middle, (word, _, _) in zip(middles, words, strict=True):
         if not labels or middle - labels[-1][0] >= LINE * positions / height - 1e-6:
             labels.append((middle, word))
@@ -287,7 +287,7 @@ def plot_lattice(path, probabilities, frames, words, frame_duration, title, emot
     panels = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
     for axes in panels.flat[len(emotions) :]:
         axes.set_axis_off()
-    # At position u the path waits from the frame of token u to that of the next.
+    # The path stays at position u from the frame of token u to that of the next token.
     times = [0.0, *(frame_duration * (np.asarray(frames) + 0.5)), duration]
     for index, (axes, emotion) in enumerate(zip(panels.flat, emotions, strict=False)):
         image = axes.imshow(
@@ -301,7 +301,7 @@ def plot_lattice(path, probabilities, frames, words, frame_duration, title, emot
             extent=(0, duration, -0.5, positions - 0.5),
         )
         heights = [*range(positions), positions - 1]
-        # White beneath, so that the line shows on any grey; vermilion is a middle grey in print.
+        # A white line below makes the vermilion one, a middle grey in print, visible on any grey.
         for color, width in (("white", 3.5), (LINES[1][0], 1.8)):
             axes.step(times, heights, where="post", color=color, linewidth=width)
         axes.set_title(emotion, loc="left", fontproperties=FONT, parse_math=False)
@@ -323,7 +323,7 @@ def plot_lattice(path, probabilities, frames, words, frame_duration, title, emot
 
 
 def _text_width(text):
-    """Width of a text in points, with a little air."""
+    """Width of a text in points, with a margin."""
     return text_to_path.get_text_width_height_descent(text, FONT, ismath=False)[0] + 6
 
 
@@ -396,13 +396,13 @@ def _save(figure, path):
 
 
 def results_table(rows):
-    """Return a Markdown table that reads well as plain text too.
+    """Return a Markdown table that is also readable as plain text.
 
     Arguments
     ---------
     rows : list[dict]
-        Columns stand in the order of the first row. Floats are shown with one decimal; None and a
-        missing value as "-".
+        Columns are in the order of their first occurrence. Floats have one decimal; None and a
+        missing value are "-".
 
     Returns
     -------

@@ -6,20 +6,20 @@ from torch.optim.lr_scheduler import LambdaLR
 def trapezoid_by_epoch(
     optimizer, num_warmup_steps, num_training_steps, number_of_epochs, decay_epochs
 ):
-    """Linear warm-up, a flat part and a linear decay, constant within an epoch.
+    """Linear warm-up, a constant part and a linear decay; the rate is constant within an epoch.
 
-    Epoch e of W warm-up epochs, N epochs and D decay epochs has e / W, then 1, then
-    (N + 1 - e) / D of the optimiser's rate: the first epoch learns already, and the last one still.
+    With W warm-up epochs, N epochs and D decay epochs, the factor on the optimiser's rate in epoch
+    e is e / W, then 1, then (N + 1 - e) / D. It is above 0 in the first and the last epoch.
 
     Arguments
     ---------
     optimizer : torch.optim.Optimizer
     num_warmup_steps, num_training_steps : int
-        As transformers' schedules have them; the schedule is stepped with the optimiser.
+        As in the schedules of transformers. The schedule is stepped with the optimiser.
     number_of_epochs : int
-        Epochs that ``num_training_steps`` are.
+        Number of epochs in ``num_training_steps``.
     decay_epochs : int
-        Last epochs, in which the rate falls.
+        Number of last epochs in which the rate falls.
 
     Returns
     -------

@@ -1,4 +1,4 @@
-"""Time: intervals of one emotion in seconds, and how frames become intervals."""
+"""Segments of one emotion in seconds, and their decoding from frame probabilities."""
 
 from dataclasses import dataclass
 from itertools import groupby
@@ -10,7 +10,8 @@ from scipy.ndimage import median_filter
 from ent_brain.emotions import EmotionSet
 from ent_brain.errors import InputError
 
-ROUNDING = 0.05  # seconds by which an annotation may end after its recording: annotators round
+ROUNDING = 0.05
+"""Time in seconds by which a segment may end after its recording, because annotators round."""
 
 
 class Segment(NamedTuple):
@@ -26,7 +27,7 @@ class Segment(NamedTuple):
 
 @dataclass(frozen=True)
 class SegmentDecoder:
-    """Chooses the emotion of every frame from the probabilities of all.
+    """Chooses the emotion of every frame from the probabilities of all frames.
 
     Arguments
     ---------
@@ -34,16 +35,16 @@ class SegmentDecoder:
     frame_duration : float
         Seconds from one frame to the next.
     method : str
-        ``argmax``: the most probable emotion of each frame by itself. ``median``: of probabilities
-        whose median over ``seconds`` is taken first. ``min_duration``: the most probable sequence
-        in which every emotion lasts at least ``seconds``, or all of a shorter recording.
-        ``single_event``: the most probable sequence of neutral, one emotion, and neutral again,
-        any of which may be empty; for corpora with at most one emotional event an utterance.
-        ``lasting_event``: the same where there is just one, of at least ``seconds``; which emotion
-        it has may be told apart from when each is (``decoding.judge_events``). The last two need a
-        neutral label. Another name raises ``ValueError``.
+        ``argmax``: the most probable emotion of each frame separately. ``median``: the same after a
+        median filter of ``seconds`` over the probabilities. ``min_duration``: the most probable
+        sequence in which every emotion lasts at least ``seconds``, or the whole of a shorter
+        recording. ``single_event``: the most probable sequence of neutral, one emotion, and neutral
+        again, each possibly empty; for corpora with at most one emotional event per utterance.
+        ``lasting_event``: the same with exactly one event of at least ``seconds``; its emotion may
+        come from ``decoding.judge_events`` instead of the frames. The last two need a neutral
+        label. Another name raises ``ValueError``.
     seconds : float
-        Of the median's window, or the shortest duration.
+        Length of the median's window, or the shortest duration.
 
     Example
     -------
@@ -72,19 +73,19 @@ class SegmentDecoder:
 
     @property
     def frames(self):
-        """Frames of ``seconds``, 1 at least."""
+        """Number of frames in ``seconds``, at least 1."""
         return max(1, round(self.seconds / self.frame_duration))
 
     def labels(self, log_probs, event_log_probs=None):
-        """Tell the emotion of each frame.
+        """Decode the emotion of each frame.
 
         Arguments
         ---------
         log_probs : Tensor
             [T, E] on the CPU.
         event_log_probs : Tensor, optional
-            [E] on the CPU: how likely the event of each of ``events`` has its emotion, for
-            ``lasting_event``, which else takes the one that the frames speak for most.
+            [E] on the CPU: log-probability of each emotion during its own event (``events``), for
+            ``lasting_event``. If None, the frame probabilities choose the emotion.
 
         Returns
         -------
@@ -93,13 +94,13 @@ class SegmentDecoder:
         """
         if not len(log_probs):
             return []
-        told = () if event_log_probs is None else (event_log_probs.double().numpy(),)
+        events = () if event_log_probs is None else (event_log_probs.double().numpy(),)
         return SEGMENT_DECODINGS[self.method](
-            log_probs.double().numpy(), self.frames, self.emotions.neutral_index, *told
+            log_probs.double().numpy(), self.frames, self.emotions.neutral_index, *events
         ).tolist()
 
     def events(self, log_probs):
-        """Tell when each emotion is, if it is the one of a ``lasting_event``.
+        """Find the most probable ``lasting_event`` of each emotion.
 
         Arguments
         ---------
@@ -109,7 +110,7 @@ class SegmentDecoder:
         Returns
         -------
         dict[int, tuple[int, int]]
-            By class index, without neutral: the first frame and the one after the last.
+            First frame, and frame after the last, by class index, without neutral.
         """
         starts, ends, _ = _lasting_events(
             log_probs.double().numpy(), self.frames, self.emotions.neutral_index
@@ -118,7 +119,7 @@ class SegmentDecoder:
         return {emotion: span for emotion, span in spans if emotion != self.emotions.neutral_index}
 
     def segments(self, log_probs):
-        """Runs of equal labels (list[Segment]) from log-probabilities [T, E] on the CPU."""
+        """Decode segments (list[Segment]) from log-probabilities [T, E] on the CPU."""
         return segments_from_frames(self.labels(log_probs), self.frame_duration, self.emotions)
 
 
@@ -132,27 +133,27 @@ def _most_probable_median(log_probs, frames, *_):
 
 
 def _lasting(log_probs, shortest, *_):
-    """The most probable labels of which every run has at least ``shortest`` frames, or all."""
+    """The most probable labels in which every run has at least ``shortest`` frames, or all."""
     count = len(log_probs)
     if count < 2 * shortest:
         return np.full(count, log_probs.sum(0).argmax())
-    # sums[t]: of the first t frames. best[t]: the most probable labels of those, by the last one;
-    # begun[t]: whether the last run has just reached its shortest length there.
+    # sums[t]: sum of the first t frames. best[t]: score of the best labels of these frames, by the
+    # last label. starts[t]: whether the last run has exactly the shortest length.
     sums = np.concatenate((np.zeros((1, log_probs.shape[1])), log_probs.cumsum(0)))
     best = np.full_like(sums, -np.inf)
-    begun = np.zeros(sums.shape, dtype=bool)
-    best[shortest], begun[shortest] = sums[shortest], True
+    starts = np.zeros(sums.shape, dtype=bool)
+    best[shortest], starts[shortest] = sums[shortest], True
     for t in range(shortest + 1, count + 1):
         longer = best[t - 1] + log_probs[t - 1]
         changed = best[t - shortest].max() + sums[t] - sums[t - shortest]
-        begun[t] = changed > longer
+        starts[t] = changed > longer
         best[t] = np.maximum(longer, changed)
     labels = np.empty(count, dtype=int)
     t, label = count, best[count].argmax()
     while t:
-        first = t - shortest if begun[t, label] else t - 1
+        first = t - shortest if starts[t, label] else t - 1
         labels[first:t] = label
-        if begun[t, label]:
+        if starts[t, label]:
             label = best[first].argmax()
         t = first
     return labels
@@ -162,7 +163,7 @@ def _single_event(log_probs, _, neutral):
     """The most probable labels of the form neutral, one emotion, neutral."""
     gains = log_probs - log_probs[:, [neutral]]
     sums = np.concatenate((np.zeros((1, gains.shape[1])), gains.cumsum(0)))
-    # For each end the start before it where least was gained; the best pair, an emotion each.
+    # For each end, the best start is the lowest sum before it; then the best end of each emotion.
     lows = np.minimum.accumulate(sums)
     ends = (sums - lows).argmax(0)
     emotion = (sums - lows).max(0).argmax()
@@ -184,12 +185,12 @@ def _lasting_event(log_probs, shortest, neutral, event_log_probs=None):
 
 
 def _lasting_events(log_probs, shortest, neutral):
-    """The most probable event of each emotion: its start, its end and its gain on neutral, [E]."""
+    """The most probable event of each emotion: its start, end and gain over neutral, [E] each."""
     count = len(log_probs)
     shortest = min(shortest, count)
     gains = log_probs - log_probs[:, [neutral]]
     sums = np.concatenate((np.zeros((1, gains.shape[1])), gains.cumsum(0)))
-    # As in ``_single_event``, but from each end the start lies ``shortest`` frames before at least.
+    # As in ``_single_event``, but each start lies at least ``shortest`` frames before the end.
     rises = sums[shortest:] - np.minimum.accumulate(sums[: count - shortest + 1])
     latest = rises.argmax(0)
     starts = [sums[: last + 1, emotion].argmin() for emotion, last in enumerate(latest)]
@@ -203,14 +204,14 @@ SEGMENT_DECODINGS = {
     "single_event": _single_event,
     "lasting_event": _lasting_event,
 }
-"""Ways from the emotion probabilities of frames to their emotions, by name."""
+"""Functions by name that decode frame emotions from their probabilities."""
 
 EVENT_DECODINGS = ("single_event", "lasting_event")
-"""Those that look for an emotion in neutral speech, and so need a neutral label."""
+"""Decodings that find an emotion in neutral speech. They need a neutral label."""
 
 
 def segments_from_frames(labels, frame_duration, emotions):
-    """Merge runs of equal frame labels to segments.
+    """Merge runs of equal frame labels into segments.
 
     Frame ``i`` covers ``[i * frame_duration, (i + 1) * frame_duration)``.
 
@@ -237,7 +238,7 @@ def segments_from_frames(labels, frame_duration, emotions):
     first = 0
     for label, run in groupby(labels, key=int):
         last = first + sum(1 for _ in run)
-        # Times are products of whole frame counts: sums would drift over a long recording.
+        # Times are products of frame counts, because sums would drift in a long recording.
         start, end = first * frame_duration, last * frame_duration
         segments.append(Segment(start, end, emotions.names[label]))
         first = last
@@ -245,14 +246,14 @@ def segments_from_frames(labels, frame_duration, emotions):
 
 
 def end_at(segments, duration):
-    """Let segments of frames end where the recording ends, which frames do not do exactly.
+    """Move the end of the last segment from a frame's end to the recording's end.
 
     Arguments
     ---------
     segments : list[Segment]
-        Without gaps from 0.
+        Segments without gaps from 0.
     duration : float
-        Seconds; the last segment that starts before is cut or prolonged to it.
+        Duration in seconds. The last segment that starts before it is cut or extended.
 
     Returns
     -------
@@ -263,31 +264,31 @@ def end_at(segments, duration):
     >>> [str(segment) for segment in end_at([Segment(0.0, 0.5, "sad")], 0.4)]
     ['0.00-0.40 sad']
     """
-    begun = [segment for segment in segments if segment.start < duration]
-    return [*begun[:-1], *(last._replace(end=duration) for last in begun[-1:])]
+    inside = [segment for segment in segments if segment.start < duration]
+    return [*inside[:-1], *(last._replace(end=duration) for last in inside[-1:])]
 
 
 def fill_neutral(segments, duration, emotions):
-    """Cover a recording without gaps: neutral wherever no segment says otherwise.
+    """Fill the gaps between segments with neutral ones.
 
     Arguments
     ---------
     segments : sequence of Segment
-        Sorted, not overlapping; usually the emotional ones only, or none at all.
+        Sorted segments without overlaps; usually only the emotional ones, or none.
     duration : float
-        Seconds of the recording. A segment that ends up to ``ROUNDING`` later is cut there.
+        Duration of the recording in seconds. A segment that ends up to ``ROUNDING`` later is cut.
     emotions : EmotionSet
 
     Returns
     -------
     list[Segment]
-        From 0 to ``duration``, each starting where the one before ends.
+        Segments without gaps, from 0 to ``duration``.
 
     Raises
     ------
     InputError
-        If a segment is empty, overlaps another, lies outside or has an unknown emotion, or if
-        segments leave a gap and the set has no neutral label.
+        If a segment is empty, overlaps another, lies outside the recording or has an unknown
+        emotion, or if there are gaps and the set has no neutral label.
 
     Example
     -------
@@ -315,7 +316,7 @@ def fill_neutral(segments, duration, emotions):
 
 
 def _gap(start, end, emotions):
-    """Neutral segment (in a list) between two others; nothing where they meet."""
+    """Neutral segment between two others, in a list; an empty list if there is no gap."""
     if not start < end:
         return []
     if emotions.neutral is None:

@@ -1,4 +1,4 @@
-"""Who speaks: turns of speakers, and annotations that name them."""
+"""Speakers: turns of speakers, and annotations with speakers."""
 
 from collections import Counter
 from dataclasses import replace
@@ -14,7 +14,7 @@ from ent_brain.manifest import is_seconds, read_text
 
 
 class Turn(NamedTuple):
-    """A stretch of a recording in which somebody speaks; times in seconds."""
+    """A part of a recording in which one speaker talks; times in seconds."""
 
     start: float
     end: float
@@ -22,7 +22,7 @@ class Turn(NamedTuple):
 
 
 def read_rttm(path):
-    """Read the turns of speakers from an RTTM file, such as pyannote writes.
+    """Read the turns of speakers from an RTTM file, for example from pyannote.
 
     Arguments
     ---------
@@ -31,12 +31,12 @@ def read_rttm(path):
     Returns
     -------
     dict[str, tuple[Turn]]
-        By the name of the recording.
+        Turns by the name of the recording.
 
     Raises
     ------
     InputError
-        If the file cannot be read, has no turn, or a line is wrong.
+        If the file cannot be read, has no turn, or has a wrong line.
     """
     turns = {}
     for number, line in enumerate(read_text(path, "name an RTTM file").splitlines(), 1):
@@ -56,25 +56,25 @@ def read_rttm(path):
         turns.setdefault(unquote(columns[1]), []).append(turn)
     if not turns:
         raise InputError(f"{path}: has no turn of a speaker. Name an RTTM file.")
-    return {name: tuple(sorted(of_one)) for name, of_one in turns.items()}
+    return {name: tuple(sorted(own_turns)) for name, own_turns in turns.items()}
 
 
 def turns_of(recording, turns, path):
-    """Turns of a recording.
+    """Look up the turns of a recording.
 
     Arguments
     ---------
     recording : str
-        Its name, with or without folders.
+        Name of the recording, with or without folders.
     turns : dict[str, tuple[Turn]]
-        By name, from ``read_rttm``.
+        Turns by recording, from ``read_rttm``.
     path : str or Path
-        Where they were read, for the message.
+        File of the turns, for the error message.
 
     Raises
     ------
     InputError
-        If there are none.
+        If the recording has no turns.
     """
     for name in (recording, Path(recording).name):
         if name in turns:
@@ -89,12 +89,12 @@ def name_speakers(annotation, turns):
     ---------
     annotation : Annotation
     turns : sequence of Turn
-        Those of two speakers may overlap.
+        Turns of different speakers may overlap.
 
     Returns
     -------
     Annotation
-        Words and segments in nobody's turn have no speaker. ``speakers`` has the seconds of each
+        Words and segments outside all turns have no speaker. ``speakers`` has the seconds of each
         emotion within the turns of each speaker.
 
     Example
@@ -110,7 +110,7 @@ def name_speakers(annotation, turns):
     indices = np.array([names.index(turn.speaker) for turn in turns])
 
     def overlaps(each):
-        """Seconds that each speaker has of a word or segment."""
+        """Overlap in seconds of a word or segment with each speaker's turns."""
         shared = (np.minimum(ends, each.end) - np.maximum(starts, each.start)).clip(0)
         return np.bincount(indices, shared, len(names))
 
@@ -134,20 +134,20 @@ def name_speakers(annotation, turns):
 
 
 def join_channels(name, annotations):
-    """Join the annotations of a recording's channels: each channel is a speaker.
+    """Join the annotations of a recording's channels; each channel becomes a speaker.
 
     Arguments
     ---------
     name : str
-        Of the recording.
+        Name of the recording.
     annotations : sequence of Annotation
-        Of its channels, from the first on.
+        Annotations of its channels in order.
 
     Returns
     -------
     Annotation
-        Words and segments of different channels may overlap. The emotion of the recording is the
-        most probable one on average over the channels. Frames are in ``speakers``.
+        Words and segments of different channels may overlap. The emotion of the recording has the
+        highest mean probability over the channels. ``speakers`` has the frame probabilities.
     """
     words, segments, speakers = [], [], []
     for number, each in enumerate(annotations, 1):

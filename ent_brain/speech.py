@@ -1,4 +1,4 @@
-"""Speech in recordings: where somebody speaks, and up to which frequency, by silero-vad's model."""
+"""Detection of speech in recordings, and of its bandwidth, with silero-vad's model."""
 
 import warnings
 from functools import lru_cache
@@ -13,44 +13,44 @@ from torch.nn.functional import conv1d, pad
 from ent_brain.manifest import SAMPLE_RATE
 
 STEP, CONTEXT = 512, 64
-"""Samples of a step of silero-vad, and samples before it that the model also takes."""
+"""Samples in a step of silero-vad, and samples before the step that the model also takes."""
 
 STEPS_AT_ONCE = 313
-"""Steps (10 s) that are brought to one level and computed together."""
+"""Number of steps (10 s) that are brought to one level and computed together."""
 
 LASTING = 9
-"""Steps (0.3 s) over which the median power is taken, so that a click is not the loudest sound."""
+"""Number of steps (0.3 s) for the median of the power, so that a click is not the loudest sound."""
 
 LEVEL, FAINTEST = -25.0, -140.0
-"""dB of full scale. The loudest sound of some 20 s is brought to the first. Sound below the second
-counts as silence."""
+"""Levels in dB of full scale. The loudest sound of some 20 s is brought to the first. Sound below
+the second counts as silence."""
 
 STARTS, LASTS = 0.5, 0.35
-"""Probability that starts a speech region, and above which the region lasts."""
+"""Probability at which a speech region starts, and probability above which it continues."""
 
 MARGIN = 0.1
-"""Seconds at both ends of a region that may hold speech, too. Regions are without them, because
-pauses are compared by their length."""
+"""Time in seconds at both ends of a region that may also contain speech. Regions do not include it,
+because pauses are compared by their length."""
 
 BAND_FLOOR = -50.0
-"""dB under the strongest frequency of speech, below which a recording holds nothing. Measured above
-6 kHz: speech on wideband -46 to -11, and of a rate of 8 kHz -65 to -46."""
+"""Level in dB, relative to the strongest frequency of speech, below which a frequency counts as
+empty. Measured above 6 kHz: speech on wideband -46 to -11, and of a rate of 8 kHz -65 to -46."""
 
 NARROW = 6000.0
-"""Highest frequency in Hz of speech, below which words of a wideband model are worse."""
+"""Bandwidth of speech in Hz below which a wideband model recognises words worse."""
 
 
 class Speech(NamedTuple):
-    """What is known about the speech in a recording."""
+    """Properties of the speech in a recording."""
 
     regions: list[tuple[int, int]]
-    """First sample, and the one after the last, at 16 kHz: in order, without overlap."""
+    """First sample, and sample after the last, at 16 kHz; in order, without overlaps."""
     seconds: float
-    """Sum of the steps that hold speech, which is less than the length of the regions."""
+    """Total duration of the steps with speech; shorter than the regions together."""
     samples: int
-    """Length of the recording."""
+    """Length of the recording in samples."""
     spectrum: np.ndarray
-    """[129] Mean power of the steps that hold speech, from 0 to 8 kHz; zeros without speech."""
+    """[129] mean power of the steps with speech, from 0 to 8 kHz; zeros without speech."""
 
 
 @lru_cache(maxsize=1)
@@ -58,7 +58,7 @@ def _weights():
     # The package is not imported, because its import sets the number of torch's threads to 1.
     folder = Path(find_spec("silero_vad").submodule_search_locations[0])
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # of TorchScript, as the wheel has it
+        warnings.simplefilter("ignore", DeprecationWarning)  # the wheel's file is TorchScript
         model = torch.jit.load(folder / "data" / "silero_vad.jit", map_location="cpu")._model
     weights = {name: value.detach() for name, value in model.state_dict().items()}
     lstm = torch.nn.LSTM(128, 128, batch_first=True)
@@ -72,20 +72,19 @@ def _weights():
 def _probabilities(steps, state=None):
     """Probability that each step is speech, the model's state, and the power spectra.
 
-    This is silero-vad's network on many steps at once: some ten times faster than its own way,
-    step by step.
+    This runs silero-vad's network on many steps together, some ten times faster than step by step.
 
     Arguments
     ---------
     steps : Tensor
         [T, CONTEXT + STEP]
     state : tuple of Tensor, optional
-        After the steps before.
+        State after the steps before.
 
     Returns
     -------
     (Tensor, tuple of Tensor, Tensor)
-        [T], the state, [T, 129]
+        Probabilities [T], the state, and power spectra [T, 129].
     """
     weights, lstm = _weights()
     hidden = pad(steps, (0, CONTEXT), "reflect")[:, None]
@@ -104,13 +103,13 @@ def _probabilities(steps, state=None):
 
 
 def find_speech(blocks):
-    """Find the speech in a recording, whatever its level and offset.
+    """Find the speech in a recording of any level and offset.
 
     Arguments
     ---------
     blocks : iterable of Tensor
-        float32 [S] on the CPU, of any lengths: the recording's samples at 16 kHz. Some 10 s of
-        them are kept in memory.
+        The recording's samples at 16 kHz in blocks of any length, float32 [S] on the CPU. Some 10 s
+        stay in memory.
 
     Returns
     -------
@@ -143,38 +142,38 @@ def find_speech(blocks):
 
 
 def highest_frequency(spectrum):
-    """Highest frequency in Hz (float) at which speech has power, from ``Speech.spectrum``.
+    """Compute the highest frequency (float, Hz) with speech power from ``Speech.spectrum``.
 
     Example
     -------
     >>> highest_frequency(np.array([1.0] * 65 + [1e-9] * 64))
     4000.0
     """
-    held = np.flatnonzero(spectrum > spectrum.max() * 10 ** (BAND_FLOOR / 10))
-    return float(held.max(initial=0) * SAMPLE_RATE / 2 / (len(spectrum) - 1))
+    used = np.flatnonzero(spectrum > spectrum.max() * 10 ** (BAND_FLOOR / 10))
+    return float(used.max(initial=0) * SAMPLE_RATE / 2 / (len(spectrum) - 1))
 
 
 def _of_equal_length(blocks, size=STEPS_AT_ONCE * STEP):
-    """Yield the samples of blocks in blocks of ``size``, the last one of what is left."""
-    kept = torch.zeros(0)
+    """Yield the samples of blocks in blocks of ``size``; the last one may be shorter."""
+    waiting = torch.zeros(0)
     for block in blocks:
-        kept = torch.cat((kept, block))
-        while len(kept) >= size:
-            yield kept[:size]
-            kept = kept[size:]
-    if len(kept):
-        yield kept
+        waiting = torch.cat((waiting, block))
+        while len(waiting) >= size:
+            yield waiting[:size]
+            waiting = waiting[size:]
+    if len(waiting):
+        yield waiting
 
 
 def _loudest(power):
-    """Power of the loudest sound that lasts, from the power of steps [T]."""
+    """Power of the loudest lasting sound, from the power of steps [T]."""
     edge = LASTING // 2
     power = pad(power[None], (edge, edge), "replicate")[0]
     return float(power.unfold(0, LASTING, 1).median(1).values.max())
 
 
 def _regions(probabilities, total):
-    """Speech regions from the probabilities of steps [T]: list of (first sample, end)."""
+    """Speech regions from the probabilities of steps [T]: a list of (first sample, end)."""
     edges = np.flatnonzero(np.diff([False, *(probabilities >= LASTS), False])).reshape(-1, 2)
     regions = []
     for first, end in edges.tolist():

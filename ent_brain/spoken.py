@@ -10,33 +10,33 @@ ENGLISH = {
     **{"mr.": "mister", "mrs.": "missus", "dr.": "doctor", "st.": "saint", "mt.": "mount"},
     **{"mr": "mister", "mrs": "missus", "vs.": "versus", "etc.": "et cetera"},
 }
-"""Words and signs with a spoken form of their own, in small letters."""
+"""Spoken forms of English words and signs, in lower case."""
 
 UNITS = {"$": "dollars", "£": "pounds", "€": "euros", "%": "percent"}
-"""Signs beside a number in English. They are said after it."""
+"""Spoken forms of the signs before or after a number in English. They are said after it."""
 
 NUMBER = re.compile(r"([$£€]?)(\d+(?:,\d{3})*(?:\.\d+)?)(st|nd|rd|th|s|%)?(?![\d])", re.IGNORECASE)
 
 YEARS = range(1100, 2000)
-"""Whole numbers without a comma that are said as years: 1984 is nineteen eighty-four."""
+"""Whole numbers without a comma that are read as years: 1984 is nineteen eighty-four."""
 
 
 def spoken_form(word, language="en"):
-    """Say how a written word is spoken.
+    """Return the spoken form of a written word.
 
     Arguments
     ---------
     word : str
-        Without white space, with any case and punctuation.
+        A word without white space, in any case and with any punctuation.
     language : str
-        Its code. Signs and abbreviations are known of English alone, numbers of the languages of
-        num2words.
+        Code of the language. Signs and abbreviations are supported for English only, numbers for
+        the languages of num2words.
 
     Returns
     -------
     str
-        One word or several, with white space around what was a number; the word itself if nothing
-        of it is written in short.
+        One word or several, with white space around a former number. A word without a special form
+        is returned unchanged.
 
     Example
     -------
