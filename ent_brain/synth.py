@@ -1,8 +1,8 @@
 """Synthetic acted speech: look-alikes of IEMOCAP, of ZED and of a researcher's own corpus.
 
 ``python -m ent_brain.synth iemocap FOLDER --utterances 1000 --seed 1`` (or ``zed``, or
-``table FOLDER --language de``). The same seed writes the same bytes. ``ground_truth.json`` tells
-what the real corpora do not: the time of every word, and where the emotion is. No recipe reads it.
+``table FOLDER --language de``). The same seed writes the same bytes. ``ground_truth.json`` has what
+the real corpora lack: the times of every word and of the emotion. No recipe reads it.
 """
 
 import argparse
@@ -29,14 +29,13 @@ from ent_brain.segments import Segment
 
 SAMPLE_RATE = 16000
 RAMP = 0.02
-"""Seconds over which voice and loudness change where an emotional stretch begins or ends."""
+"""Seconds over which voice and loudness change at the start and end of an emotional part."""
 IEMOCAP_SHARES, ZED_SHARES, TABLE_SHARES = (0.4, 1.0), (0.25, 0.7), (1.0, 1.0)
-"""Least and largest share of an utterance's words that carry its emotion."""
+"""Smallest and largest share of an utterance's words that carry its emotion."""
 WORDS = range(3, 10)
-"""Number of words of a sentence."""
+"""Number of words in a sentence."""
 
-# Every upper-case word is drawn among its alternatives. Nothing in a sentence depends on the
-# emotion it is said with.
+# Upper-case words are symbols with alternatives. A sentence does not depend on its emotion.
 _ENGLISH_GRAMMAR = {
     "SENTENCE": "CLAUSE.|CLAUSE.|CLAUSE.|LEAD CLAUSE.|CLAUSE--|QUESTION?",
     "LEAD": "Well,|Okay,|So|Yeah,|You see,",
@@ -112,16 +111,16 @@ _GERMAN_GRAMMAR = {
 
 
 class Speaker(NamedTuple):
-    """A voice of espeak-ng and how it speaks when nothing moves it."""
+    """A voice of espeak-ng and its neutral way of speaking."""
 
     variant: str  # espeak-ng's name of the voice, for any language
-    pitch: int  # espeak-ng's scale: 50 is the voice's own, 4 a semitone
-    rate: int  # words a minute
+    pitch: int  # espeak-ng's scale: 50 is the voice's own, 4 is a semitone
+    rate: int  # words per minute
     level: float  # dBFS
 
 
-# The voices differ in formants, pitch, rate and level. Variants with an echo are left out: their
-# words would ring on past their ends.
+# The voices differ in formants, pitch, rate and level. There are no variants with an echo, because
+# their words would last longer than their measured times.
 IEMOCAP_SPEAKERS = {
     "Ses01F": Speaker("f1", 52, 180, -27.0),
     "Ses01M": Speaker("m1", 46, 165, -26.0),
@@ -148,19 +147,19 @@ TABLE_SPEAKERS = {
     speaker.variant: speaker for speaker in (IEMOCAP_SPEAKERS | ZED_SPEAKERS).values()
 }
 TABLE_SPLITS = {"train": 12, "valid": 2, "test": 4}
-"""Number of ``TABLE_SPEAKERS`` in every split, in order; women and men take turns."""
+"""Number of ``TABLE_SPEAKERS`` in each split, in order; women and men alternate."""
 
 
 class Style(NamedTuple):
-    """How far an emotion of intensity 1 leads from the neutral speech of the same speaker."""
+    """Difference between emotional speech of intensity 1 and the speaker's neutral speech."""
 
     semitones: float = 0.0  # pitch
     span: float = 0.0  # log2 of the factor on the pitch range
     tempo: float = 0.0  # log2 of the factor on the rate
     gain: float = 0.0  # dB
-    tilt: float = 0.0  # dB an octave: bright above 0, dull below
+    tilt: float = 0.0  # dB per octave: bright above 0, dull below
     drive: float = 0.0  # saturation: a pressed, harsh voice
-    breath: float = 0.0  # aspiration noise, as a share of the speech's own level
+    breath: float = 0.0  # aspiration noise, as a share of the speech's level
 
 
 # After the vocal correlates reviewed by Scherer (2003), Speech Communication 40:227.
@@ -181,10 +180,10 @@ _GERMAN_STYLES = {
 
 
 class Language(NamedTuple):
-    """A language that a corpus can be spoken in: a row of ``LANGUAGES``."""
+    """A language of a corpus: a row of ``LANGUAGES``."""
 
     voice: str  # espeak-ng's name of the language
-    grammar: dict  # alternatives of every symbol; a sentence begins with SENTENCE
+    grammar: dict  # alternatives of every symbol; SENTENCE is the start symbol
     styles: dict  # emotion: Style
     clitics: tuple  # words that espeak-ng may merge with the word before: "on the"
 
@@ -196,7 +195,7 @@ LANGUAGES = {
 
 
 class Utterance(NamedTuple):
-    """A spoken sentence; times in seconds from the beginning of its file."""
+    """A spoken sentence; times in seconds from the start of its file."""
 
     text: str
     samples: np.ndarray  # int16 at SAMPLE_RATE
@@ -208,7 +207,7 @@ class Utterance(NamedTuple):
         return round(len(self.samples) / SAMPLE_RATE, 4)
 
     def truth(self):
-        """What ``ground_truth.json`` says of it."""
+        """Its entry in ``ground_truth.json`` (dict)."""
         return {"words": self.words, "segments": [s._asdict() for s in self.segments]}
 
 
@@ -236,17 +235,18 @@ def draw_sentence(rng, language="en"):
 
 
 def speak_emotionally(rng, speaker, emotion, shares, language="en"):
-    """Let a speaker say a sentence, with an emotion on a stretch of its words.
+    """Synthesise a sentence of a speaker, with an emotion on a part of its words.
 
     Arguments
     ---------
     rng : numpy.random.Generator
-        Draws the sentence, the stretch, the intensity, the speaker's form of the day and the noise.
+        Draws the sentence, the emotional part, the intensity, the speaker's variation and the
+        noise.
     speaker : Speaker
     emotion : str
         One of the language's styles.
     shares : tuple[float, float]
-        Least and largest share of the words in the stretch.
+        Smallest and largest share of the words in the emotional part.
     language : str
         One of ``LANGUAGES``.
 
@@ -283,7 +283,7 @@ def speak_emotionally(rng, speaker, emotion, shares, language="en"):
         raise RuntimeError(f"espeak-ng took {text!r} for {len(speech.word_starts)} words")
 
     bounds = _word_bounds(speech) * SAMPLE_RATE // espeak.SAMPLE_RATE
-    # SciPy's resampler, not torchaudio's: one thread, so no waiting for another on a busy machine.
+    # SciPy's resampler uses one thread, unlike torchaudio's, so it is faster on a busy machine.
     samples = resample_poly(speech.samples / 2.0**15, SAMPLE_RATE // 50, espeak.SAMPLE_RATE // 50)
     samples = samples[: bounds[-1, 1]]
     samples *= 10 ** ((speaker.level + rng.normal(0.0, 2.0)) / 20) / _rms(samples)
@@ -305,7 +305,7 @@ def speak_emotionally(rng, speaker, emotion, shares, language="en"):
 
 
 def _draw_stretch(rng, words, shares):
-    """First and last of two or more words: at the beginning, in the middle or at the end."""
+    """Draw the first and last of two or more words: at the start, in the middle or at the end."""
     fewest = max(2, math.ceil(shares[0] * words))
     length = int(rng.integers(fewest, math.floor(shares[1] * words) + 1))
     latest = words - length
@@ -314,7 +314,7 @@ def _draw_stretch(rng, words, shares):
 
 
 def _word_bounds(speech):
-    """First sample and the one after the last of every word, pauses left out: int [words, 2]."""
+    """First sample, and sample after the last, of every word without pauses: int [words, 2]."""
     magnitude = np.abs(speech.samples.astype(int))
     audible = magnitude > 0.01 * magnitude.max()
     stops = [*speech.word_starts[1:], len(audible)]
@@ -333,7 +333,7 @@ def _rms(samples):
 def _filter(samples, decibels):
     """Filter without delay, so that the result can be cross-faded with the samples.
 
-    ``decibels`` maps octaves above 500 Hz to the gain.
+    ``decibels`` maps octaves above 500 Hz to the gain in dB.
     """
     size = next_fast_len(len(samples), real=True)
     octaves = np.log2(rfftfreq(size, 1 / SAMPLE_RATE).clip(62.5) / 500)
@@ -342,7 +342,7 @@ def _filter(samples, decibels):
 
 
 def _below_5_khz(octaves):
-    """Keep what is added to the voice to the band in which espeak-ng's own voiced sounds are."""
+    """Gain that limits sounds added to the voice to the band of espeak-ng's voiced sounds."""
     return -40 * (octaves - math.log2(5000 / 500)).clip(min=0)
 
 
@@ -355,7 +355,7 @@ def _change_voice(rng, samples, start, end, style):
         distortion = level / style.drive * np.tanh(style.drive * voice / level) - voice
         voice = voice + _filter(distortion, _below_5_khz)
     if style.breath > 0:
-        # Aspiration rises and falls with the voice: noise under the envelope of 20 ms.
+        # Aspiration follows the voice: noise with the voice's envelope over 20 ms.
         envelope = np.sqrt(np.convolve(samples**2, np.full(320, 1 / 320), "same").clip(0))
         noise = _filter(rng.normal(size=len(samples)), _below_5_khz)
         voice = voice + style.breath * envelope * noise / _rms(noise)
@@ -367,7 +367,7 @@ def _change_voice(rng, samples, start, end, style):
 
 
 def _record(rng, samples):
-    """Silence at both ends, a room's noise, 16 bits; the samples, and the length of the lead."""
+    """Add silence at both ends and a room's noise; return 16-bit samples and the lead's length."""
     lead, tail = (rng.uniform(0.1, 0.2, 2) * SAMPLE_RATE).astype(int)
     samples = np.pad(samples, (lead, tail))
     noise = _filter(rng.normal(size=len(samples)), lambda octaves: -2 * octaves)
@@ -376,7 +376,7 @@ def _record(rng, samples):
     return (samples * 32767).round().astype("<i2"), lead
 
 
-# IEMOCAP's labels: emotion, the evaluators' word, and how often the real release has them.
+# IEMOCAP's labels: emotion, the evaluators' word, and the count in the real release.
 _KEPT = {
     "hap": ("happy", "Happiness", 595),
     "exc": ("happy", "Excited", 1041),
@@ -388,32 +388,32 @@ _LEFT_OUT = {"fru": "Frustration", "xxx": "Other", "oth": "Other", "sur": "Surpr
 _LEFT_OUT_SHARE = 0.125
 _SESSIONS = 5
 _DIALOG_UTTERANCES = 20
-# An AppleDouble file, as macOS leaves them on foreign disks; not UTF-8.
+# An AppleDouble file, which macOS writes on other file systems; it is not UTF-8.
 _APPLE_DOUBLE = b"\x00\x05\x16\x07\x00\x02\x00\x00Mac OS X        " + bytes(range(256)) * 4
-_UNLABELLED_SHARE = 0.15  # of a table's training rows, without transcript and without emotion
-# Part of the seeds: the corpora must not say the same things.
+_UNLABELLED_SHARE = 0.15  # share of a table's training rows without transcript, and without emotion
+# Part of the seeds, so that the corpora have different sentences.
 _IEMOCAP, _ZED, _TABLE = 1, 2, 3
 
 
 def write_iemocap(folder, utterances, seed):
     """Write a look-alike of ``IEMOCAP_full_release``.
 
-    On top of ``utterances`` come an eighth as many with labels that the recipes leave out; how
-    those sound is drawn without regard to the label.
+    In addition to ``utterances``, the corpus has an eighth as many with labels that the recipes
+    skip. Their style is drawn independently of the label.
 
     Arguments
     ---------
     folder : str or Path
-        Plays ``IEMOCAP_full_release``; new or empty.
+        Stands for ``IEMOCAP_full_release``; new or empty.
     utterances : int
-        Number with one of the labels hap, exc, ang, sad, neu, in about the release's proportions;
-        at least 20, for every emotion to be in every session.
+        Number of utterances with the labels hap, exc, ang, sad or neu, in about the proportions of
+        the release; at least 20, so that every session has every emotion.
     seed : int
 
     Raises
     ------
     InputError
-        If the folder has content, or the utterances are too few.
+        If the folder is not empty, or there are too few utterances.
     """
     _check_enough(utterances, _SESSIONS * len(STYLES))
     with _whole_or_nothing(folder) as partial:
@@ -432,7 +432,7 @@ def write_iemocap(folder, utterances, seed):
 
 
 def _session_labels(rng, count):
-    """Labels of a session in random order: ``count`` kept ones, and those left out on top."""
+    """Labels of a session in random order: ``count`` usable ones, and additional skipped ones."""
     quotas = np.array([frequency for _, _, frequency in _KEPT.values()], dtype=float)
     quotas *= count / quotas.sum()
     counts = np.floor(quotas).astype(int)
@@ -442,7 +442,7 @@ def _session_labels(rng, count):
 
 
 def _write_dialog(seed, session, name, labels):
-    """Write the wavs, the evaluation and the transcription of a dialog; its ground truth by id."""
+    """Write the wavs, the evaluation and the transcription of a dialog; return its ground truth."""
     rng = np.random.default_rng(seed)
     truth, numbers, clock = {}, {"F": 0, "M": 0}, rng.uniform(3.0, 8.0)
     evaluation = ["% [START_TIME - END_TIME] TURN_NAME EMOTION [V, A, D]", ""]
@@ -474,7 +474,7 @@ def _write_dialog(seed, session, name, labels):
         categories.append(f"{utterance_id} :{category}; ()")
         transcription.append(f"{utterance_id} [{clock:08.4f}-{end:08.4f}]: {utterance.text}")
         clock = end + rng.uniform(0.2, 1.0)
-    # What the partner throws in is transcribed but not evaluated: without an id, or as MXX.
+    # Interjections of the partner are transcribed but not evaluated: without an id, or as MXX.
     transcription += ["M: Uh-huh.", f"{name}_MXX000 [{clock:08.4f}-{clock + 0.4:08.4f}]: Yeah."]
     evaluations = session / "dialog" / "EmoEvaluation"
     _write_text(evaluations / f"{name}.txt", evaluation)
@@ -487,8 +487,8 @@ def _write_dialog(seed, session, name, labels):
 
 def _in_parallel(write, jobs, title):
     """Call ``write`` for every job on all cores (list of results, in the jobs' order)."""
-    espeak.require()  # rather than let every process find out
-    # Each process sets the library up for itself, so that what is said depends on the job alone.
+    espeak.require()  # once here, not in every process
+    # Each process initialises the library itself, so that the speech depends only on the job.
     with ProcessPoolExecutor(mp_context=multiprocessing.get_context("spawn")) as pool:
         results = pool.map(write, *zip(*jobs, strict=True), chunksize=4)
         return list(tqdm(results, desc=title, total=len(jobs)))
@@ -500,15 +500,15 @@ def write_zed(folder, utterances, seed):
     Arguments
     ---------
     folder : str or Path
-        New or empty; ``datafolder`` in ``ZED.json`` stands for it.
+        New or empty folder, for which ``datafolder`` in ``ZED.json`` stands.
     utterances : int
-        At least 3.
+        Number of utterances, at least 3.
     seed : int
 
     Raises
     ------
     InputError
-        If the folder has content, or the utterances are too few.
+        If the folder is not empty, or there are too few utterances.
     """
     emotions = [emotion for emotion, style in STYLES.items() if any(style)]
     _check_enough(utterances, len(emotions))
@@ -543,7 +543,7 @@ def write_zed(folder, utterances, seed):
 
 
 class _Spoken(NamedTuple):
-    """An utterance whose file is written, without its samples."""
+    """A written utterance, without its samples."""
 
     id: str
     wav: str  # relative to the corpus
@@ -553,7 +553,7 @@ class _Spoken(NamedTuple):
 
 
 def _write_utterance(seed, path, *speech):
-    """Let ``speak_emotionally`` speak, and write the wav into the speaker's folder."""
+    """Call ``speak_emotionally``, and write the wav into the speaker's folder."""
     utterance = speak_emotionally(np.random.default_rng(seed), *speech)
     _write_wav(path, utterance.samples)
     wav = f"{path.parent.name}/{path.name}"
@@ -570,9 +570,9 @@ def write_table(folder, utterances, seed, language):
     Arguments
     ---------
     folder : str or Path
-        New or empty.
+        New or empty folder.
     utterances : int
-        Number of rows; at least 9 times the number of emotions, for every split to have them all.
+        Number of rows; at least 9 times the number of emotions, so that every split has them all.
     seed : int
     language : str
         ``de``, with six emotions, or ``en``, with four.
@@ -580,7 +580,7 @@ def write_table(folder, utterances, seed, language):
     Raises
     ------
     InputError
-        If the language is unknown, the folder has content, or the utterances are too few.
+        If the language is unknown, the folder is not empty, or there are too few utterances.
     """
     if language not in LANGUAGES:
         raise InputError(f"{language}: unknown language: use one of {', '.join(LANGUAGES)}")
@@ -628,12 +628,12 @@ def _check_enough(utterances, least):
 
 @contextlib.contextmanager
 def _whole_or_nothing(folder):
-    """Yield a folder beside ``folder`` that becomes it at the end: a killed run leaves no half."""
+    """Yield a temporary folder that is renamed to ``folder`` at the end."""
     folder = Path(folder)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise InputError(f"{folder}: exists and is not empty: remove it or name another folder")
     partial = folder.with_name(f"{folder.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)  # of a killed run
+    shutil.rmtree(partial, ignore_errors=True)  # leftover of a killed run
     partial.mkdir(parents=True)
     try:
         yield partial

@@ -1,4 +1,4 @@
-"""Transcripts as token ids: normalisation, characters and SentencePiece pieces, one interface."""
+"""Tokens: normalisation of transcripts, and their conversion to character or SentencePiece ids."""
 
 import re
 import unicodedata
@@ -18,7 +18,7 @@ BLANK, UNKNOWN = 0, 1
 
 SPACE = "SPACE"
 WORD_START = "\u2581"
-"""What SentencePiece writes before the first piece of a word."""
+"""Prefix of a word's first piece in SentencePiece."""
 CHARACTERS = ("<blank>", "<unk>", SPACE, *"ETAONIHSRDLUMWCFGYPBVK'XJQZ", "<sos/eos>")
 
 SHOWN_CHARACTERS = 10
@@ -33,9 +33,9 @@ _PUNCTUATION = re.compile(r"[\[\].,?!\-:;\"\s]+")
 
 
 def normalize_transcript(text):
-    """Upper-case a transcript and squeeze punctuation and white space to single spaces.
+    """Convert a transcript to upper case, with single spaces for punctuation and white space.
 
-    Apostrophes stay; the characters ``[ ] . , ? ! - : ; "`` go.
+    Apostrophes stay; the characters ``[ ] . , ? ! - : ; "`` are removed.
 
     Arguments
     ---------
@@ -44,7 +44,7 @@ def normalize_transcript(text):
     Returns
     -------
     str
-        Empty where nothing but punctuation was there.
+        Empty if the text has only punctuation.
 
     Example
     -------
@@ -57,13 +57,13 @@ def normalize_transcript(text):
 _APOSTROPHES = dict.fromkeys(
     map(ord, "`\u00b4\u0384\u02bb\u02bc\u02bd\u055a\u05f3\u1fbd\u1fbf‘’‛"), "'"
 )
-"""Letters and signs that people type for an apostrophe, Armenian, Hebrew and Greek ones included.
-The prime is none of them: it stands for feet and minutes."""
+"""Letters and signs that people type for an apostrophe, including Armenian, Hebrew and Greek ones.
+The prime is not included, because it stands for feet and minutes."""
 
 _JOINERS = "\u200c\u200d"
 _JOINER_RUN = re.compile(f"[{_JOINERS}]+")
 _VIRAMA = 9
-"""Combining class of the sign that takes the vowel from a consonant in the scripts of India."""
+"""Combining class of the sign that removes a consonant's vowel in the scripts of India."""
 
 _INVISIBLE = {
     *(0x034F, 0x115F, 0x1160, 0x17B4, 0x17B5, 0x180B, 0x180C, 0x180D, 0x180F, 0x3164, 0xFFA0),
@@ -76,11 +76,11 @@ _INVISIBLE = {
 def normalize_unicode(text):
     """Write a transcript of any language in upper case, without punctuation and symbols.
 
-    Compatibility forms become usual ones (NFKC), and letters upper case by Unicode's rules: ß and ẞ
-    become SS, ς becomes Σ, and the Turkish i and ı both become I. All apostrophes become ``'``,
-    which stays if a letter, mark or digit is beside it. Each run of other punctuation, symbols and
-    white space becomes one space. Combining marks and digits stay. Format characters go, except
-    where a joiner changes the word: after a virama, and in Persian between letters.
+    Compatibility forms become usual ones (NFKC). Letters become upper case by Unicode's rules: ß
+    and ẞ become SS, ς becomes Σ, and the Turkish i and ı both become I. All apostrophes become
+    ``'``, which stays next to a letter, mark or digit. Each run of other punctuation, symbols and
+    white space becomes one space. Combining marks and digits stay. Format characters are removed,
+    except joiners that change the word: after a virama, and in Persian between letters.
 
     Arguments
     ---------
@@ -98,13 +98,13 @@ def normalize_unicode(text):
     "DON'T SAGTE ER NAÏVE STRASSE"
     """
     text = "".join(map(_without_format, text))
-    # NFKC would make a space and a mark of some apostrophes; NFD knows them in every spelling.
+    # NFKC would turn some apostrophes into a space and a mark, so they are replaced after NFD.
     text = unicodedata.normalize("NFD", text).translate(_APOSTROPHES)
     text = unicodedata.normalize("NFKD", text).upper().replace("ẞ", "SS")
     text = _JOINER_RUN.sub(_needed_joiner, text)
     text = "".join(map(_without_punctuation, unicodedata.normalize("NFKC", text)))
     text = re.sub("''+", " ", text)  # quotation marks
-    # A mark without a letter is what remains of a symbol.
+    # A mark without a letter is the rest of a symbol.
     words = ("".join(dropwhile(_is_mark, word)) for word in text.split())
     return " ".join(word for word in words if word.strip("'"))
 
@@ -117,7 +117,7 @@ def _without_format(character):
 
 @cache
 def _without_punctuation(character):
-    character = character.translate(_APOSTROPHES)  # NFKD has made new ones
+    character = character.translate(_APOSTROPHES)  # NFKD can create new ones
     kind = unicodedata.category(character)
     return " " if character != "'" and (kind[0] in "PSZ" or kind in ("Cc", "Cs")) else character
 
@@ -128,26 +128,26 @@ def _is_mark(character):
 
 
 def _needed_joiner(run):
-    """Return the first of a run of joiners if the word needs it there, else nothing."""
+    """Return the first joiner of a run if the word needs it there, else an empty text."""
     joiner, start, end = run[0][0], run.start(), run.end()
     before, after = run.string[max(start - 1, 0) : start], run.string[end : end + 1]
     after_virama = before and unicodedata.combining(before) == _VIRAMA
     if joiner == "\u200d":
         return joiner if after_virama else ""
-    # Bidirectional classes: AL is an Arabic letter, NSM a mark, which may stand on one.
+    # Bidirectional classes: AL is an Arabic letter, NSM a mark, which may belong to one.
     arabic = before and unicodedata.bidirectional(before) in ("AL", "NSM")
     arabic = arabic and after and unicodedata.bidirectional(after) == "AL"
     return joiner if after.isalpha() and (after_virama or arabic) else ""
 
 
 NORMALIZATIONS = {"published": normalize_transcript, "unicode": normalize_unicode}
-"""Normalisations by the name that recipes and exports give."""
+"""Normalisations by their names in recipes and exports."""
 
 
 def _words(pieces, boundary):
     """Join pieces to words; the boundary, alone or before a piece, starts another word.
 
-    A word begins at its first letter: a boundary that stands alone is no part of it.
+    A word starts at its first letter, not at a separate boundary.
     """
     words = []
     for index, piece in enumerate(pieces):
@@ -163,12 +163,12 @@ def _words(pieces, boundary):
 
 
 class _Tokens:
-    """A token set: what characters and pieces share.
+    """Base class of token sets.
 
     Arguments
     ---------
     normalization : str
-        A key of ``NORMALIZATIONS``: of the transcripts that the tokens are learnt from.
+        Normalisation of the training transcripts, a key of ``NORMALIZATIONS``.
     """
 
     def __init__(self, normalization):
@@ -178,16 +178,16 @@ class _Tokens:
         self.normalization = normalization
 
     def normalize(self, text):
-        """Write a text (str) as ``encode`` needs it."""
+        """Normalise a text (str) for ``encode``."""
         return NORMALIZATIONS[self.normalization](text)
 
     def decode(self, ids):
-        """Transcript (str) of token ids; ``<unk>`` is written out, as it counts as an error."""
+        """Transcript (str) of token ids. ``<unk>`` is written out, because it is an error."""
         return " ".join(word for word, _, _ in self.words(ids))
 
 
 class _Characters(_Tokens):
-    """One token a character: ``<blank>``, ``<unk>``, the space, the characters, ``<sos/eos>``."""
+    """One token per character: ``<blank>``, ``<unk>``, space, the characters, ``<sos/eos>``."""
 
     def __init__(self, characters, normalization):
         super().__init__(normalization)
@@ -240,14 +240,14 @@ class CharTokens(_Characters):
 
 @register_checkpoint_hooks
 class CharacterTokens(_Characters):
-    """The characters of a text of any language, normalised by ``normalize_unicode``.
+    """The characters of a text in any language, normalised by ``normalize_unicode``.
 
-    A character is one code point; a combining mark is a character of its own.
+    A character is one code point; a combining mark counts as a character.
 
     Arguments
     ---------
     characters : iterable of str
-        In the order of their ids; left out if ``load`` gives them later.
+        Characters in the order of their ids; omitted if ``load`` reads them later.
 
     Example
     -------
@@ -261,7 +261,7 @@ class CharacterTokens(_Characters):
 
     @mark_as_transfer  # so that SpeechBrain's Pretrainer loads it
     def load(self, path):
-        """Take the characters from a file that ``learn_characters`` wrote.
+        """Load the characters from a file of ``learn_characters``.
 
         Arguments
         ---------
@@ -270,14 +270,14 @@ class CharacterTokens(_Characters):
         Raises
         ------
         InputError
-            If the file is not such a list. Names the line.
+            If the file is not such a list. The message names the line.
         """
         self._set(_read_characters(Path(path)))
 
     def save(self, path):
-        """Write the characters to a file, whole or not at all.
+        """Write the characters to a file atomically.
 
-        It is UTF-8 text: a comment, then a line for each character, a tab, and its Unicode name.
+        The file is UTF-8 text: a comment, then a line for each character with its Unicode name.
 
         Arguments
         ---------
@@ -291,14 +291,14 @@ class CharacterTokens(_Characters):
 
 
 def learn_characters(transcripts, path):
-    """Collect the characters of normalised transcripts and write them, as ``save`` does.
+    """Collect the characters of normalised transcripts, and write them in the format of ``save``.
 
-    The most frequent comes first, of equals the lower code point.
+    They are sorted by frequency, then by code point.
 
     Arguments
     ---------
     transcripts : iterable of str
-        Training transcripts only: a test transcript must not reach the tokens.
+        Only training transcripts, because tokens must not depend on test transcripts.
     path : str or Path
 
     Returns
@@ -320,7 +320,7 @@ def learn_characters(transcripts, path):
 
 
 def load_characters(path):
-    """Load characters that ``learn_characters`` wrote.
+    """Load the characters from a file of ``learn_characters``.
 
     Arguments
     ---------
@@ -333,7 +333,7 @@ def load_characters(path):
     Raises
     ------
     InputError
-        If the file is not such a list. Names the line.
+        If the file is not such a list. The message names the line.
     """
     tokens = CharacterTokens()
     tokens.load(path)
@@ -379,9 +379,9 @@ class SentencePieceTokens(_Tokens):
     Arguments
     ---------
     processor : sentencepiece.SentencePieceProcessor
-        Of a model that ``train_sentencepiece`` wrote; it may be loaded later.
+        Processor of a model from ``train_sentencepiece``; it may be loaded later.
     normalization : str
-        A key of ``NORMALIZATIONS``: of the transcripts that the model was trained on.
+        Normalisation of the model's training transcripts, a key of ``NORMALIZATIONS``.
     """
 
     def __init__(self, processor, normalization="published"):
@@ -414,22 +414,22 @@ _TRAINING = {
     "published": {},
     "unicode": {"normalization_rule_name": "identity", "max_sentence_length": 2**20},
 }
-"""Settings of SentencePiece by normalisation. Its own rule writes a space for the joiner inside
-Persian words, and it silently skips transcripts of more than 4,192 bytes."""
+"""SentencePiece's settings by normalisation. Its default rule replaces the joiner inside Persian
+words by a space, and its default length silently skips transcripts of more than 4,192 bytes."""
 
 
 def train_sentencepiece(transcripts, model_file, vocab_size=5000, normalization="published"):
-    """Train byte-pair pieces on normalised transcripts and write the model whole or not at all.
+    """Train byte-pair pieces on normalised transcripts, and write the model atomically.
 
     Arguments
     ---------
     transcripts : iterable of str
-        Training transcripts only: a test transcript must not reach the tokens.
+        Only training transcripts, because tokens must not depend on test transcripts.
     model_file : str or Path
     vocab_size : int
-        Number of tokens, ``<blank>``, ``<unk>`` and ``<sos/eos>`` included.
+        Number of tokens, including ``<blank>``, ``<unk>`` and ``<sos/eos>``.
     normalization : str
-        A key of ``NORMALIZATIONS``: of the transcripts.
+        Normalisation of the transcripts, a key of ``NORMALIZATIONS``.
 
     Returns
     -------
@@ -438,7 +438,7 @@ def train_sentencepiece(transcripts, model_file, vocab_size=5000, normalization=
     Raises
     ------
     InputError
-        If the transcripts hold fewer different pieces, or more characters, than the vocabulary.
+        If the transcripts have fewer different pieces, or more characters, than the vocabulary.
     """
     try:
         with whole_or_nothing(model_file) as partial, partial.open("wb") as writer:
@@ -446,7 +446,7 @@ def train_sentencepiece(transcripts, model_file, vocab_size=5000, normalization=
                 sentence_iterator=iter(transcripts),
                 model_writer=writer,
                 model_type="bpe",
-                vocab_size=vocab_size - 1,  # <sos/eos> is ours, after the last piece
+                vocab_size=vocab_size - 1,  # we add <sos/eos> after the last piece
                 character_coverage=1.0,
                 pad_id=BLANK,
                 pad_piece="<blank>",
@@ -458,7 +458,7 @@ def train_sentencepiece(transcripts, model_file, vocab_size=5000, normalization=
             )
     except RuntimeError as error:
         reason = " ".join(str(error).split())
-        # Its numbers are without <sos/eos>; the first of two is that of the characters.
+        # The numbers in the message exclude <sos/eos>.
         if most := re.search(r"set it to a value <= (\d+)", reason):
             reason = f"they give {int(most[1]) + 1} at most"
         elif least := re.search(r"required_chars\. \d+ vs (\d+)", reason):
@@ -471,13 +471,13 @@ def train_sentencepiece(transcripts, model_file, vocab_size=5000, normalization=
 
 
 def load_sentencepiece(model_file, normalization="published"):
-    """Load a model that ``train_sentencepiece`` wrote.
+    """Load a model of ``train_sentencepiece``.
 
     Arguments
     ---------
     model_file : str or Path
     normalization : str
-        A key of ``NORMALIZATIONS``: of the transcripts that the model was trained on.
+        Normalisation of the model's training transcripts, a key of ``NORMALIZATIONS``.
 
     Returns
     -------
@@ -486,7 +486,7 @@ def load_sentencepiece(model_file, normalization="published"):
     Raises
     ------
     InputError
-        If the file is not a SentencePiece model, or one with other ids for blank and unknown.
+        If the file is not a SentencePiece model, or has other ids for blank and unknown.
     """
     try:
         processor = sentencepiece.SentencePieceProcessor(model_file=str(model_file))
@@ -501,12 +501,12 @@ def load_sentencepiece(model_file, normalization="published"):
 
 
 def unknown_characters(transcripts, tokens):
-    """Count the transcripts that a token set cannot spell.
+    """Count the transcripts with characters that a token set lacks.
 
     Arguments
     ---------
     transcripts : iterable of str
-        Normalised.
+        Normalised transcripts.
     tokens : CharTokens, CharacterTokens or SentencePieceTokens
 
     Returns
@@ -514,7 +514,7 @@ def unknown_characters(transcripts, tokens):
     int
         Number of transcripts with at least one ``<unk>``.
     Counter
-        How often each character became ``<unk>``.
+        Number of occurrences of each character that became ``<unk>``.
 
     Example
     -------
@@ -526,17 +526,18 @@ def unknown_characters(transcripts, tokens):
 
 
 def describe_unknown(utterances, total, characters, tokens):
-    """Tell in one line how many utterances have characters that the tokens lack.
+    """Describe in one line the utterances with characters that the tokens lack.
 
     Arguments
     ---------
     utterances : int
+        Number of these utterances.
     total : int
-        Number of utterances, those without unknown characters included.
+        Number of all utterances.
     characters : Counter
-        As ``unknown_characters`` returns it.
+        Counts from ``unknown_characters``.
     tokens : CharTokens, CharacterTokens or SentencePieceTokens
-        They decide the remedy.
+        Their kind determines the remedy.
 
     Returns
     -------
@@ -564,7 +565,7 @@ def describe_unknown(utterances, total, characters, tokens):
 
 
 def _visible(character):
-    """Show a mark on a circle, and an invisible character as its number."""
+    """Show a mark on a circle, and an invisible character by its code point."""
     if unicodedata.category(character)[0] == "M":
         return f"◌{character}"
     return character if character.isprintable() else f"U+{ord(character):04X}"

@@ -1,6 +1,6 @@
-"""The exact transducer loss, and the posteriors of its alignments, on a lattice that is not stored.
+"""The exact transducer loss and the posteriors of its alignments, on a lattice that is not stored.
 
-The lattice is described in ``ent_brain.lattice``. What a pass leaves behind is two numbers a node:
+``ent_brain.lattice`` describes the lattice. The forward pass stores only two numbers per node:
 log p(blank) and log p(next token).
 """
 
@@ -15,31 +15,31 @@ from torch.autograd.function import once_differentiable
 from ent_brain.lattice import backpropagate, split_tensors, sum_type, tile_logits, tiles
 
 PROBABILITY_FLOOR = 1e-8
-"""Emotion probabilities are clamped to [1e-8, 1] before their logarithm (the paper's code)."""
+"""Lower bound of emotion probabilities before their logarithm, as in the paper's code."""
 
 
 class Alignment(NamedTuple):
-    """What the sum over all alignments of an utterance's tokens and frames tells."""
+    """Results of the sum over all alignments of an utterance's tokens with its frames."""
 
     nll: Tensor
-    """[B] -log P(tokens), nats, with a graph."""
+    """[B] -log P(tokens) in nats, with a graph."""
     posteriors: Tensor
-    """[B, T, U+1] posterior of each node's blank arc: how likely frame t ends at position u.
-    Sums to 1 over u at every valid frame, 0 elsewhere; no graph."""
+    """[B, T, U+1] posterior of each node's blank arc: the probability that frame t ends at position
+    u. It sums to 1 over u at every valid frame and is 0 elsewhere; no graph."""
 
 
 def transducer_alignment(lattices, tokens, frame_lens, token_lens, blank=0, fastemit=0.0):
     """Sum over all alignments: the transducer's likelihood and its arc posteriors in one pass.
 
-    Only log p(blank) and log p(next token) of a node enter the sum (Graves 2012), so a tile of
-    nodes is normalised over all outputs and reduced to those two numbers; the backward pass
+    Only log p(blank) and log p(next token) of a node enter the sum (Graves 2012). Therefore, a tile
+    of nodes is normalised over all outputs and reduced to these two numbers. The backward pass
     computes each tile again.
 
     Arguments
     ---------
     lattices : sequence of Lattice
-        Their outputs side by side are the token distribution: one lattice for ENT, the blank and
-        the vocabulary lattice for FENT.
+        Lattices whose concatenated outputs form the token distribution: one lattice for ENT, the
+        blank and the vocabulary lattice for FENT.
     tokens : Tensor
         [B, U] token ids, any value in the padding.
     frame_lens, token_lens : Tensor
@@ -47,9 +47,9 @@ def transducer_alignment(lattices, tokens, frame_lens, token_lens, blank=0, fast
     blank : int
         Index of blank among the outputs.
     fastemit : float
-        Weight of FastEmit (Yu et al. 2021, arXiv 2010.11148): the gradient of token arcs is this
-        much larger, the value the same. 0 is the exact gradient; a little keeps alignments narrow,
-        which greedy search needs.
+        Weight of FastEmit (Yu et al. 2021, arXiv 2010.11148). It multiplies the gradient of token
+        arcs by 1 + weight and does not change the loss. 0 gives the exact gradient; a small weight
+        keeps alignments narrow, which greedy search needs.
 
     Returns
     -------
@@ -58,8 +58,8 @@ def transducer_alignment(lattices, tokens, frame_lens, token_lens, blank=0, fast
     Raises
     ------
     ValueError
-        If an utterance has no frame, a length exceeds its tensor, or a token is not an output or
-        is blank.
+        If an utterance has no frame, if a length exceeds its tensor, or if a token is blank or not
+        an output.
     """
     _check(lattices, tokens, frame_lens, token_lens, blank)
     tensors = [tensor for lattice in lattices for tensor in lattice]
@@ -70,7 +70,7 @@ def transducer_alignment(lattices, tokens, frame_lens, token_lens, blank=0, fast
 def transducer_loss(lattices, tokens, frame_lens, token_lens, blank=0, reduction="mean"):
     """Exact transducer loss (Graves 2012) of a joint network whose lattice is never stored.
 
-    The same value and gradient as ``torchaudio.functional.rnnt_loss`` on the dense logits.
+    It has the same value and gradient as ``torchaudio.functional.rnnt_loss`` on the dense logits.
 
     Arguments
     ---------
@@ -82,7 +82,7 @@ def transducer_loss(lattices, tokens, frame_lens, token_lens, blank=0, reduction
     Returns
     -------
     Tensor
-        Scalar, or [B] for ``none``; nats.
+        Scalar, or [B] for ``none``, in nats.
 
     Example
     -------
@@ -102,18 +102,18 @@ def transducer_loss(lattices, tokens, frame_lens, token_lens, blank=0, reduction
 
 
 def arc_log_probs(lattices, tokens, frame_lens, token_lens, blank=0):
-    """What the transducer reads of each node: log p(blank) and log p(the next token).
+    """Log-probabilities of the arcs of each node: log p(blank) and log p(next token).
 
     Arguments
     ---------
     lattices, tokens, frame_lens, token_lens, blank
-        As for ``transducer_alignment``, which says what is refused, too.
+        As for ``transducer_alignment``, with the same errors.
 
     Returns
     -------
     Tensor
-        [2, B, T, U+1], T and U the largest lengths; -inf at nodes that are not valid. The token arc
-        of position ``token_len``, which has no next token, tells nothing.
+        [2, B, T, U+1] with the largest lengths T and U; -inf at invalid nodes. The token arc of
+        position ``token_len``, which has no next token, is undefined.
     """
     _check(lattices, tokens, frame_lens, token_lens, blank)
     return _arc_log_probs(lattices, tokens, frame_lens, token_lens, blank)[0]
@@ -144,12 +144,12 @@ def next_token_loss(logits, tokens, token_lens):
 
 
 def ctc_loss(logits, tokens, frame_lens, token_lens, blank=0):
-    """Connectionist temporal classification (Graves et al. 2006), of each utterance.
+    """Loss of connectionist temporal classification (Graves et al. 2006) for each utterance.
 
     Arguments
     ---------
     logits : Tensor
-        [B, T, V] of each frame.
+        [B, T, V] for each frame.
     tokens : Tensor
         [B, U] ids.
     frame_lens, token_lens : Tensor
@@ -159,8 +159,8 @@ def ctc_loss(logits, tokens, frame_lens, token_lens, blank=0):
     Returns
     -------
     Tensor
-        [B] -log P(tokens), nats; 0, with no gradient, where the tokens have no room: each needs a
-        frame, and one more where it repeats the one before.
+        [B] -log P(tokens) in nats. 0, without gradient, if there are too few frames: each token
+        needs one, and a repeated token one more.
 
     Example
     -------
@@ -188,14 +188,15 @@ def reduce_losses(losses, reduction):
 
 
 class _Transducer(torch.autograd.Function):
-    """Transducer likelihood and blank-arc posteriors; nodes are computed again backward."""
+    """Transducer likelihood and blank-arc posteriors; the backward pass computes nodes again."""
 
     @staticmethod
     def forward(ctx, tokens, frame_lens, token_lens, blank, fastemit, *tensors):
         lattices = split_tensors(tensors)
         arcs, following = _arc_log_probs(lattices, tokens, frame_lens, token_lens, blank)
         nll = _sum_alignments(arcs, frame_lens, token_lens)
-        # Every alignment leaves a frame once: float32 sums of a thousand steps need telling.
+        # Every alignment leaves each frame exactly once. Normalising corrects the rounding errors
+        # of float32 sums over a thousand steps.
         arcs /= arcs[0].sum(2, keepdim=True).clamp(min=PROBABILITY_FLOOR)
         ctx.save_for_backward(arcs, following, *tensors)
         ctx.blank, ctx.fastemit = blank, fastemit
@@ -216,8 +217,8 @@ class _Transducer(torch.autograd.Function):
             grad[:, ctx.blank] -= taken[0]
             return grad.scatter_add_(1, following[rows, positions, None], -taken[1, :, None])
 
-        # What is left out of a frame or a position adds up to less than the rounding of its sum;
-        # and numbers too small for a full mantissa would make the products many times slower.
+        # The skipped nodes of a frame or a position sum to less than the rounding of its total.
+        # Subnormal numbers would also make the products many times slower.
         negligible = torch.finfo(arcs.dtype).eps / sum(arcs.shape[2:])
         nodes = (arcs.sum(0) > negligible).nonzero(as_tuple=True)
         gradients = backpropagate(split_tensors(tensors), nodes, grad_logits)
@@ -227,7 +228,7 @@ class _Transducer(torch.autograd.Function):
 def _arc_log_probs(lattices, tokens, frame_lens, token_lens, blank):
     """``arc_log_probs``, and the next token of each position [B, U+1]."""
     frames, positions = int(frame_lens.max()), int(token_lens.max()) + 1
-    # Position u's next token; the last position has none, and any valid index serves there.
+    # Next token of position u. The last position has none, so any valid index will do.
     ended = torch.arange(positions, device=tokens.device) >= token_lens[:, None]
     padded = torch.nn.functional.pad(tokens[:, : positions - 1], (0, 1))
     following = padded.long().masked_fill(ended, blank)
@@ -241,13 +242,13 @@ def _arc_log_probs(lattices, tokens, frame_lens, token_lens, blank):
 
 
 def _sum_alignments(arcs, frame_lens, token_lens):
-    """Sum over alignments; the arcs' log-probabilities become their posteriors in place.
+    """Sum over alignments, and replace the arcs' log-probabilities by their posteriors in place.
 
     Arguments
     ---------
     arcs : Tensor
-        [2, B, T, U+1] log-probability of blank and of the next token, T and U the largest lengths;
-        any value at nodes that are not valid and for the token of the last position.
+        [2, B, T, U+1] log-probabilities of blank and of the next token, with the largest lengths T
+        and U. Values at invalid nodes, and for the token of the last position, are ignored.
 
     Returns
     -------
@@ -255,15 +256,15 @@ def _sum_alignments(arcs, frame_lens, token_lens):
         -log P [B].
     """
     if arcs.is_cuda and arcs.dtype == torch.float32 and arcs.size(3) > 1:
-        return _kernel(arcs, frame_lens, token_lens)  # faster than a launch a diagonal
+        return _kernel(arcs, frame_lens, token_lens)  # faster than one launch per diagonal
     return _sweep(arcs, frame_lens, token_lens)
 
 
 def _kernel(arcs, frame_lens, token_lens):
-    """``_sum_alignments`` by torchaudio: float32, at least one token.
+    """``_sum_alignments`` with torchaudio's kernel: float32, at least one token.
 
-    The kernel's class 1 is "the next token", whichever it is. The operator under
-    ``torchaudio.functional.rnnt_loss`` returns the gradient beside the loss.
+    Class 1 of the kernel stands for the next token. We call the operator behind
+    ``torchaudio.functional.rnnt_loss``, because it returns the gradient together with the loss.
     """
     lengths = [n.to(arcs.device, torch.int32) for n in (frame_lens, token_lens)]
     targets = torch.ones(arcs[0, :, 0, 1:].shape, dtype=torch.int32, device=arcs.device)
@@ -282,9 +283,9 @@ def _kernel(arcs, frame_lens, token_lens):
 def _sweep(arcs, frame_lens, token_lens):
     """``_sum_alignments`` along the lattice's anti-diagonals, in plain tensor operations.
 
-    Node (t, u) lies on diagonal t + u and both of its predecessors on the one before, so that a
-    diagonal is one step for the whole batch. The sums over the ways from a node to the end are
-    those to the node in the lattice turned by half a circle, and take the same steps.
+    Node (t, u) lies on diagonal t + u, and its two predecessors lie on the diagonal before. A
+    diagonal is therefore one step for the whole batch. The backward sums, from a node to the end,
+    are forward sums in the lattice rotated by 180 degrees, and are computed in the same steps.
     """
     _, batch, frames, positions = arcs.shape
     t = torch.arange(frames + 1, device=arcs.device)[:, None]
@@ -293,19 +294,19 @@ def _sweep(arcs, frame_lens, token_lens):
     outside = (t >= frame_lens) | (u > token_lens)
     arcs.masked_fill_(outside[:, :-1], -torch.inf)
     arcs[1].masked_fill_(u == token_lens, -torch.inf)
-    # Behind its last blank an utterance goes on at no cost, to the corner where all have ended.
+    # After its last blank, an utterance's path continues at no cost to the common last corner.
     arcs[0].masked_fill_(((t >= frame_lens) & (u == positions - 1))[:, :-1], 0.0)
     blank, token = arcs[0], torch.nn.functional.pad(arcs[1], (0, 0, 0, 1), value=-torch.inf)
     token.masked_fill_((t == frame_lens) & (u >= token_lens), 0.0)
 
-    # [diagonals, 2 x B x (U+1)]: the arc into each node from the frame before, which the sum over
-    # the ways to the node replaces, and the arc from the position before.
+    # [diagonals, 2 x B x (U+1)]. ``ways``: the arc into each node from the frame before, later
+    # replaced by the sum over the paths to the node. ``steps``: the arc from the position before.
     width = 2 * batch * positions
     ways = arcs.new_full((frames + positions, width), -torch.inf)
     steps = ways.clone()
 
     def nodes(diagonals):
-        """The places of the nodes and of the turned nodes: [B, T+1, U+1] each."""
+        """Views of the nodes and of the rotated nodes: [B, T+1, U+1] each."""
         size, strides = (batch, frames + 1, positions), (positions, width, width + 1)
         return [diagonals.as_strided(size, strides, half) for half in (0, width // 2)]
 
@@ -319,7 +320,7 @@ def _sweep(arcs, frame_lens, token_lens):
     ways[0, ::positions] = 0.0
     for before, here, from_left in zip(ways[:-1], ways[1:], steps[1:], strict=True):
         here.add_(before)
-        # No arc leads into a row's first position: whatever is added to it there has no effect.
+        # No arc leads into a row's first position, so the value added there has no effect.
         from_left[1:].add_(before[:-1])
         torch.logaddexp(here, from_left, out=here)
 
@@ -330,7 +331,7 @@ def _sweep(arcs, frame_lens, token_lens):
     arcs[1, ..., :-1] += after[:, :-1, 1:]
     log_likelihood = after[:, 0, 0]
     arcs.sub_(log_likelihood[:, None, None]).masked_fill_(outside[:, :-1], -torch.inf)
-    # Infinities make exp, and subnormal numbers all that reads them, many times slower on a CPU.
+    # On a CPU, infinities make exp many times slower, and subnormal numbers all later operations.
     least = 1e3 * torch.finfo(arcs.dtype).tiny
     torch.nn.functional.threshold_(arcs.clamp_(min=math.log(least)).exp_(), 2 * least, 0.0)
     return -log_likelihood
@@ -341,7 +342,7 @@ def _gather(logits, following, tile):
 
 
 def _next(following, tile, logits):
-    """Index of each node's next token among the outputs, [N, frames, positions, 1]."""
+    """Output index of each node's next token, [N, frames, positions, 1]."""
     index = following[tile.rows, tile.positions]
     return index[:, None, :, None].expand(*logits.shape[:-1], 1)
 

@@ -1,4 +1,4 @@
-"""Whisper's encoder for utterances of any length up to 30 s, and its decoder behind it."""
+"""Whisper's encoder for utterances of any length up to 30 s, and its decoder."""
 
 import copy
 import zlib
@@ -13,21 +13,21 @@ from ent_brain.errors import InputError
 from ent_brain.quiet import quiet_transformers
 
 MOST_TOKENS = 8
-"""Tokens a second, at most: a decoder that repeats itself would not end."""
+"""Upper limit of tokens per second, because a decoder that repeats itself would not stop."""
 
 FEWEST_TOKENS = 16
-"""Tokens that even the shortest recording may have."""
+"""Number of tokens that even the shortest recording may have."""
 
 MOST_COMPRESSED = 2.4
-"""Compression ratio above which a text repeats itself. It is Whisper's own threshold."""
+"""Compression ratio above which a text counts as repetitive: Whisper's own threshold."""
 
 
 class WhisperSpeechEncoder(WhisperPreTrainedModel):
     """Whisper's encoder without its decoder; it encodes each utterance at its own length.
 
-    ``from_pretrained`` reads the encoder's weights from a file of any Whisper model. transformers'
-    own encoder accepts 30 s only. Most of its time would go into silence, as the cost of attention
-    grows with the square of the length.
+    ``from_pretrained`` reads the encoder's weights from a file of any Whisper model. The encoder in
+    transformers accepts only 30 s. It would spend most time on silence, because the cost of
+    attention grows with the square of the length.
 
     Arguments
     ---------
@@ -57,15 +57,15 @@ class WhisperSpeechEncoder(WhisperPreTrainedModel):
         Arguments
         ---------
         input_features : Tensor
-            [B, mel bands, 2 * T], as ``WhisperFeatureExtractor`` makes them. In training the
-            model's own SpecAugment overwrites parts of them with zeros.
+            [B, mel bands, 2 * T] from ``WhisperFeatureExtractor``. In training, the model's own
+            SpecAugment overwrites parts of them with zeros.
         **kwargs
-            For transformers' encoder: ``output_hidden_states=True``, for one.
+            Arguments of the encoder in transformers, such as ``output_hidden_states=True``.
 
         Returns
         -------
         BaseModelOutput
-            Hidden states [B, T, d_model]; the last one is behind the final layer norm.
+            Hidden states [B, T, d_model]; the last one has passed the final layer norm.
         """
         features = WhisperModel._mask_input_features(self, input_features)
         encoder = self.encoder
@@ -75,19 +75,19 @@ class WhisperSpeechEncoder(WhisperPreTrainedModel):
 
 
 class WhisperDecoder:
-    """Whisper's decoder, which reads the states that a front end's encoder has computed already.
+    """Whisper's decoder; it uses the states that a front end's encoder has already computed.
 
-    The decoder was trained on 30 s, of which the end was mostly silence. After states of an
-    utterance's own length it repeats itself. So states of silence follow, up to 30 s: the encoder's
-    states of 30 s of zeros, at the same positions. They are computed once. Where the text still
-    repeats itself, the utterance is encoded again with its silence, as Whisper does.
+    The decoder was trained on 30 s, mostly with silence at the end. With the states of an utterance
+    alone, it repeats itself. Therefore, states of silence follow up to 30 s: the encoder's states
+    of 30 s of zeros, at the same positions, computed once. If the text is still repetitive, the
+    utterance is encoded again with silence up to 30 s, as in Whisper.
 
     Arguments
     ---------
     folder : str or Path
-        A whole Whisper model as transformers saves it, with ``export.DECODER_FILES``.
+        A whole Whisper model in the format of transformers, with ``export.DECODER_FILES``.
     frontend : SSLFrontend
-        With the same Whisper's encoder.
+        A front end with the encoder of the same Whisper model.
 
     Raises
     ------
@@ -96,11 +96,11 @@ class WhisperDecoder:
     """
 
     def __init__(self, folder, frontend):
-        with quiet_transformers():  # what is missing is reported below
+        with quiet_transformers():  # missing weights are reported below
             model, report = WhisperForConditionalGeneration.from_pretrained(
                 folder, dtype=torch.float32, output_loading_info=True
             )
-        if missing := sorted(set(report["missing_keys"]) - {"proj_out.weight"}):  # it is tied
+        if missing := sorted(set(report["missing_keys"]) - {"proj_out.weight"}):  # tied weights
             raise InputError(
                 f"{folder}: holds Whisper's encoder, but no decoder ({missing[0]} is missing). "
                 "Name a folder with the whole model."
@@ -117,16 +117,16 @@ class WhisperDecoder:
 
     @torch.no_grad()
     def transcribe(self, wavs, states, language="en"):
-        """Write down what is said, with case, punctuation and numbers as Whisper writes them.
+        """Transcribe utterances, with Whisper's case, punctuation and numbers.
 
         Arguments
         ---------
         wavs : list of Tensor
             [S] samples of each utterance.
         states : list of Tensor
-            [T, D] their last hidden states, of 20 ms.
+            [T, D] last hidden states of each utterance, every 20 ms.
         language : str
-            Its code.
+            Code of the language.
 
         Returns
         -------
@@ -135,7 +135,7 @@ class WhisperDecoder:
         Raises
         ------
         InputError
-            If the model does not know the language.
+            If the model does not support the language.
         """
         known = getattr(self.model.generation_config, "lang_to_id", {})
         if f"<|{language}|>" not in known:
@@ -151,8 +151,8 @@ class WhisperDecoder:
         return texts
 
     def _decode(self, states, language, most):
-        """Texts (list[str]) of states [B, 1500, D], of so many tokens at most."""
-        with quiet_transformers():  # it warns of its own generation settings
+        """Decode states [B, 1500, D] to texts (list[str]) of at most ``most`` tokens."""
+        with quiet_transformers():  # transformers warns of its own generation settings
             ids = self.model.generate(
                 encoder_outputs=BaseModelOutput(states),
                 language=language,
@@ -163,6 +163,6 @@ class WhisperDecoder:
 
 
 def _compression(text):
-    """Bytes of a text by its bytes when compressed."""
+    """Compression ratio of a text."""
     content = text.encode()
     return len(content) / len(zlib.compress(content))

@@ -1,4 +1,4 @@
-"""Recordings of any length: heard in windows no longer than what a model was trained on."""
+"""Windows: long recordings are processed in windows no longer than the training utterances."""
 
 import math
 from difflib import SequenceMatcher
@@ -13,49 +13,49 @@ from ent_brain.annotation import Heard
 from ent_brain.audio import read_blocks, scan_audio
 
 OVERLAP = 0.3
-"""Share of a window that the next one hears, too, where there is no pause between them."""
+"""Share of a window that overlaps with the next one if there is no pause between them."""
 
 PAUSE, SHORTEST_WINDOW = 0.2, 1.0
-"""Seconds that are quiet where a window may end, and after which it may."""
+"""Shortest pause in seconds in which a window may end, and shortest window in seconds."""
 
 QUIET = -25.0
-"""dB under the loudest 20 ms of a window: quiet enough for a pause."""
+"""Threshold of a pause in dB, relative to the loudest 20 ms of a window."""
 
 SAME_WORD = 0.3
-"""Seconds by which two windows may differ on the start of a word that both have heard."""
+"""Largest difference in seconds between the starts of the same word in two windows."""
 
 
 class Window(NamedTuple):
-    """A stretch of a recording."""
+    """A window of a recording."""
 
     start: int
-    """Sample of the recording, the first of a frame."""
+    """Sample of the recording at which the window starts, the first of a frame."""
     wav: Tensor
     """[S], mono."""
 
 
 def count_seconds(path):
-    """Seconds of a sound file that can be decoded (float), whatever its header says."""
+    """Count the seconds of a sound file that can be decoded (float), regardless of its header."""
     return scan_audio(path).seconds
 
 
 def read_windows(path, sample_rate, longest, frame_samples):
-    """Read a sound file window by window, with little more than one in memory.
+    """Read a sound file window by window, with little more than one window in memory.
 
-    A recording that is no longer than a window is one. Another is cut in the longest pause of each
-    window, so that a model hears utterances, as in its training; where speech has no pause,
+    A short recording is one window. A longer one is cut in the longest pause of each window, so
+    that the windows resemble training utterances. If a window contains no pause, consecutive
     windows overlap.
 
     Arguments
     ---------
     path : str, Path or Audio
-        What ``scan_audio`` takes, or returned.
+        An argument or a result of ``scan_audio``.
     sample_rate : int
-        Hz, of what is given.
+        Sample rate of the windows in Hz.
     longest : float
-        Seconds of a window, at most.
+        Longest window in seconds.
     frame_samples : int
-        Every window starts with a frame.
+        Samples per frame. Every window starts at the start of a frame.
 
     Yields
     ------
@@ -64,21 +64,21 @@ def read_windows(path, sample_rate, longest, frame_samples):
     Raises
     ------
     InputError
-        If the file cannot be read, or holds no sample or one that is not a number.
+        If the file cannot be read, is empty, or has NaN or absurd samples.
     """
     blocks = read_blocks(scan_audio(path), sample_rate)
     yield from cut(blocks, [(0, math.inf)], sample_rate, longest, frame_samples)
 
 
 def cut(blocks, stretches, sample_rate, longest, frame_samples):
-    """Cut stretches of a recording into windows, as ``read_windows`` does the whole.
+    """Cut parts of a recording into windows, as ``read_windows`` cuts a whole recording.
 
     Arguments
     ---------
     blocks : iterable of Tensor
         [S] samples of the recording, in order.
     stretches : sequence of (int, int)
-        First sample and the one after the last of each stretch, in order, without overlap.
+        First sample, and sample after the last, of each part; in order, without overlaps.
     sample_rate, longest, frame_samples
         As for ``read_windows``.
 
@@ -113,10 +113,10 @@ def cut(blocks, stretches, sample_rate, longest, frame_samples):
 
 
 def _find_pause(wav, sample_rate, overlap):
-    """Middle of the longest pause of a window, a sample; None if it has none.
+    """Find the middle of a window's longest pause (int, sample); None without a pause.
 
-    The samples that the window before contains, ``overlap``, are left out: a window that ended
-    there would be of no use.
+    The first ``overlap`` samples, which the window before also contains, are excluded: a window
+    that ended there would add nothing.
     """
     step = sample_rate // 50
     power = wav[: len(wav) // step * step].view(-1, step).square().mean(1)
@@ -131,36 +131,35 @@ def _find_pause(wav, sample_rate, overlap):
 
 
 def join(spans, results, sample_rate, frame_samples, frame_count, spoken=None):
-    """Join the results of windows, so that no frame and no word is lost or doubled.
+    """Join the results of windows so that no frame or word is lost or repeated.
 
-    Time is whole frames of the recording. Two windows that overlap meet at one frame, and each
-    frame takes its row from one window, at that row's place in the recording. If the front end
-    gives a window fewer rows than it has frames, as SSL models do, the row before fills the gap.
+    The result has one row per frame of the recording. Two overlapping windows are joined at one
+    frame, and each frame takes its row from one window. SSL models give a window fewer rows than it
+    has frames; the row before fills the gap.
 
-    Two windows meet at the word that both contain and that is nearest to the middle of their
-    overlap. If they share no word, they meet in the longest stretch without the middle of a word.
+    Two windows are joined at the common word nearest to the middle of their overlap. Without a
+    common word, they are joined in the longest interval that contains no middle of a word.
 
     Arguments
     ---------
     spans : sequence of (int, int)
-        First sample of each window, which is the first of a frame, and the sample after its last.
+        First sample of each window, which starts a frame, and the sample after its last.
     results : sequence of Heard
-        Times within the window.
+        Results of each window, with times relative to its start.
     sample_rate : int
-        Hz.
+        Sample rate in Hz.
     frame_samples : int
         Samples from one frame to the next.
     frame_count : int
-        Rows of the whole recording: as many as one pass over it would give, which the front end's
-        ``count_frames`` computes from the number of samples.
+        Number of the recording's frames, from the front end's ``count_frames``.
     spoken : array, optional
-        [frame_count] bool: frames with speech; all, if it is not given.
+        [frame_count] bool, True for frames with speech; all frames if None.
 
     Returns
     -------
     Heard
-        The probabilities of the utterance are the mean over the windows, weighted by the number of
-        frames with speech that each contributes.
+        The utterance's probabilities are the mean over the windows, weighted by the number of
+        frames with speech that each window contributes.
 
     Example
     -------
@@ -177,7 +176,7 @@ def join(spans, results, sample_rate, frame_samples, frame_count, spoken=None):
             (text, start + round(a * sample_rate), start + round(b * sample_rate))
             for text, a, b in result.words
         ]
-        # A window that ends inside the one before cannot contribute anything behind its own end.
+        # A window that ends inside the one before contributes nothing after its own end.
         low, high = max(start, joints[-1] if joints else 0), min(left_end, end)
         keep, skip, joint = _joint(words, own, low, high, SAME_WORD * sample_rate)
         words = words[:keep] + own[skip:]
@@ -204,9 +203,9 @@ def join(spans, results, sample_rate, frame_samples, frame_count, spoken=None):
 
 
 def join_rows(spans, counts, frame_samples, frame_count):
-    """Say which rows of the windows make one row for each frame of a recording.
+    """Choose one row of the windows for each frame of a recording.
 
-    Windows that overlap meet in the middle of their overlap.
+    Overlapping windows are joined in the middle of their overlap.
 
     Arguments
     ---------
@@ -218,8 +217,8 @@ def join_rows(spans, counts, frame_samples, frame_count):
     Returns
     -------
     (list[int], list[tuple[int, int]])
-        For each frame, its row among the rows of all windows; and for each window, the first frame
-        that it gives and the one after the last.
+        For each frame, the index of its row among the rows of all windows. For each window, the
+        first frame that it contributes, and the frame after the last.
 
     Example
     -------
@@ -236,8 +235,8 @@ def join_rows(spans, counts, frame_samples, frame_count):
 
 
 def _parts(firsts, ends, counts, frame_count):
-    """Frames (first, end) that each window gives, where the left one of two ends at ``ends``."""
-    # The left window may have no row for its last frame, which the right window then has.
+    """Frames (first, end) that each window contributes, if its part should end at ``ends``."""
+    # The left window may lack a row for its last frame; the right window then has one.
     ends = [
         max(min(end, left + count), right)
         for end, left, count, right in zip(ends, firsts, counts, firsts[1:], strict=False)
@@ -248,10 +247,9 @@ def _parts(firsts, ends, counts, frame_count):
 
 
 def _source_rows(firsts, counts, parts):
-    """For each frame of a recording, the row of its windows' concatenated rows (list[int]).
+    """Index of each frame's row in the concatenated rows of the windows (list[int]).
 
-    A window has ``counts`` rows from the frame ``firsts`` on, and contributes the frames from
-    ``begin`` to ``end`` of ``parts``.
+    A window has ``counts`` rows from frame ``firsts`` on. It contributes the frames in ``parts``.
     """
     source, offset = np.zeros(parts[-1][1], dtype=np.int64), 0
     for first, count, (begin, end) in zip(firsts, counts, parts, strict=True):
@@ -262,13 +260,12 @@ def _source_rows(firsts, counts, parts):
 
 
 def _joint(left, right, low, high, same_word):
-    """Where two lists of words meet that share the samples from ``low`` to ``high``.
+    """Choose where to join the words of two windows that overlap from ``low`` to ``high``.
 
     Returns
     -------
     (int, int, int)
-        Number of words of the left to keep, number of words of the right to skip, and the sample
-        between them.
+        Number of left words to keep, number of right words to skip, and the sample between them.
     """
     if high <= low:
         return len(left), sum(_middle(word) < low for word in right), low
@@ -299,7 +296,7 @@ def _middle(word):
 
 
 def _parted(words):
-    """Words in order, shortened so that none overlaps the next: those of two windows may."""
+    """Shorten words so that none overlaps the next, because words of two windows may."""
     parted = [list(word) for word in words]
     for a, b in pairwise(parted):
         if a[2] > b[1]:
