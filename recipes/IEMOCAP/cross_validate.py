@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
-"""Cross-validation on IEMOCAP: five trainings, each with a session left out, and their mean.
+"""Cross-validation on IEMOCAP: five trainings, each with a held-out session, and their mean.
 
 > python cross_validate.py hparams/ent.yaml --data_folder IEMOCAP_full_release
 
-Options beside its own go to ``train.py``. Started again it leaves finished folds alone and goes on
-with the others where they stopped.
+Other options are passed to ``train.py``. If you run the command again, it keeps finished folds and
+resumes the others.
 """
 
 import argparse
@@ -25,7 +25,7 @@ METRICS = ("WER", "CER", "WA", "UA", "EDER")
 
 
 def read_arguments(arguments):
-    """Return the script's own options, and what goes on to ``train.py`` (list[str])."""
+    """Return the script's own options, and the options for ``train.py`` (list[str])."""
     parser = argparse.ArgumentParser(
         description="Cross-validate a recipe on IEMOCAP.", allow_abbrev=False
     )
@@ -54,19 +54,19 @@ def read_arguments(arguments):
 
 
 def arguments_of(own, rest, session):
-    """Arguments (list[str]) of the training that leaves a session out, tested by both protocols."""
+    """Arguments (list[str]) of the training without a session, tested by both protocols."""
     if not any(option.split("=")[0] == "--paper_protocol" for option in rest):
         rest = [*rest, "--paper_protocol", "True"]
     return [own.yaml, *rest, "--test_session", str(session)]
 
 
 def fold_folder(own, session):
-    """Where a fold goes (Path)."""
+    """Output folder of a fold (Path)."""
     return own.output_folder / f"session_{session}"
 
 
 def runs_of(own, rest):
-    """The trainings (list[Run]), a session left out in each."""
+    """The trainings (list[Run]), each with one held-out session."""
     train = Path(__file__).with_name("train.py")
     return [
         Run(f"session {k}", train, arguments_of(own, rest, k), fold_folder(own, k))
@@ -75,7 +75,7 @@ def runs_of(own, rest):
 
 
 def summarize(folds):
-    """Rows of the table: each fold's, then of each protocol the mean and the deviation.
+    """Make the rows of the table: each fold, then the mean and deviation for each protocol.
 
     Arguments
     ---------
@@ -85,8 +85,8 @@ def summarize(folds):
     Returns
     -------
     (list[dict], list[dict])
-        The rows; and of each protocol the metrics' ``mean`` and ``deviation`` (sample standard
-        deviation over folds, None of one fold), percent.
+        The rows; and for each protocol, the ``mean`` and ``deviation`` of the metrics in percent.
+        The deviation is the sample standard deviation over folds, None for a single fold.
 
     Example
     -------
@@ -98,12 +98,12 @@ def summarize(folds):
     rows = [{"session": str(k), **row} for k, fold in folds.items() for row in fold]
     summaries = []
     for protocol in dict.fromkeys(row["protocol"] for row in rows):
-        of_protocol = [row for row in rows if row["protocol"] == protocol]
-        mean, deviation = mean_and_deviation(of_protocol)
+        chosen = [row for row in rows if row["protocol"] == protocol]
+        mean, deviation = mean_and_deviation(chosen)
         summaries.append(
             {
                 "protocol": protocol,
-                "folds": len(of_protocol),
+                "folds": len(chosen),
                 "mean": mean,
                 "deviation": deviation,
             }
@@ -115,17 +115,17 @@ def summarize(folds):
 
 
 def readme_line(name, summary, hardware, seconds):
-    """A line of the README's table of results (str), of one protocol.
+    """Format the line of one protocol in the README's table of results (str).
 
     Arguments
     ---------
     name : str
-        Of the YAML.
+        Name of the YAML.
     summary : dict
-        As ``summarize`` returns it: mean and deviation of each metric.
+        Mean and deviation of each metric from ``summarize``.
     hardware : str
     seconds : list[float]
-        That each fold took; None where it was stopped in between.
+        Duration of each fold; None if it was interrupted.
     """
     cells = [
         mean_with_deviation(summary["mean"][metric], summary["deviation"][metric])
@@ -139,7 +139,7 @@ def readme_line(name, summary, hardware, seconds):
 
 
 def hardware_of(devices):
-    """What the devices are (str); what training takes by itself where none are named."""
+    """Describe the devices (str), or training's default device if there are none."""
     devices = devices or ["cuda" if torch.cuda.is_available() else "cpu"]
     names = [
         f"CPU of {os.cpu_count()} cores" if device == "cpu" else torch.cuda.get_device_name(device)

@@ -1,6 +1,6 @@
-"""Prepare IEMOCAP: manifests of one fold, or of all sessions, from the corpus as it is released.
+"""Prepare IEMOCAP: manifests of one fold, or of all sessions, from the released corpus.
 
-The corpus is read anew each time, so a manifest is never staler than its corpus.
+The corpus is read each time, so the manifests always match it.
 Licence form and download: https://sail.usc.edu/iemocap/iemocap_release.htm
 """
 
@@ -22,16 +22,17 @@ SESSIONS = range(1, 6)
 RELEASE = "IEMOCAP_full_release"
 LABELS = ("hap", "exc", "ang", "sad", "neu", "fru", "dis", "fea", "sur", "oth", "xxx")
 
-# What is known of the full release: how many utterances have one of the labels of a group, and how
-# many of a session have one of all groups' labels.
+# Counts in the full release: utterances with the labels of each group, and utterances of each
+# session with any of these labels.
 FULL_LABELS = {("hap", "exc"): 1636, ("ang",): 1103, ("sad",): 1084, ("neu",): 1708}
 FULL_SESSIONS = (1085, 1023, 1151, 1031, 1241)
 
 LENGTH_TOLERANCE = 1.0
-"""Seconds by which a recording may differ from its evaluation: copies are cut differently."""
+"""Seconds by which a recording may differ from its evaluation, because copies are cut differently.
+"""
 
 LENGTH_TOLERANCE_SHARE = 0.5
-"""Share of the evaluation's length by which a recording may differ: a dialog differs by more."""
+"""Share of the evaluation's length by which a recording may differ. A whole dialog exceeds it."""
 
 # [6.2901 - 8.2357]	Ses01F_impro01_F000	neu	[2.5000, 2.5000, 2.5000]
 SECONDS = r"\s*(\d*\.?\d+)\s*"
@@ -44,11 +45,11 @@ TRANSCRIPT = re.compile(r"(Ses0\d\w+)\s+\[[\d. ]+-[\d. ]+\]\s*:(.*)")
 
 @dataclass
 class Session:
-    """What is read of a session."""
+    """Utterances and labels of a session."""
 
-    utterances: list[Utterance] = field(default_factory=list)  # those of mapped labels
-    labels: Counter = field(default_factory=Counter)  # of all utterances
-    seconds: dict[str, float] = field(default_factory=dict)  # of utterances, by the evaluation
+    utterances: list[Utterance] = field(default_factory=list)  # with mapped labels
+    labels: Counter = field(default_factory=Counter)  # counts over all utterances
+    seconds: dict[str, float] = field(default_factory=dict)  # of each utterance in the evaluation
 
 
 def prepare_iemocap(
@@ -67,36 +68,36 @@ def prepare_iemocap(
     Arguments
     ---------
     data_folder : str or Path
-        ``IEMOCAP_full_release`` or the folder it lies in; what ``{data_root}`` stands for. Sessions
-        may be missing, but not the test session. Recordings may have any extension of
+        ``IEMOCAP_full_release`` or its parent folder; ``{data_root}`` stands for it. Sessions may
+        be missing, except the test session. Recordings may have any extension in
         ``audio.ENDINGS``.
     save_folder : str or Path
-        Where the manifests go. Give every combination of the other arguments its own.
+        Folder of the manifests. Use one per combination of the other arguments.
     emotions : EmotionSet
     label_map : dict[str, str]
-        From the corpus's labels (``LABELS``) to names of ``emotions``; utterances with other labels
-        are left out.
+        From the corpus's labels (``LABELS``) to names of ``emotions``. Utterances with other labels
+        are skipped.
     normalize : callable
-        How the recipe normalises transcripts.
+        The recipe's normalisation of transcripts.
     test_session : int, optional
-        1 to 5, left out of training as ``test``; None trains on all sessions.
+        Session from 1 to 5 that becomes ``test``; None trains on all sessions.
     valid_share : float
-        Share of each training speaker's utterances of each emotion that ``valid`` gets.
+        Share of the utterances of each training speaker and emotion that become ``valid``.
     seed : int
-        Of the choice of those utterances.
+        Seed of the choice of these utterances.
     max_train_seconds : float, optional
-        Utterances this long or longer are left out of ``train``, never of ``valid`` or ``test``
-        (18.75 in the published code).
+        Utterances this long or longer are removed from ``train``, but not from ``valid`` or
+        ``test`` (18.75 in the published code).
 
     Returns
     -------
     dict[str, Path]
-        Manifests of ``train`` and ``valid``, and of ``test`` where there is a test session.
+        Manifests of ``train`` and ``valid``, and of ``test`` if there is a test session.
 
     Raises
     ------
     InputError
-        If the corpus is incomplete or an argument is impossible; nothing is written then.
+        If the corpus is incomplete or an argument is impossible. Nothing is written then.
 
     Example
     -------
@@ -150,26 +151,26 @@ def _find_release(data_folder):
 
 def _find_sessions(release, test_session):
     """Return the sessions (list[int]) that a copy of the release has."""
-    there = [k for k in SESSIONS if (release / f"Session{k}").is_dir()]
-    names = ", ".join(f"Session{k}" for k in there)
-    if test_session is not None and test_session not in there:
+    present = [k for k in SESSIONS if (release / f"Session{k}").is_dir()]
+    names = ", ".join(f"Session{k}" for k in present)
+    if test_session is not None and test_session not in present:
         raise InputError(
             f"no folder {release}/Session{test_session}, the test session: restore it, or set "
             f"test_session to one that is there ({names})"
         )
-    if there == [test_session]:
+    if present == [test_session]:
         raise InputError(
             f"{release}: has {names} alone, the test session, and none to train on: restore other "
             "sessions, or train without a test session (test_session: null)"
         )
-    missing = ", ".join(f"Session{k}" for k in SESSIONS if k not in there)
+    missing = ", ".join(f"Session{k}" for k in SESSIONS if k not in present)
     if missing:
-        logger.warning(f"{release}: no {missing}: training goes without")
-    return there
+        logger.warning(f"{release}: no {missing}. Training continues without.")
+    return present
 
 
 def _read_session(folder, number, label_map, problems):
-    """Return a Session with its utterances of mapped labels; add what is wrong to ``problems``."""
+    """Return a Session with the utterances of mapped labels; append errors to ``problems``."""
     session = Session()
     dialog = folder / "dialog"
     missing = [
@@ -181,8 +182,8 @@ def _read_session(folder, number, label_map, problems):
         problems += [f"no folder {part}" for part in missing]
         return session
     transcripts = _read_transcripts(dialog / "transcriptions")
-    # Not recursive, and no file whose name starts with a dot: the subfolders hold single
-    # evaluators' files, and macOS left binary "._Ses*.txt" beside the real ones.
+    # Not recursive, because subfolders contain the files of single evaluators. No hidden files,
+    # because the release also has binary "._Ses*.txt" files of macOS.
     paths = sorted((dialog / "EmoEvaluation").glob("Ses*.txt"))
     if not paths:
         problems.append(f"no Ses*.txt in {dialog / 'EmoEvaluation'}")
@@ -213,7 +214,7 @@ def _read_evaluation(path, session, problems):
     found = []
     for number, line in enumerate(read_text(path, "restore the file").split("\n"), 1):
         line = line.strip()
-        # The header, single evaluators and blank lines name no utterance.
+        # Skip the header, the lines of single evaluators, and blank lines.
         if not line.startswith("[") and "Ses0" not in line:
             continue
         match = EVALUATION.fullmatch(line)
@@ -223,7 +224,7 @@ def _read_evaluation(path, session, problems):
         start, end, name, _, letter, label = match.groups()
         if label not in LABELS:
             problems.append(f"{path} line {number}: unknown label {label!r}")
-        # The letter in the dialog's name says who wore the markers, not who speaks.
+        # The letter in the dialog's name tells who wore the markers, not who speaks.
         found.append((name, f"Ses0{session}{letter}", label, float(end) - float(start)))
     if not found:
         problems.append(f"{path}: no utterance line")
@@ -231,7 +232,7 @@ def _read_evaluation(path, session, problems):
 
 
 def _read_transcripts(folder):
-    """Return the texts of each utterance id; lines without an id are passed over."""
+    """Return the texts of each utterance id; lines without an id are skipped."""
     transcripts = defaultdict(list)
     for path in sorted(folder.glob("Ses*.txt")):
         for line in read_text(path, "restore the file").split("\n"):
@@ -241,7 +242,7 @@ def _read_transcripts(folder):
 
 
 def _check_lengths(utterances, sessions):
-    """Refuse recordings of another length than the evaluation's, as of whole dialogs."""
+    """Refuse recordings whose length differs from the evaluation, such as whole dialogs."""
     expected = {name: s for session in sessions.values() for name, s in session.seconds.items()}
     differences = {u.id: abs(u.duration - expected[u.id]) for u in utterances}
     problems = [
@@ -259,7 +260,7 @@ def _check_lengths(utterances, sessions):
 
 
 def _describe_labels(sessions, label_map, emotions):
-    """Say (str) what the emotions are made of, and how many utterances are left out."""
+    """Describe (str) the labels of each emotion, and count the skipped utterances."""
     labels = sum((session.labels for session in sessions.values()), Counter())
     left_out = ", ".join(
         f"{count:,} {label}" for label, count in labels.most_common() if label not in label_map
@@ -268,7 +269,7 @@ def _describe_labels(sessions, label_map, emotions):
 
 
 def _count_table(sessions, label_map, emotions):
-    """Count utterances per session and emotion beside the full release's (str, with a verdict)."""
+    """Compare the utterances per session and emotion with the full release (str)."""
     known = {label for group in FULL_LABELS for label in group}
     of_emotions = [
         FULL_LABELS.get(tuple(label for label in LABELS if label_map.get(label) == emotion))
@@ -295,7 +296,7 @@ def _count_table(sessions, label_map, emotions):
         for row in cells
     ]
 
-    # Compared by the corpus's labels, whatever the recipe makes of them.
+    # The comparison uses the corpus's labels, not those of the recipe.
     found = {k: session.labels for k, session in sessions.items()}
     labels = sum(found.values(), Counter())
     compared = [
@@ -318,5 +319,5 @@ def _count_table(sessions, label_map, emotions):
 
 
 def _cell(value):
-    """A cell of the table (str): a dash where the full release's number is not known."""
+    """Format a cell of the table (str); a dash stands for an unknown number."""
     return "-" if value is None else value if isinstance(value, str) else f"{value:,}"

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Emotion transducers on IEMOCAP, one session left out.
+"""Emotion transducers on IEMOCAP, tested on a held-out session.
 
 > python train.py hparams/ent.yaml --data_folder IEMOCAP_full_release --test_session 5
 """
@@ -34,7 +34,7 @@ def main():
     train = {"IEMOCAP": (f"{manifests}/train.json", corpus)}
     hparams = build(recipe, train)
     session = recipe["test_session"]
-    # Without a test session there is no other figure than that of the set that chose the model.
+    # Without a test session, results are those of the validation set, which selected the model.
     name, split = (f"session {session}", "test") if session else ("validation", "valid")
     train, valid, tests = mixed_sets(
         hparams,

@@ -20,10 +20,10 @@ from ent_brain.manifest import Utterance, check_utterances, read_text, save_mani
 logger = get_logger(__name__)
 
 MANIFEST = "librispeech_{}"
-"""Name of a split's manifest: other recipes keep it in one folder with their own manifests."""
+"""Name of a split's manifest. Other recipes have their own manifests in the same folder."""
 
 TRANSCRIPTS = ".trans.txt"
-"""Ending of the file that holds the transcripts of a chapter."""
+"""Ending of the file with the transcripts of a chapter."""
 
 OFFICIAL = {
     "dev-clean": 2703,
@@ -35,10 +35,10 @@ OFFICIAL = {
     "train-clean-360": 104014,
     "train-other-500": 148688,
 }
-"""Utterances of the parts as published."""
+"""Number of utterances in each published part."""
 
 PREFERRED = (".flac", ".wav")
-"""Extensions to prefer, in this order, if an utterance is there in several formats."""
+"""Preferred extensions, in this order, if an utterance exists in several formats."""
 
 
 def prepare_librispeech(
@@ -53,25 +53,25 @@ def prepare_librispeech(
     seed=42,
     neutral_share=0.0,
 ):
-    """Write the manifests of parts of LibriSpeech; no speaker is in two of them.
+    """Write the manifests of parts of LibriSpeech, without a speaker in two of them.
 
     Arguments
     ---------
     data_folder : str or Path
-        The folder ``LibriSpeech`` or the one above; what ``{data_root}`` stands for. The audio may
-        be FLAC or any format of ``ent_brain.audio.ENDINGS``, under the same names.
+        The folder ``LibriSpeech`` or its parent; ``{data_root}`` stands for it. The audio may be
+        FLAC or any format in ``ent_brain.audio.ENDINGS``, with the same names.
     save_folder : str or Path
-        Where the manifests go: ``librispeech_train.json`` and so on.
+        Folder of the manifests: ``librispeech_train.json`` and so on.
     emotions : EmotionSet
         The recipe's labels. LibriSpeech itself has none.
     normalize : callable
-        How the recipe normalises transcripts, of ``ent_brain.tokens.NORMALIZATIONS``.
+        The recipe's normalisation of transcripts, from ``ent_brain.tokens.NORMALIZATIONS``.
     train_parts, valid_parts, test_parts : sequence of str
-        Parts of each split. Without ``test_parts`` there is no test manifest.
+        Parts of each split. Without ``test_parts``, there is no test manifest.
     valid_speakers : float or sequence of int
         Training speakers to hold out for validation if ``valid_parts`` is empty: a share above 0
-        and below 1, of each sex if ``SPEAKERS.TXT`` is there, or a list of speakers. An empty list
-        holds out none, and there is no validation manifest.
+        and below 1, or a list of speakers. If ``SPEAKERS.TXT`` exists, the share applies to each
+        sex. With an empty list, there is no validation manifest.
     seed : int
         Of the choice of validation speakers.
     neutral_share : float
@@ -87,7 +87,7 @@ def prepare_librispeech(
     ------
     InputError
         If a part is missing or incomplete, two parts share a speaker, or an argument is
-        impossible; nothing is written then.
+        impossible. Nothing is written then.
 
     Example
     -------
@@ -102,14 +102,14 @@ def prepare_librispeech(
     root = _find_root(data_folder, parts)
     problems = []
     drafts = {part: _read_part(root / part, problems) for part in parts}
-    # Before the audio is read, which takes minutes for the large parts.
+    # Reported before the audio is read, which takes minutes for the large parts.
     raise_problems(problems, f"correct {root}, or unpack the part's archive again")
     speakers = {part: {draft.speaker for draft in drafts[part]} for part in parts}
     _check_speakers(speakers)
     held_out = set()
     if not valid_parts:
-        of_training = set().union(*(speakers[part] for part in train_parts))
-        held_out = _hold_out_speakers(of_training, valid_speakers, root / "SPEAKERS.TXT", seed)
+        training = set().union(*(speakers[part] for part in train_parts))
+        held_out = _hold_out_speakers(training, valid_speakers, root / "SPEAKERS.TXT", seed)
 
     everything = [draft for part in parts for draft in drafts[part]]
     utterances = check_utterances(everything, data_folder, (), emotions, normalize)
@@ -134,7 +134,7 @@ def prepare_librispeech(
 
 
 def prepare_corpora(recipe, data_folder):
-    """Prepare LibriSpeech by a recipe's own keys, as the corpora that it trains and tests on.
+    """Prepare LibriSpeech by a recipe's keys, as corpora for its training and tests.
 
     Arguments
     ---------
@@ -144,8 +144,8 @@ def prepare_corpora(recipe, data_folder):
     Returns
     -------
     dict[str, dict[str, tuple]]
-        For each split, by the corpus's name: the manifest and ``data_folder``, as
-        ``recipe.train_and_test`` takes them. The test set's name is that of its parts.
+        For each split, by the corpus's name: the manifest and ``data_folder``, for
+        ``recipe.train_and_test``. The test set is named after its parts.
     """
     keys = ("train_parts", "valid_parts", "test_parts", "valid_speakers", "seed")
     manifests = prepare_librispeech(
@@ -194,7 +194,7 @@ def _check_parts(train_parts, valid_parts, test_parts):
 
 
 def _find_root(data_folder, parts):
-    """Return the folder that holds the parts; all of them must be there."""
+    """Return the folder of the parts; all of them must exist."""
     below = data_folder / "LibriSpeech"
     root = below if below.is_dir() else data_folder
     if not root.is_dir():
@@ -204,22 +204,22 @@ def _find_root(data_folder, parts):
     if not missing:
         return root
     no_part = f"{root}: no part {', '.join(missing)}"
-    there = [folder.name for folder in folders if _holds(folder, f"*/*/*{TRANSCRIPTS}")]
-    if there:
-        raise InputError(f"{no_part}, only {', '.join(there)}: name these, or download the others")
-    if _holds(root, f"*/*/*{TRANSCRIPTS}"):
+    others = [folder.name for folder in folders if _contains(folder, f"*/*/*{TRANSCRIPTS}")]
+    if others:
+        raise InputError(f"{no_part}, only {', '.join(others)}: name these, or download the others")
+    if _contains(root, f"*/*/*{TRANSCRIPTS}"):
         raise InputError(
             f"{no_part}; it looks like a part itself: set data_folder to {root.parent}"
         )
     raise InputError(f"{no_part}, nor another one: set data_folder to the folder LibriSpeech")
 
 
-def _holds(folder, pattern):
+def _contains(folder, pattern):
     return next(folder.glob(pattern), None) is not None
 
 
 def _read_part(folder, problems):
-    """Return the part's utterances; note what is wrong."""
+    """Return the part's utterances; append errors to ``problems``."""
     audio, texts = defaultdict(list), {}
     misplaced = []
     for path in _files(folder):
@@ -256,7 +256,7 @@ def _read_part(folder, problems):
 
 
 def _files(folder):
-    """Files in a folder and all below it, links followed, without macOS's ``._`` companions."""
+    """Files in a folder and its subfolders, following links, without macOS's ``._`` files."""
     return [
         Path(inside, name)
         for inside, _, names in os.walk(folder, followlinks=True)
@@ -272,7 +272,7 @@ def _preference(path):
 
 
 def _read_transcripts(path, chapter, texts, problems):
-    """Add a chapter's transcripts to ``texts`` (dict[str, str]); note what is wrong."""
+    """Add a chapter's transcripts to ``texts`` (dict[str, str]); append errors to ``problems``."""
     lines = read_text(path, "unpack the part's archive again").splitlines()
     for number, line in enumerate(lines, start=1):
         if not line.strip():
@@ -290,7 +290,7 @@ def _read_transcripts(path, chapter, texts, problems):
 
 
 def _check_speakers(speakers):
-    """Refuse parts (dict[str, set[str]]) that share speakers, as train-clean-5 and -100 do."""
+    """Refuse parts (dict[str, set[str]]) that share speakers, such as train-clean-5 and -100."""
     problems, parts = [], list(speakers)
     for index, part in enumerate(parts):
         for other in parts[index + 1 :]:
@@ -342,7 +342,7 @@ def _by_number(speaker):
 
 
 def _read_sexes(path):
-    """Return the sex of each speaker (dict[str, str]) by SPEAKERS.TXT; empty without it."""
+    """Read the sex of each speaker (dict[str, str]) from SPEAKERS.TXT; empty without it."""
     if not path.is_file():
         logger.info(f"no {path}: validation speakers are drawn without regard to their sex")
         return {}

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Transducers of words alone on LibriSpeech.
+"""Transducers for words only on LibriSpeech.
 
 > python train.py hparams/ent_asr.yaml --data_folder LibriSpeech
 """

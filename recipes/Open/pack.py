@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
-"""Put what a training exported into the package, and write down what it was.
+"""Copy an exported model into the package, and record its origin.
 
 > python pack.py results/ent/whisper_char31_neutral_True/42
 
-``open_english.json`` beside this file gets the digests of the packed files, which a test compares
-with the package, the results of the recipe's own test sets, and what they were measured with.
+``open_english.json`` in this folder records the digests of the packed files, which a test compares
+with the package. It also has the results on the recipe's test sets and how they were measured.
 """
 
 import argparse

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Emotion transducers of real voices from open data: words of LibriSpeech, emotions of RAVDESS.
+"""Emotion transducers on open data: words from LibriSpeech, emotions from RAVDESS.
 
 > python train.py hparams/ent.yaml --data_folder RAVDESS --librispeech_folder LibriSpeech
 """

@@ -1,12 +1,12 @@
 #!/usr/bin/env python3
-"""Emotions in time, learnt from utterance labels, from intervals, and by a frame classifier.
+"""Comparison of ways to learn emotions in time: utterance labels, intervals, frame classifier.
 
-Several seeds of each, and one table.
+The script trains each with several seeds, and makes one table.
 
 > python compare.py --data_folder Audio_Speech_Actors_01-24
 
-Started again it leaves finished trainings alone and goes on with the others where they stopped.
-Options beside its own go to ``train.py``.
+If you run the command again, it keeps finished trainings and resumes the others. Other options are
+passed to ``train.py``.
 """
 
 import argparse
@@ -25,8 +25,8 @@ VARIANTS = {
     "one": ["--lattice_mode", "one"],
     "aligned": ["--lattice_mode", "aligned"],
 }
-"""Options of each: utterance labels, known intervals, a frame classifier by known intervals, the
-published pooling of utterance labels, the simpler aligned one."""
+"""Options of the variants: utterance labels, known intervals, a frame classifier with known
+intervals, and two poolings with utterance labels, the published one and a simple aligned one."""
 
 
 @exit_on_input_error

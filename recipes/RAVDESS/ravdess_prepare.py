@@ -1,6 +1,6 @@
 """Prepare RAVDESS: manifests split by actor, so that no voice is in two splits.
 
-The corpus is read anew each time, so a manifest is never staler than its corpus. Source:
+The corpus is read each time, so the manifests always match it. Source:
 Livingstone & Russo (2018), PLoS ONE 13(5): e0196391, https://zenodo.org/record/1188976
 (CC BY-NC-SA 4.0), ``Audio_Speech_Actors_01-24.zip``.
 """
@@ -20,16 +20,16 @@ logger = get_logger(__name__)
 
 ACTORS = range(1, 25)
 LABELS = ("neutral", "calm", "happy", "sad", "angry", "fearful", "disgust", "surprised")
-"""The emotions of the codes 01 to 08."""
+"""Emotions of the codes 01 to 08."""
 
 STATEMENTS = {"01": "Kids are talking by the door", "02": "Dogs are sitting by the door"}
 AUDIO_ONLY, SPEECH = "03", "01"
-# 2 statements, 2 repetitions, 2 intensities but for neutral speech, which has one.
+# 2 statements, 2 repetitions, and 2 intensities (1 for neutral speech).
 FULL_PER_ACTOR = {label: 4 if label == "neutral" else 8 for label in LABELS}
 
 # modality-vocal channel-emotion-intensity-statement-repetition-actor
 NAME = re.compile(r"(0[1-3])-(0[12])-(0[1-8])-0[12]-(0[12])-0[12]-([01]\d|2[0-4])")
-# Actor_01 in the release; copies have Actor_1, too.
+# Actor_01 in the release; some copies have Actor_1.
 FOLDER = re.compile(r"actor[-_ ]?0*([1-9]\d?)", re.IGNORECASE)
 
 
@@ -47,17 +47,16 @@ def prepare_ravdess(
     Arguments
     ---------
     data_folder : str or Path
-        The folder with ``Actor_01`` to ``Actor_24``, or the folder it lies in, or a folder of all
-        recordings; what ``{data_root}`` stands for. Recordings may have any extension of
-        ``audio.ENDINGS``.
+        The folder with ``Actor_01`` to ``Actor_24``, or its parent, or a folder of all recordings;
+        ``{data_root}`` stands for it. Recordings may have any extension in ``audio.ENDINGS``.
     save_folder : str or Path
-        Where the manifests go. Give every combination of the other arguments its own.
+        Folder of the manifests. Use one per combination of the other arguments.
     emotions : EmotionSet
     label_map : dict[str, str]
-        From the corpus's labels (``LABELS``) to names of ``emotions``; utterances with other labels
-        are left out.
+        From the corpus's labels (``LABELS``) to names of ``emotions``. Utterances with other labels
+        are skipped.
     normalize : callable
-        How the recipe normalises transcripts.
+        The recipe's normalisation of transcripts.
     test_actors, valid_actors : sequence of int
         Actors of ``test`` and ``valid``; ``train`` gets the others.
 
@@ -69,7 +68,7 @@ def prepare_ravdess(
     Raises
     ------
     InputError
-        If the corpus is incomplete or an argument is impossible; nothing is written then.
+        If the corpus is incomplete or an argument is impossible. Nothing is written then.
 
     Example
     -------
@@ -83,17 +82,17 @@ def prepare_ravdess(
     data_folder = Path(data_folder)
     problems = []
     recordings = _find_recordings(data_folder, problems)
-    there = {actor for _, _, actor, _ in recordings}
-    absent = [f"Actor_{actor:02}" for actor in actors["train"] if actor not in there]
+    present = {actor for _, _, actor, _ in recordings}
+    absent = [f"Actor_{actor:02}" for actor in actors["train"] if actor not in present]
     if absent and recordings:
         logger.warning(
-            f"{data_folder}: no recordings of {', '.join(absent)}: training goes without"
+            f"{data_folder}: no recordings of {', '.join(absent)}. Training continues without."
         )
     problems += [
         f"{data_folder}: no recordings of Actor_{actor:02}, whom {split}_actors names"
         for split in ("valid", "test")
         for actor in actors[split]
-        if actor not in there
+        if actor not in present
     ]
     drafts = [
         Utterance(wav.stem, wav, STATEMENTS[statement], label_map[label], f"Actor_{actor:02}")
@@ -132,7 +131,7 @@ def _split_actors(test_actors, valid_actors):
 
 
 def _find_recordings(data_folder, problems):
-    """Return path, label, actor (int) and statement's code of each audio-only speech recording."""
+    """Return path, label, actor (int) and statement code of each audio-only speech recording."""
     found = []
     folders = _find_folders(data_folder)
     for folder in folders:
@@ -157,7 +156,7 @@ def _find_recordings(data_folder, problems):
 
 
 def _find_folders(data_folder):
-    """Return the actors' folders, here or one folder deeper, or else those with recordings."""
+    """Return the actors' folders, here or one level deeper, or else folders with recordings."""
     deeper = sorted(path for path in data_folder.glob("[!.]*") if path.is_dir())
     for parents in ([data_folder], deeper):
         inside = [path for parent in parents for path in sorted(parent.glob("[!.]*"))]
@@ -172,5 +171,5 @@ def _find_folders(data_folder):
 
 
 def _sound_files(folder):
-    # Sorted, as the order of a folder differs between machines; macOS leaves "._*" files.
+    # Sorted, because the order in a folder differs between machines; without macOS's "._*" files.
     return [path for path in sorted(folder.glob("[!.]*")) if path.suffix.lower() in ENDINGS]

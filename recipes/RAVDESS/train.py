@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Emotion transducers on RAVDESS, tested on actors that training never heard.
+"""Emotion transducers on RAVDESS, tested on actors that are not in the training set.
 
 > python train.py hparams/ent_fbank.yaml --data_folder RAVDESS
 """

@@ -1,13 +1,13 @@
-"""Prepare any corpus that a table describes: one row an utterance, one manifest a split.
+"""Prepare any corpus that a table describes: one row per utterance, one manifest per split.
 
-A table is CSV or TSV (``.csv``, ``.tsv``; the header line tells the delimiter), JSON lines
+A table is CSV or TSV (``.csv``, ``.tsv``; the header line determines the delimiter), JSON lines
 (``.jsonl``), or a JSON object of utterances by ID (``.json``: SpeechBrain's format, and the
 manifests of this package). It is UTF-8. ``COLUMNS`` lists the names of its columns. Required are
 the sound file and a transcript or an emotion. An empty cell means "not known".
 
-Times are seconds, with a decimal point or comma. Two forms of SpeechBrain and of our manifests
-count samples: a ``wav`` of the form ``{"file": path, "start": first, "stop": end}`` counts the
-file's own, and ``intervals`` with a transcript each count those at 16 kHz.
+Times are in seconds, with a decimal point or comma. Two forms of SpeechBrain and of our manifests
+use samples: a ``wav`` of the form ``{"file": path, "start": first, "stop": end}`` at the file's
+rate, and ``intervals`` with transcripts at 16 kHz.
 """
 
 import csv
@@ -66,18 +66,18 @@ UNKNOWN_SPEAKER = "unknown"
 """Speaker in the manifests if the table names none."""
 
 MICROSECONDS = 10**6
-"""Sample rate (Hz) of durations from the table: exact for files of any rate."""
+"""Sample rate in Hz for durations from the table; exact enough for files of any rate."""
 
 MOST_DRAWS = 200
-"""Highest number of random orders tried to find a balanced split."""
+"""Upper limit of the random orders tried to find a balanced split."""
 
 ASSIGNMENTS = 200_000
-"""Highest number of speakers or recordings in all tried orders together: limits the time."""
+"""Upper limit of the speakers or recordings in all tried orders together. It limits the time."""
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One utterance, as the table describes it. What is not known is None."""
+    """One utterance of the table. Unknown fields are None."""
 
     where: str  # line or ID, for errors
     id: str | None
@@ -102,9 +102,9 @@ class Prepared:
     """Result of ``prepare_table``."""
 
     manifests: dict  # split to Path
-    data_root: Path  # what {data_root} in the manifests stands for
-    emotions: EmotionSet | None  # None: no row has an emotion
-    summary: str  # several lines for people
+    data_root: Path  # folder for which {data_root} in the manifests stands
+    emotions: EmotionSet | None  # None if no row has an emotion
+    summary: str  # several lines of text
 
 
 def prepare_table(
@@ -121,8 +121,8 @@ def prepare_table(
 ):
     """Write the manifests of the corpus that a table describes, and log a summary of it.
 
-    A table without the column ``split`` is split here: by speaker if it names at least 3 of them,
-    by recording otherwise. The split depends on the seed and the rows, not on their order.
+    A table without the column ``split`` is split here: by speaker if it has at least 3 speakers,
+    otherwise by recording. The split depends on the seed and the rows, not on their order.
 
     Arguments
     ---------
@@ -130,20 +130,20 @@ def prepare_table(
     save_folder : str or Path
         Folder of the manifests.
     emotions : sequence of str, optional
-        Ordered labels. If missing, all labels of the table, sorted by name. Labels that differ only
-        in case, spaces or Unicode form are one.
+        Ordered labels. If None, all labels of the table, sorted by name. Labels that differ only in
+        case, spaces or Unicode form are merged.
     neutral : str, optional
-        Neutral label. If ``emotions`` is missing too, the label ``neutral`` where there is one.
+        Neutral label. If ``emotions`` is also None, the label ``neutral`` if it exists.
     label_map : dict[str, str], optional
-        Labels of the table to emotions. Rows with other labels are left out and counted.
+        Emotion of each label in the table. Rows with other labels are skipped and counted.
     normalize : callable
-        How the recipe normalises transcripts.
+        The recipe's normalisation of transcripts.
     seed : int
-        Of the drawn split.
+        Seed of a drawn split.
     valid_share, test_share : float
-        Shares of the utterances that ``valid`` and ``test`` of a drawn split aim at.
+        Target shares of ``valid`` and ``test`` in a drawn split.
     data_folder : str or Path, optional
-        Folder of relative paths; by default the table's own.
+        Folder of relative paths; the table's folder if None.
 
     Returns
     -------
@@ -177,7 +177,7 @@ def prepare_table(
         )
     if ignored:
         notes.append(f"Ignored columns: {', '.join(ignored)}.")
-    # Sorted by file: the check caches files, so rows that share a file cost one look.
+    # Sorted by file, because the check caches files, so that each file is checked once.
     drafts = [_draft(row, names, normalize) for row in sorted(rows, key=lambda row: row.wav)]
     checked = check_utterances(
         drafts, f"{table} (data_folder {folder})", emotions=emotions, normalize=normalize
@@ -196,20 +196,20 @@ def read_table(path, folder=None):
     Arguments
     ---------
     path : str or Path
-        Its ending tells the format.
+        Path of the table; its extension determines the format.
     folder : str or Path, optional
-        Folder of relative paths and of ``{data_root}``; by default the table's own.
+        Folder of relative paths and of ``{data_root}``; the table's folder if None.
 
     Returns
     -------
     tuple[list[Row], list[str]]
-        The rows in their order, and the names of the columns that are ignored.
+        The rows in their order, and the names of the ignored columns.
 
     Raises
     ------
     InputError
-        If the table cannot be read, is empty, lacks a column or has two for one thing; or naming
-        the rows whose fields are wrong.
+        If the table cannot be read, is empty, lacks a column, or has two columns with the same
+        meaning. Also if fields are wrong; the message names their rows.
     """
     path = Path(path)
     folder = _absolute(path.parent if folder is None else folder)
@@ -246,7 +246,7 @@ def read_table(path, folder=None):
 
 
 def _absolute(path):
-    """The absolute path without ``..``. Links stay: manifests name files as the table does."""
+    """Return the absolute path without ``..``. Links stay, so manifests and table use one name."""
     return Path(os.path.normpath(Path(path).absolute()))
 
 
@@ -269,12 +269,12 @@ _COLUMN_OF, _SPLIT_OF = _synonyms(COLUMNS), _synonyms(SPLITS)
 
 
 def _column(name):
-    """Our name (str) of a table's column; None for others."""
+    """Return our name (str) of a table's column; None for unknown columns."""
     return _COLUMN_OF.get("_".join(name.replace("-", " ").casefold().split()))
 
 
 def _lines(path):
-    """Lines of a UTF-8 file with their ends; the first may begin with a byte order mark."""
+    """Yield the lines of a UTF-8 file with their ends, without a byte order mark."""
     try:
         with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
             for number, line in enumerate(file, 1):
@@ -301,7 +301,7 @@ def _read_separated(path):
 
     delimiter = max(",;\t", key=known)
     if delimiter == "\t":
-        # Many TSV files (Common Voice) have plain quotation marks, which quote nothing.
+        # In many TSV files (Common Voice), quotation marks do not enclose fields.
         try:
             for _ in _separated(path, delimiter, csv.QUOTE_MINIMAL):
                 pass
@@ -345,7 +345,7 @@ def _read_json_lines(path):
         where = f"line {number}"
         try:
             row = json.loads(line)
-            if "\\u" in line:  # may be half a character, which no file can hold
+            if "\\u" in line:  # a lone surrogate cannot be written to a file
                 json.dumps(row, ensure_ascii=False).encode()
         except (ValueError, RecursionError) as error:
             raise InputError(f"{path}: {where}: not JSON ({error}): correct it") from error
@@ -368,7 +368,7 @@ READERS = {
     ".jsonl": _read_json_lines,
     ".json": _read_json,
 }
-"""Reader of each file ending."""
+"""Reader for each file extension."""
 
 
 def _read_row(where, values, locate):
@@ -416,7 +416,7 @@ def _read_row(where, values, locate):
 
 
 def _as_written(column, value):
-    """A field's text; None where it is empty."""
+    """Return a field's text; None if it is empty."""
     if value is None:
         return None
     if isinstance(value, bool) or not isinstance(value, str | int):
@@ -426,18 +426,18 @@ def _as_written(column, value):
 
 
 def _text(column, value):
-    """A field's text without spaces around it; None where it is empty."""
+    """Return a field's text without spaces around it; None if it is empty."""
     text = _as_written(column, value)
     return None if text is None else text.strip()
 
 
 def _seconds(column, value):
-    """A field's seconds (float); None where it is empty."""
+    """Return a field's seconds (float); None if it is empty."""
     if isinstance(value, str):
         if not value.strip():
             return None
         try:
-            value = float(value.replace(",", "."))  # spreadsheets of half the world write 1,5
+            value = float(value.replace(",", "."))  # many spreadsheets write 1,5
         except ValueError:
             raise InputError(f"{column} {value!r} is not a number of seconds") from None
     if value is not None and not is_seconds(value):
@@ -446,7 +446,7 @@ def _seconds(column, value):
 
 
 def _of_samples(key, value, wav):
-    """Seconds (float) of a sample's index in a file; None where it is not given."""
+    """Convert a sample's index in a file to seconds (float); None stays None."""
     if value is None:
         return None
     if type(value) is not int:
@@ -463,7 +463,7 @@ def _sample_rate(wav):
 
 
 def _part(start, stop, duration):
-    """Start and duration in seconds: (None, duration or None) for a whole file."""
+    """Return start and duration in seconds; (None, duration or None) for a whole file."""
     if start is not None and start < 0:
         raise InputError(f"start {start:g} is below 0")
     if duration is not None and duration <= 0:
@@ -482,7 +482,7 @@ def _part(start, stop, duration):
 
 
 def _read_intervals(value):
-    """A field's intervals (tuple), sorted by time; None where it is empty."""
+    """Return a field's intervals (tuple), sorted by time; None if it is empty."""
     if value is None or (isinstance(value, str) and not value.strip()):
         return None
     try:
@@ -508,12 +508,12 @@ def _read_intervals(value):
 
 
 def _label_key(label):
-    """The spelling by which labels are compared: ``angry`` for ``Angry`` and ``angry ``."""
+    """Return the form by which labels are compared: ``angry`` for ``Angry`` and ``angry ``."""
     return unicodedata.normalize("NFC", " ".join(label.split())).casefold()
 
 
 def _choose_labels(table, rows, emotions, neutral, label_map, remedy):
-    """Return the EmotionSet, the emotion of each label as written (None: left out), and notes."""
+    """Return the EmotionSet, the emotion of each label as written (None: skipped), and notes."""
     spellings = defaultdict(Counter)
     for row in rows:
         for label in row.labels:
@@ -556,12 +556,12 @@ def _choose_labels(table, rows, emotions, neutral, label_map, remedy):
         ]
         raise_problems(problems, f"{remedy}; or add it to emotions, or say in label_map what it is")
         chosen = {key: name and names[_label_key(name)] for key, name in chosen.items()}
-    of_label = {label: chosen[key] for key, forms in spellings.items() for label in forms}
-    return emotions, of_label, notes
+    emotion_of = {label: chosen[key] for key, forms in spellings.items() for label in forms}
+    return emotions, emotion_of, notes
 
 
 def _common_name(forms):
-    """The name of a label that is written in these forms (Counter)."""
+    """Choose the name of a label that is written in several forms (Counter)."""
     lower = Counter()
     for form, count in forms.items():
         lower[unicodedata.normalize("NFC", " ".join(form.split())).lower()] += count
@@ -569,7 +569,7 @@ def _common_name(forms):
 
 
 def _check_label_map(label_map):
-    """Return the map by the labels' keys."""
+    """Check a label map, and return it by the labels' keys."""
     if not isinstance(label_map, dict) or not all(
         isinstance(text, str) for pair in label_map.items() for text in pair
     ):
@@ -581,17 +581,17 @@ def _check_label_map(label_map):
 
 
 def _data_root(wavs, folder):
-    """Folder (Path) of all files: the given one if it holds them, else their common parent."""
+    """Folder (Path) of all files: the given one if it contains them, else their common parent."""
     if all(wav.is_relative_to(folder) for wav in wavs):
         return folder
     return Path(os.path.commonpath([wav.parent for wav in wavs]))
 
 
 def _name_rows(rows, data_root, remedy):
-    """Give an ID to each row without one; refuse IDs that are there twice.
+    """Give an ID to each row without one; refuse repeated IDs.
 
-    The ID is the file's name, with the path inside ``data_root`` where two files have one name, and
-    with the start where the utterance is a part of a file.
+    The ID is the file's name. If two files have one name, it includes the path inside
+    ``data_root``. If the utterance is a part of a file, it includes the start.
     """
     files = {row.wav for row in rows if row.id is None}
     stems = Counter(wav.stem for wav in files)
@@ -681,24 +681,24 @@ def _draw_splits(table, rows, names, data_root, seed, valid_share, test_share):
 
 
 def draw_groups(groups, shares, seed):
-    """Give each group of utterances to a split, so that the splits have about their shares.
+    """Assign each group of utterances to a split, so that the splits have about their shares.
 
-    Groups come in random order. Each goes to the split where it lowers the chi-square distance
-    between the counts and their targets most. Of several orders the best is kept.
+    Groups are assigned in random order. Each goes to the split where it lowers the chi-square
+    distance between the counts and their targets most. The best of several orders is used.
 
     Arguments
     ---------
     groups : dict[tuple, Counter]
-        What each group counts: utterances, and those of each label. As many groups as splits, at
-        least; every split gets one.
+        Counts of each group: utterances, and those of each label. There must be at least as many
+        groups as splits; every split gets one.
     shares : dict[str, float]
-        Split to its share, above 0.
+        Share of each split, above 0.
     seed : int
 
     Returns
     -------
     dict[tuple, str]
-        Group to split.
+        Split of each group.
 
     Example
     -------
@@ -709,7 +709,7 @@ def draw_groups(groups, shares, seed):
     """
     total = sum(groups.values(), Counter())
     targets = {split: {key: share * total[key] for key in total} for split, share in shares.items()}
-    # Sorted, as sums of floats depend on their order and the split must not depend on the rows'.
+    # Sorted, so that the order of rows cannot change sums of floats and thereby the split.
     counts = {group: sorted((+groups[group]).items()) for group in sorted(groups)}
     best, least = None, float("inf")
     for attempt in range(min(MOST_DRAWS, max(1, ASSIGNMENTS // len(groups)))):
@@ -739,7 +739,7 @@ def draw_groups(groups, shares, seed):
 
 
 def _draft(row, names, normalize):
-    """The row as an utterance whose audio has not been looked at yet."""
+    """Convert a row to an utterance, without checking its audio."""
     segments = intervals = None
     if row.intervals and row.intervals[0][3] is not None:
         intervals = tuple(
@@ -765,7 +765,7 @@ def _draft(row, names, normalize):
 
 
 def _summarize(table, members, emotions, notes):
-    """The summary (str): a table of counts with a column for each split, and the notes."""
+    """Make the summary (str): a table of counts with a column for each split, and the notes."""
     lines = [("", *members, "all")]
     columns = [*members.values(), [utterance for each in members.values() for utterance in each]]
 

@@ -36,10 +36,10 @@ def main():
     if emotions is None:
         if recipe["head_weight"] or recipe["lattice_weight"]:
             raise InputError(
-                f"{recipe['table']}: no row has an emotion: set head_weight and lattice_weight to "
-                "0 to learn the words alone"
+                f"{recipe['table']}: no row has an emotion. Set head_weight and lattice_weight to "
+                "0 to learn only words."
             )
-        emotions = PUBLISHED  # of which the model tells none
+        emotions = PUBLISHED  # unused, because the model learns no emotions
     recipe.settle(emotions=list(emotions), neutral=emotions.neutral)
     splits = {split: (path, prepared.data_root) for split, path in prepared.manifests.items()}
     train = {"table": splits["train"]}

@@ -1,13 +1,13 @@
 #!/usr/bin/env python3
-"""Whether the lattice loss helps to find emotions in time, and which one does.
+"""Ablation of the lattice loss: its modes, and none, for finding emotions in time.
 
-The demo YAMLs with each lattice mode and without, on look-alikes of IEMOCAP and ZED that are spoken
-for it, and one table.
+The script trains the demo YAMLs with each lattice mode on synthetic look-alikes of IEMOCAP and ZED,
+and makes one table.
 
 > python ablations.py --output_folder ablations --devices cpu,cpu
 
-Started again it leaves finished trainings alone and goes on with the others where they stopped.
-Options beside its own go to ``train.py``.
+If you run the command again, it keeps finished trainings and resumes the others. Other options are
+passed to ``train.py``.
 """
 
 import argparse
@@ -23,7 +23,7 @@ MODES = ("none", "one", "full_t", "full_u", "mil", "aligned", "aligned_event")
 
 
 def variants(models, modes, options):
-    """Arguments of ``train.py`` of each model in each mode (dict of list[str])."""
+    """Arguments of ``train.py`` for each model in each mode (dict of list[str])."""
     chosen = {}
     for model in models:
         for mode in modes:

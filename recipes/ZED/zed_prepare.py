@@ -1,6 +1,6 @@
 """Prepare ZED, the Zaion Emotion Dataset: a manifest with the interval of each utterance's emotion.
 
-The corpus is read anew each time, so the manifest is never staler than the corpus.
+The corpus is read each time, so the manifest always matches it.
 Source: Wang, Ravanelli, Yacoubi, "Speech Emotion Diarization: Which Emotion Appears When?",
 ASRU 2023 (arXiv 2306.12991). If the page of the data set does not answer
 (https://zaion.ai/en/resources/zaion-lab-blog/zaion-emotion-dataset/), see
@@ -33,7 +33,7 @@ logger = get_logger(__name__)
 
 LABELS = ("happy", "angry", "sad")
 REST = "the rest"
-"""Of an utterance: by the corpus's definition it is neutral."""
+"""Label for the rest of an utterance, which is neutral by the corpus's definition."""
 
 FULL_UTTERANCES, FULL_SPEAKERS = 180, 73
 KEYS = ("wav", "duration", "emotion", "transcription")
@@ -46,17 +46,17 @@ def prepare_zed(zed_folder, save_folder, emotions, label_map, normalize):
     Arguments
     ---------
     zed_folder : str or Path
-        The folder that holds ``ZED.json``; what ``{data_root}`` stands for. The recordings may have
-        other extensions than in ``ZED.json``, and names in another case.
+        The folder with ``ZED.json``; ``{data_root}`` stands for it. The recordings may have other
+        extensions than in ``ZED.json``, and names in another case.
     save_folder : str or Path
-        Where the manifest goes.
+        Folder of the manifest.
     emotions : EmotionSet
-        With a neutral label, for the rest of each utterance.
+        A label set with a neutral label, for the rest of each utterance.
     label_map : dict[str, str]
-        From the corpus's labels (``LABELS``) to names of ``emotions``; utterances with other labels
-        are left out.
+        From the corpus's labels (``LABELS``) to names of ``emotions``. Utterances with other labels
+        are skipped.
     normalize : callable
-        How the recipe normalises transcripts.
+        The recipe's normalisation of transcripts.
 
     Returns
     -------
@@ -66,7 +66,7 @@ def prepare_zed(zed_folder, save_folder, emotions, label_map, normalize):
     Raises
     ------
     InputError
-        If the corpus is incomplete or contradicts itself, or an argument is impossible; nothing is
+        If the corpus is incomplete or contradicts itself, or an argument is impossible. Nothing is
         written then.
 
     Example
@@ -106,7 +106,7 @@ def prepare_zed(zed_folder, save_folder, emotions, label_map, normalize):
 
 
 def _read_entry(name, entry, zed_folder, label_map):
-    """Return an entry's label (str) and its Utterance, whose emotion is None if it is left out."""
+    """Return an entry's label (str) and its Utterance; the emotion of a skipped one is None."""
     missing = [key for key in KEYS if key not in entry]
     if missing:
         raise InputError(f"no {' and no '.join(missing)} in ZED.json")
@@ -116,7 +116,7 @@ def _read_entry(name, entry, zed_folder, label_map):
         raise InputError(f"transcription {entry['transcription']!r} is no text")
     start, end, label = _read_interval(entry["emotion"])
     emotion = label_map.get(label)
-    # ZED.json has no key for the speaker: what an id or a path says plainly is taken, no more.
+    # ZED.json has no key for the speaker. We only use plain names in the id or the path.
     speaker = SPEAKER.search(f"{name} {entry['wav']}")
     return label, Utterance(
         id=name,
@@ -145,7 +145,7 @@ def _read_interval(emotion):
 
 
 def _describe(utterances, emotions):
-    """Say (str) how much there is, beside the full release."""
+    """Describe (str) the number of utterances and speakers, compared with the full release."""
     found = Counter(utterance.emotion for utterance in utterances)
     counts = ", ".join(f"{found[emotion]} {emotion}" for emotion in emotions)
     speakers = len({utterance.speaker for utterance in utterances} - {"unknown"})

@@ -495,7 +495,7 @@ def test_missing_sessions_are_named_and_training_goes_without(
     assert {entry["speaker"] for entry in test.values()} == {"Ses01F", "Ses01M"}
     assert caplog.record_tuples[0][1:] == (
         logging.WARNING,
-        f"{own_release}: no Session2, Session3, Session4: training goes without",
+        f"{own_release}: no Session2, Session3, Session4. Training continues without.",
     )
 
 

@@ -212,7 +212,7 @@ def test_a_smaller_copy_is_enough_for_training(prepare_ravdess, tmp_path, caplog
         logging.WARNING,
         f"{data_folder}: no recordings of "
         + ", ".join(f"Actor_{actor:02}" for actor in range(1, 15))
-        + ": training goes without",
+        + ". Training continues without.",
     )
     assert caplog.messages[2] == (
         "train: 10 of the full release's 576 utterances (2 happy, 2 angry, 2 sad, 4 neutral)"
