@@ -1,4 +1,4 @@
-"""What all tests share: small corpora, and SSL models that need no network."""
+"""Fixtures of all tests: small corpora, and SSL models that need no network."""
 
 import multiprocessing
 import os
@@ -12,13 +12,13 @@ import transformers
 from hypothesis import settings
 from speechbrain.utils.importutils import LazyModule
 
-# Hypothesis asks every module for its file, upon which SpeechBrain's lazy modules would import
-# what is not installed.
+# Hypothesis reads the file of every module. SpeechBrain's lazy modules would then import packages
+# that are not installed.
 LazyModule.__file__ = None
 
-# Two threads that wait for one another on a busy machine are many times slower than one.
+# On a busy machine, two threads that wait for each other are many times slower than one.
 torch.set_num_threads(1)
-# Of the programs that tests start, too: nothing is fetched, no screen is asked for.
+# The environment also applies to programs that tests start: no downloads, no display.
 os.environ |= {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "MPLBACKEND": "agg"}
 
 RAVDESS = Path(__file__).resolve().parents[2] / "shared" / "data" / "ravdess"
@@ -58,7 +58,7 @@ def pytest_addoption(parser):
 
 
 def pytest_configure(config):
-    """The ordinary mode draws what it always draws: it fails by a change alone."""
+    """Make the ordinary mode deterministic, so that only a change can make it fail."""
     settings.register_profile("ordinary", max_examples=150, derandomize=True, deadline=None)
     settings.register_profile("long", max_examples=2000, deadline=None)
     settings.load_profile("long" if config.getoption("--long") else "ordinary")
@@ -66,7 +66,7 @@ def pytest_configure(config):
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item):
-    """A browser test that is skipped on CI fails: nobody would notice otherwise."""
+    """Let a skipped browser test fail on CI, because nobody would notice it otherwise."""
     report = yield
     if report.skipped and "browser" in item.fixturenames and os.environ.get("CI"):
         report.outcome = "failed"
@@ -76,7 +76,7 @@ def pytest_runtest_makereport(item):
 
 @pytest.fixture(scope="session")
 def iemocap(tmp_path_factory):
-    """A look-alike of IEMOCAP_full_release: 60 utterances of the four classes, and some more."""
+    """A look-alike of IEMOCAP_full_release: 60 utterances of the four classes, and some others."""
     pytest.importorskip("espeakng_loader")
     from ent_brain.synth import write_iemocap
 
@@ -98,7 +98,7 @@ def zed(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def ravdess():
-    """The real sample of RAVDESS beside the repository."""
+    """Folder of the real sample of RAVDESS, next to the repository."""
     if not RAVDESS.is_dir():
         pytest.skip(f"no {RAVDESS}")
     return RAVDESS
@@ -106,7 +106,7 @@ def ravdess():
 
 @pytest.fixture(scope="session")
 def processes():
-    """Makes processes whose imports are done, as those take longer than a small training."""
+    """Context of processes with preloaded imports, which take longer than a small training."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(
         [
@@ -126,10 +126,10 @@ def processes():
 
 @pytest.fixture(scope="session")
 def tiny_ssl(tmp_path_factory):
-    """``tiny_ssl("hubert")`` is a folder with a small random model, as a hub would hold it.
+    """``tiny_ssl("hubert")`` is a folder with a small random model in the hub's format.
 
-    Kernels, strides and group normalisation are those of the base models; three layers of 24.
-    Whisper's has its decoder.
+    It has the kernels, strides and group normalisation of the base model, and three layers of 24.
+    Whisper's model has its decoder.
     """
     folders = {}
 
@@ -148,10 +148,10 @@ def tiny_ssl(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def trained():
-    """``trained(ENT)`` is what a Brain holds after training, as ``export`` takes it.
+    """``trained(ENT)`` has the attributes of a trained Brain that ``export`` needs.
 
-    A small model with random weights, loud enough that it emits tokens, on log-mel energies of
-    40 ms or another front end.
+    Its small model has random weights, large enough that it emits tokens. The front end gives
+    log-mel energies of 40 ms by default.
     """
     from ent_brain.emotions import PUBLISHED
     from ent_brain.frontend import FbankFrontend
@@ -185,7 +185,7 @@ def trained():
 
 @pytest.fixture
 def file_limit():
-    """``file_limit(n)``: no file of this process grows beyond so many bytes, as on a full disk."""
+    """``file_limit(n)`` limits all files of this process to n bytes, to simulate a full disk."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     yield lambda size: resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
     resource.setrlimit(resource.RLIMIT_FSIZE, before)
@@ -193,7 +193,7 @@ def file_limit():
 
 @pytest.fixture(autouse=True, scope="session")
 def sound_is_speech():
-    """Let models take all sound above -60 dB for speech, because tests make most of it of noise."""
+    """Let models treat all sound above -60 dB as speech, because most tests use noise."""
     import numpy as np
 
     from ent_brain import inference
