@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
-"""How fast utterances are searched: batches against one at a time, greedy and with a beam.
+"""Speed of decoding: batches and single utterances, greedy search and beam search.
 
-``--model FOLDER`` takes a trained model and lets it hear 180 synthetic utterances, new to it.
-Without it the model has the paper's sizes and random weights, its blank set so that it emits about
-as many tokens a second as speech has, and what it hears is noise. Every row searches the same
-utterances, encoder included, and must find the same as the first row of its search.
+With ``--model FOLDER``, a trained model decodes 180 new synthetic utterances. Otherwise, the model
+has the paper's sizes and random weights and decodes noise; its blank bias is set so that it emits
+about as many tokens per second as speech has. Every row decodes the same utterances, including the
+encoder, and must give the results of the first row of its search.
 
 > python benchmarks/decoding.py [--quick] [--model demo/ent/pretrained]
 """
@@ -26,12 +26,12 @@ from ent_brain.synth import write_zed
 from ent_brain.tokens import BLANK
 
 TOKENS_A_SECOND = 14.0
-"""Characters in a second of English speech."""
+"""Number of characters in a second of English speech."""
 
 FRAME_DURATION = 0.02
 
 MAX_SYMBOLS = 3
-"""Tokens at one frame, at most: a model with random weights would go on and on."""
+"""Upper limit of the tokens at one frame, because a model with random weights might never stop."""
 
 
 def main():
@@ -92,7 +92,7 @@ def main():
 
 @torch.no_grad()
 def _trained(options):
-    """A trained model, and the features of utterances that it never heard, by length."""
+    """A trained model, and the features of new utterances, sorted by length."""
     trained = EmotionTransducer.from_hparams(source=options.model).mods
     frontend, count = trained.frontend, 32 if options.quick else 180
     with tempfile.TemporaryDirectory() as folder:
@@ -107,7 +107,7 @@ def _trained(options):
 
 @torch.no_grad()
 def _random(options):
-    """A model with random weights, and noise of 1 to 8 seconds, by length."""
+    """A model with random weights, and noise of 1 to 8 seconds, sorted by length."""
     small = {"encoder_dim": 64, "embedding_dim": 64, "predictor_dim": 64, "joint_dim": 64}
     model = ENT(vocab_size=31, feature_layers=1, **(small if options.quick else {})).eval()
     for joint in model.token_joints:  # outputs that vary from frame to frame and token to token
@@ -122,7 +122,7 @@ def _random(options):
 
 
 def _set_blank(model, features, frame_lens):
-    """Find the blank bias at which the utterances have as many tokens as speech has."""
+    """Find the blank bias at which the utterances have as many tokens as speech."""
     bias = model.token_joints[0].output.bias
     wanted = TOKENS_A_SECOND * FRAME_DURATION * float(frame_lens.sum())
     low, high = -50.0, 50.0
@@ -135,18 +135,18 @@ def _set_blank(model, features, frame_lens):
 
 
 def _measure(run, features, frame_lens, size, repetitions):
-    """Seconds of the fastest repetition, and the hypotheses."""
+    """Measure the seconds of the fastest repetition, and return the hypotheses."""
     batches = [
         (features[start : start + size, : int(lens.max())], lens)
         for start, lens in zip(range(0, len(frame_lens), size), frame_lens.split(size), strict=True)
     ]
-    for batch in batches:  # kernels are made for each shape when it is first seen
+    for batch in batches:  # kernels are prepared when a shape first occurs
         run(*batch)
     taken = []
     for _ in range(repetitions):
-        begun = time.perf_counter()
+        started = time.perf_counter()
         found = [hypotheses for batch in batches for hypotheses in run(*batch)]
-        taken.append(time.perf_counter() - begun)
+        taken.append(time.perf_counter() - started)
     return min(taken), found
 
 
@@ -157,7 +157,7 @@ def _beam(model, features, frame_lens):
 
 @torch.no_grad()
 def _symbol_by_symbol(model, features, frame_lens):
-    """The published way: one utterance, one output after another, each looked at."""
+    """Decode as published: one utterance, one output at a time, each read by the CPU."""
     encoded = model.encode(features, frame_lens)
     predicted, state = _predict(model, torch.zeros(1, 1, dtype=torch.long), None)
     tokens, frames, emotions, score = [], [], [], 0.0
@@ -178,7 +178,7 @@ def _symbol_by_symbol(model, features, frame_lens):
 
 
 def _predict(model, tokens, state):
-    """Both streams of ENT's one predictor, and its state."""
+    """Both streams of ENT's single predictor, and its state."""
     [predictor] = model.predictors
     predicted, state = predictor(tokens, state)
     return Streams(predicted, predicted), state

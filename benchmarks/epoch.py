@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
-"""What an epoch on a frozen wav2vec2-base costs: the published way, without and with the cache.
+"""The cost of an epoch with a frozen wav2vec2-base: the published way, without and with the cache.
 
-Every form trains the same ENT on the same utterances with the paper's losses, in a process of its
-own. The SSL model has the true size and random weights; its speed is that of the real one. The
-published way encodes each pair of utterances, padded, in every epoch, runs a bidirectional LSTM on
-packed sequences, copies both sides of the lattice to T x U with ``repeat``, and pools in a loop
-over the batch.
+Every form trains the same ENT on the same utterances with the paper's losses, in its own process.
+The SSL model has the true size and random weights, so its speed is that of the real one. The
+published way encodes each pair of utterances with padding in every epoch, and runs a bidirectional
+LSTM on packed sequences. It copies both sides of the lattice to T x U with ``repeat``, and pools in
+a loop over the batch.
 
 > python benchmarks/epoch.py [--quick] [--threads 1] [--output epoch.json]
 """
@@ -47,17 +47,17 @@ class Form:
     published: bool = False
     cached: bool = False
     utterances: int = 2
-    """A batch; with ``bucketed`` on average."""
+    """Utterances per batch; the average with ``bucketed``."""
     bucketed: bool = False
     epochs: int = 1
-    """The fastest one counts."""
+    """Number of epochs; the fastest one counts."""
     precision: str = "fp32"
     """``fp32``, or ``bf16`` for SpeechBrain's mixed precision."""
     processes: int = 1
-    """As ``torchrun`` would start; each has its share of the threads, and batches of its own."""
+    """Processes as with ``torchrun``; each has its share of the threads, and its own batches."""
 
 
-FORMS = {  # in this order: the third fills the cache for those after it
+FORMS = {  # the order matters: the third form fills the cache for the later ones
     "published": Form("encoded in every epoch, lattice copied to T x U", published=True),
     "uncached": Form("encoded in every epoch, our lattice"),
     "filling": Form("first epoch with the cache", cached=True),
@@ -84,7 +84,7 @@ FORMS = {  # in this order: the third fills the cache for those after it
 
 @dataclass(frozen=True)
 class Sizes:
-    """How large all is."""
+    """Sizes of the corpus and the models."""
 
     utterances: int = 200
     ssl: tuple = ()  # settings that differ from wav2vec2-base
@@ -100,7 +100,7 @@ QUICK = Sizes(
         ("intermediate_size", 64),
         ("conv_dim", [32] * 7),
     ),
-    # The joint keeps its size, as the lattice is what the memory goes into.
+    # The joint keeps its size, because the lattice determines the memory.
     model=(("encoder_dim", 64), ("embedding_dim", 32), ("predictor_dim", 32)),
 )
 
@@ -135,7 +135,7 @@ def main():
 
 
 def _about(folder, sizes, options):
-    """One line on what was measured."""
+    """Describe the measurement in one line."""
     frontend = _frontend(folder, cached=True)
     use = disk_use(frontend, [_dataset(folder, frontend)]).partition(", kept in")[0]
     model = "a small model" if options.quick else "the paper's ENT"
@@ -143,7 +143,7 @@ def _about(folder, sizes, options):
 
 
 def in_its_own_process(function, *arguments):
-    """Call a function where nothing that ran before has left its memory, imports apart."""
+    """Call a function in a new process, whose memory holds only imports."""
     return in_processes(function, [arguments])[0]
 
 
@@ -183,9 +183,9 @@ def measure(form, folder, sizes, threads):
     Returns
     -------
     dict
-        ``seconds`` and ``cpu seconds`` of the fastest epoch, ``reading seconds``, the mean
-        ``batch``, and in MB the processes' ``peak`` in training and the part of it that was not
-        there before. Processes wait for the slowest; the other figures are their sums.
+        ``seconds`` and ``cpu seconds`` of the fastest epoch, ``reading seconds``, and the mean
+        ``batch``. Also the ``peak`` memory in MB, and its part due to ``training``. ``cpu seconds``
+        and memory are sums over the processes; the other figures are the largest of them.
     """
     calls = [(rank, form, folder, sizes, threads) for rank in range(form.processes)]
     ranks = in_processes(train, calls)
@@ -194,7 +194,7 @@ def measure(form, folder, sizes, threads):
 
 
 def train(rank, form, folder, sizes, threads):
-    """Train a form for its epochs in one of its processes."""
+    """Train a form for its epochs, in one of its processes."""
     if form.processes > 1:
         os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank)}
         torch.distributed.init_process_group(
@@ -259,14 +259,14 @@ def train(rank, form, folder, sizes, threads):
 
 
 def _memory(field):
-    """A figure of this process in MB, by its name in Linux's status."""
+    """Read a memory figure of this process in MB, by its name in Linux's status."""
     status = Path("/proc/self/status").read_text()
     [line] = [line for line in status.splitlines() if line.startswith(field)]
     return int(line.split()[1]) * 1024 / 1e6
 
 
 class TimedBrain(EmotionTransducerBrain):
-    """Takes the time of each epoch."""
+    """Measures the time of each epoch."""
 
     def on_stage_start(self, stage, epoch=None):
         super().on_stage_start(stage, epoch)
@@ -279,7 +279,7 @@ class TimedBrain(EmotionTransducerBrain):
 
 
 class PaddedPairs(torch.nn.Module):
-    """Encodes a batch as it is, padding included."""
+    """Encodes a whole batch with its padding."""
 
     def __init__(self, frontend):
         super().__init__()
@@ -293,7 +293,7 @@ class PaddedPairs(torch.nn.Module):
 
 
 class PackedEncoder(torch.nn.Module):
-    """The same function as our encoder, of the same weights, as torch's own packed LSTM."""
+    """Our encoder's function with the same weights, as torch's packed LSTM."""
 
     def __init__(self, encoder):
         super().__init__()
@@ -309,7 +309,7 @@ class PackedEncoder(torch.nn.Module):
 
 
 class PublishedBrain(TimedBrain):
-    """The losses on lattices of T x U copies of both sides."""
+    """Computes the losses on lattices of T x U copies of both sides."""
 
     def _loss_terms(self, predictions, batch):
         output, tokens = predictions.output, batch.tokens.data

@@ -2,7 +2,7 @@
 """The cost of features by front end, on the sound files of a folder.
 
 All models have the size of their base model and random weights, which take the same time as
-trained ones. Each file is encoded by every front end before the next file.
+trained ones. For each file, all front ends take turns.
 
 > python benchmarks/features.py ../shared/data/ravdess
 """
@@ -20,7 +20,7 @@ from ent_brain.files import write_json
 from ent_brain.frontend import FbankFrontend, SSLFrontend
 
 HALF_A_MINUTE = 480_000
-"""Samples to which the published Whisper models pad every utterance."""
+"""Number of samples to which the published Whisper models pad every utterance."""
 
 MODELS = {
     "wav2vec2": (transformers.Wav2Vec2Config, transformers.Wav2Vec2FeatureExtractor),
@@ -63,7 +63,7 @@ def main():
 
 
 def measure(wavs):
-    """Seconds (dict) that each front end takes for all waveforms."""
+    """Measure the seconds of each front end for all waveforms (dict)."""
     frontends = {"fbank": FbankFrontend().eval()}
     with tempfile.TemporaryDirectory() as folder:
         for kind, (config, extractor) in MODELS.items():

@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
-"""How the model in the package, or another, takes recordings that are not clean.
+"""Robustness of the packed model, or of another one, to recordings that are not clean.
 
 Test speakers of LibriSpeech and test actors of RAVDESS are altered: other levels, codecs, noise, a
-room. Further measurements: words that are made up where nobody speaks, speech that is not heard,
-speech without pauses, and a long recording.
+room. Further measurements: words recognised without speech, missed speech, speech without pauses,
+and a long recording.
 
 > python benchmarks/field.py --librispeech LibriSpeech --ravdess RAVDESS --ssl whisper-base
 """
@@ -41,16 +41,16 @@ from ent_brain.speech import find_speech
 
 CORPORA = "LibriSpeech", "RAVDESS"
 ROOM = 0.5, 0.0
-"""Reverberation time in s and direct-to-reverberant ratio in dB of the room."""
+"""Reverberation time in s, and direct-to-reverberant ratio in dB, of the room."""
 
 LEVELS = -60, -40, -20, 0
 """Peak levels in dB of full scale of sounds that are not speech."""
 
 PARTS_AT_ONCE = 15
-"""Utterances that are joined without pauses."""
+"""Number of utterances that are joined without pauses."""
 
 PAUSES = 0.3, 3.0
-"""Range in s of the pauses of a long recording."""
+"""Range in s of the pauses in a long recording."""
 
 PAUSE_LEVELS = -70.0, -30.0
 """Range in dB of full scale of the noise in these pauses."""
@@ -102,7 +102,7 @@ def main():
 
 
 def choose_parts(options):
-    """Evenly spaced recordings of each corpus (list[Part])."""
+    """Choose evenly spaced recordings of each corpus (list[Part])."""
     speech = utterances(options.librispeech / options.part, every=1).items()
     acted = test_actors(options.ravdess).items()
     corpora = (
@@ -118,7 +118,7 @@ def choose_parts(options):
 
 
 def hear(model, path):
-    """Text and emotion of a file."""
+    """Recognise the text and the emotion of a file."""
     annotation = model.annotate_file(path, progressbar=False)
     return annotation.text, annotation.emotion
 
@@ -127,14 +127,14 @@ def hear(model, path):
 
 
 def write_float(folder, wav, change=None):
-    """Write samples as floats, changed by a function."""
+    """Write samples as floats, after a function has changed them."""
     path = folder / "copy.wav"
     soundfile.write(path, wav if change is None else change(wav), RATE, subtype="FLOAT")
     return path
 
 
 def encode(folder, wav, codec, suffix, bit_rate):
-    """Write samples by one of FFmpeg's codecs."""
+    """Write samples with one of FFmpeg's codecs."""
     path = folder / f"copy.{suffix}"
     with av.open(str(path), "w") as container:
         stream = container.add_stream(codec, rate=RATE, layout="mono")
@@ -150,7 +150,7 @@ def encode(folder, wav, codec, suffix, bit_rate):
 
 
 def send(folder, wav, line):
-    """Write samples as a telephone line gives them."""
+    """Write samples as transmitted by a telephone line."""
     path = folder / "copy.wav"
     LINES[line](path, resample(wav, RATE, LINE_RATE))
     return path
@@ -200,18 +200,18 @@ ROWS = {
         for ratio in (20, 10)
     },
 }
-"""What writes a copy, by name. The first is the recording as it is."""
+"""Functions that write a copy, by name. The first writes the unchanged recording."""
 
 
 def score(emotions, parts, results, original):
-    """WER by corpus, UA, and shares of texts and emotions that are those of the originals, in %."""
+    """WER by corpus, UA, and shares of texts and emotions equal to those of the originals, in %."""
     stats, figures = EmotionStats(emotions), {}
     for corpus in CORPORA:
         figures[f"WER, {corpus}"] = wer(parts, results, corpus)
     for part, (_, emotion) in zip(parts, results, strict=True):
         if part.emotion is not None:
             target = emotions.index(part.emotion)
-            # No emotion is a wrong one.
+            # A missing emotion counts as a wrong one.
             found = (target + 1) % len(emotions) if emotion is None else emotions.index(emotion)
             stats.append([part.path.stem], [found], [target])
     figures["UA, RAVDESS"] = stats.summarize("UA")
@@ -222,7 +222,7 @@ def score(emotions, parts, results, original):
 
 
 def wer(parts, results, corpus=None):
-    """WER in percent, of a corpus or all."""
+    """WER in percent of one corpus or of all."""
     pairs = [
         (part.text, text or " ")
         for part, (text, _) in zip(parts, results, strict=True)
@@ -235,7 +235,7 @@ def wer(parts, results, corpus=None):
 
 
 def no_speech(options, model, parts, original, scratch):
-    """Words a minute that are made up, by kind of sound and peak level."""
+    """Words per minute without speech, by kind of sound and peak level."""
     words = {}
     for name, wav in sounds(60 * RATE).items():
         words[name] = {}
@@ -273,10 +273,10 @@ def sounds(samples):
 
 
 def lost_speech(options, model, parts, original, scratch):
-    """Speech that the model does not hear, because silero-vad finds none within a second, in %.
+    """Share of speech in % that the model misses, because silero-vad finds none within a second.
 
-    Of LibriSpeech, the words of the alignments. Of RAVDESS, the steps of 20 ms that are active
-    speech by their power (P.56).
+    For LibriSpeech, the share of the words in the alignments. For RAVDESS, the share of the steps
+    of 20 ms with active speech by their power (P.56).
     """
     missed = {corpus: [] for corpus in CORPORA}
     for part in parts:
@@ -294,7 +294,7 @@ def lost_speech(options, model, parts, original, scratch):
 
 
 def without_pauses(options, model, parts, original, scratch):
-    """WER in percent of speech joined without pauses, and of its parts alone."""
+    """WER in percent of speech joined without pauses, and of its separate parts."""
     found = {}
     for corpus in CORPORA:
         own = [part for part in parts if part.corpus == corpus]
@@ -310,14 +310,14 @@ def without_pauses(options, model, parts, original, scratch):
 
 
 def _spoken(part):
-    """Samples of a recording from the first to the last speech."""
+    """Samples of a recording from the start to the end of speech."""
     wav = read_audio(part.path, RATE)
     regions = find_speech([wav]).regions or [(0, len(wav))]
     return wav[regions[0][0] : regions[-1][1]].numpy()
 
 
 def long_recording(options, model, parts, original, scratch):
-    """WER, real-time factor and peak memory of a long recording, against a minute and its parts."""
+    """WER, real-time factor and peak memory of a long recording, of a minute, and of its parts."""
     found = {}
     for minutes in (1.0, options.minutes):
         order = write_long(scratch / "long.wav", parts, minutes)
@@ -332,7 +332,7 @@ def long_recording(options, model, parts, original, scratch):
 
 
 def write_long(path, parts, minutes):
-    """Write recordings in a random order with noise between; the order (list[int])."""
+    """Write recordings in random order with noise in between; return the order (list[int])."""
     generator, order, seconds = np.random.default_rng(0), [], 0.0
     with soundfile.SoundFile(path, "w", RATE, 1, "PCM_16") as file:
         while seconds < 60 * minutes:
@@ -348,7 +348,7 @@ def write_long(path, parts, minutes):
 
 
 def annotate_alone(options, path):
-    """Text, real-time factor and peak memory of a file, in a process that did nothing before."""
+    """Text, real-time factor and peak memory of a file, measured in a new process."""
     torch.set_num_threads(options.threads)
     model = EmotionTransducer.from_hparams(source=options.model, ssl=options.ssl)
     began = time.perf_counter()
@@ -369,7 +369,7 @@ FURTHER = {
 
 
 def table(found):
-    """Markdown of the figures."""
+    """Make the Markdown tables of the figures."""
     counts = " and ".join(f"{count} of {name}" for name, count in found["recordings"].items())
     blocks = [f"{counts}; {found['hardware']}."]
     for title in ("altered copies", *FURTHER):

@@ -1,36 +1,37 @@
-"""What the lattice losses cost: time and peak memory of three forms of the same computation.
+"""The cost of the lattice losses: time and peak memory of three forms of the same computation.
 
     python benchmarks/lattice.py [folder] [--quick] [--device cuda] [--peers | --huge]
 
-measures the forward and backward pass of the transducer loss of a vocabulary joint plus lattice
-pooling (``one``) of an emotion joint, both 768 wide, on random data where every utterance has the
-full length. Gradients reach what the two joints' projections would be fed from.
+The script measures the forward and backward pass of the transducer loss of a vocabulary joint plus
+lattice pooling (``one``) of an emotion joint. Both joints are 768 wide. The data are random, and
+every utterance has the full length. Gradients are computed for the outputs of both joints'
+projections.
 
-* ours: ``transducer_alignment`` and ``lattice_pooling_loss``; once more with ``aligned`` pooling.
-* dense: the sum of both sides by broadcasting, torchaudio's ``rnnt_loss`` on all logits, pooling
-  of the whole batch at once.
+* ours: ``transducer_alignment`` and ``lattice_pooling_loss``; also with ``aligned`` pooling.
+* dense: the sum of both sides by broadcasting, torchaudio's ``rnnt_loss`` on all logits, and
+  pooling of the whole batch together.
 * published: both sides copied to T x (U+1) with ``repeat`` before they are added, and a Python loop
   over the batch for the pooling, as in the method's published code.
 
-Each measurement is a process of its own with the same number of threads. Its memory is the peak of
-the resident set during the passes, less the resident set right before them: with the interpreter,
-the libraries, the inputs and one small warm-up pass behind it. On a GPU it is the peak of the
-allocator, less what the inputs hold. Its time is the median of a few passes.
+Each measurement runs in its own process with the same number of threads. Its memory is the peak
+resident set during the passes minus the resident set before them. The latter includes the
+interpreter, the libraries, the inputs and a small warm-up pass. On a GPU it is the allocator's peak
+minus the inputs. Its time is the median of a few passes.
 
-A form whose tensors would not fit is not run: the table says so, with the memory that they would
-need (``needed_memory``), and compares with the dense form instead, or with the published form's
-need where that does not fit either. The JSON holds the need of the forms that were run, too.
+A form whose tensors would not fit is not run. The table gives the memory that they would need
+(``needed_memory``), and compares ours with the dense form. If that does not fit either, it compares
+with the need of the published form. The JSON also has the need of the forms that were run.
 
-Written to the folder: ``lattice.json``, the table ``lattice.md``, and ``lattice.png``: the costs
-over the length of one utterance, with the exponents by which peak memory grows with it.
+The folder receives ``lattice.json``, the table ``lattice.md``, and ``lattice.png``. The picture
+shows the costs over the length of one utterance, with the exponents of the growth of peak memory.
 
-``--peers`` measures the transducer loss alone instead, beside the losses of other libraries in
-``transducers.py``, on the same tensors; their errors are relative to ours. The row of a library
-that is not installed gives the reason. Written: ``lattice_peers.json`` and ``lattice_peers.md``.
+``--peers`` measures only the transducer loss, and the losses of other libraries in
+``transducers.py`` on the same tensors. Their errors are relative to ours. The row of a missing
+library gives the reason. The files are ``lattice_peers.json`` and ``lattice_peers.md``.
 
-``--huge`` takes a batch of more than 2^31 logits instead. It compares our loss and gradient of the
-whole batch with the sums over single utterances by torchaudio, whose own loss of the batch would
-need the dense logits and its index would overflow. Written: ``lattice_huge.json`` and ``.md``.
+``--huge`` measures a batch of more than 2^31 logits. It compares our loss and gradient of the whole
+batch with torchaudio's sums over single utterances. torchaudio's loss of the batch would need the
+dense logits, and its index would overflow. The files are ``lattice_huge.json`` and ``.md``.
 """
 
 import argparse
@@ -60,29 +61,29 @@ SHAPES = [
     (8, 500, 101, 5000),
     (2, 500, 101, 20000),
 ]
-"""(B, T, U+1, V): the paper's batch of two, a larger one, one with sentence pieces, 30 seconds and
-two minutes of speech, and vocabularies with which people run out of memory."""
+"""Shapes (B, T, U+1, V): the paper's batch of two, a larger one, one with sentence pieces, 30
+seconds and two minutes of speech, and large vocabularies, which often exhaust the memory."""
 QUICK_SHAPES = [(2, 225, 51, 31), (2, 100, 21, 1000)]
 PEER_SHAPES = [(2, 225, 51, 31), (4, 374, 81, 31), (2, 225, 21, 5000)]
 HUGE_SHAPE, HUGE_JOINT_DIM = (16, 400, 68, 5000), 16
-"""2.2e9 logits, in a joint so narrow that a pass takes less than a minute."""
+"""Shape of 2.2e9 logits, and a width of the joint with which a pass takes less than a minute."""
 LENGTHS, QUICK_LENGTHS = (250, 500, 1000, 2000, 4000), (250, 500, 1000)
-"""Frames of the one utterance of the plot, which has a token for every five."""
+"""Numbers of frames of the plot's single utterance, which has one token per five frames."""
 LENGTH_FORMS = ("ours", "dense", "published")
 PASSES, ENOUGH_SECONDS = 7, 1.5
-"""Time is the median of so many passes, or of fewer that take so long together."""
+"""Number of passes for the median of the time, and seconds after which fewer passes suffice."""
 FREE_SHARE = 0.5
-"""A form may need this share of the memory that is free: others use the machine, too."""
+"""Share of the free memory that a form may need. Other programs also use the machine."""
 
 
 def needed_memory(form, shape, itemsize=4):
-    """Bytes of the tensors that must be alive together in the dense or the published form.
+    """Compute the bytes of the tensors that must exist together in the dense or published form.
 
-    Counted in hidden layers H and vocabulary-wide layers V of all nodes. While the emotion joint
-    runs, the vocabulary joint's tanh and logits are there: H + V, and the sum and its tanh, with
-    both sides' copies in the published form. While the transducer loss runs backward: both joints'
-    tanh and the gradient of one, the loss's gradient and that of the logits: 3 H + 2 V. While the
-    gradient passes the vocabulary joint's tanh: 4 H + V.
+    The unit is a hidden layer H or a vocabulary-wide layer V of all nodes. While the emotion joint
+    runs, there are the vocabulary joint's tanh and logits, H + V, and the sum and its tanh. The
+    published form also has copies of both sides. The backward pass of the transducer loss needs
+    both joints' tanh, the gradient of one, the loss's gradient and that of the logits: 3 H + 2 V.
+    The gradient of the vocabulary joint's tanh needs 4 H + V.
     """
     batch, frames, positions, vocab_size = shape
     emotion_forward = {"dense": 3, "published": 5}[form]
@@ -93,7 +94,7 @@ def needed_memory(form, shape, itemsize=4):
 
 
 def make_batch(shape, device, dtype, joint_dim=JOINT_DIM):
-    """Both lattices, tokens, emotions, frame and token lengths: random, of full length."""
+    """Make both lattices, tokens, emotions, and frame and token lengths: random, full length."""
     batch, frames, positions, vocab_size = shape
     generator = torch.Generator().manual_seed(0)
 
@@ -153,7 +154,7 @@ def published(token_lattice, emotion_lattice, tokens, emotions, *lens):
 
 
 def copied(lattice):
-    """Logits [B, T, U+1, outputs] by way of copies of both sides."""
+    """Compute logits [B, T, U+1, outputs] from copies of both sides."""
     enc = lattice.enc.unsqueeze(2).repeat(1, 1, lattice.pred.size(1), 1)
     pred = lattice.pred.unsqueeze(1).repeat(1, lattice.enc.size(1), 1, 1)
     hidden = torch.tanh(enc + pred)
@@ -165,7 +166,7 @@ FORMS = {"ours": ours, "ours, aligned": ours_aligned, "dense": dense, "published
 
 
 def record(form, shape, device="cpu", dtype="float32", threads=2):
-    """A row of the results, from a process of its own."""
+    """Measure a row of the results in its own process."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([ours.__module__, "ent_brain.losses"])
     row = {"form": form, "shape": shape, "device": device, "dtype": dtype, "threads": threads}
@@ -182,7 +183,7 @@ def record(form, shape, device="cpu", dtype="float32", threads=2):
 
 
 def measure(results, form, shape, device, dtype, threads):
-    """Send the seconds and bytes of a form, or only the need of one that does not fit."""
+    """Send the seconds and bytes of a form, or only its need if it does not fit."""
     torch.set_num_threads(threads)
     dtype = getattr(torch, dtype)
     one_pass(form, make_batch((1, 20, 8, 9), device, dtype))
@@ -206,7 +207,7 @@ def measure(results, form, shape, device, dtype, threads):
 
 
 def peer_errors(name, batch):
-    """Relative errors of value and gradient; of a pruned loss also on fitted tensors."""
+    """Relative errors of value and gradient; for a pruned loss, also on fitted tensors."""
     lattice, _, tokens, _, *lens = batch
     row = transducers.errors(name, lattice, tokens, *lens)
     if transducers.LOSSES[name].pruned:
@@ -226,7 +227,7 @@ def one_pass(form, batch):
 
 
 def start_of_peak(device):
-    """Forget the peak of the memory so far; the bytes held now."""
+    """Reset the peak of the memory; return the bytes in use."""
     if device == "cuda":
         torch.cuda.reset_peak_memory_stats()
         return torch.cuda.memory_allocated()
@@ -243,7 +244,7 @@ def resident(field):
 
 
 def kilobytes(path, field):
-    """A field of one of Linux's tables of memory, in bytes."""
+    """Read a field of one of Linux's memory tables, in bytes."""
     fields = dict(line.split(":") for line in Path(path).read_text().splitlines() if ":" in line)
     return int(fields[field].split()[0]) * 1024
 
@@ -255,7 +256,7 @@ def free_memory(device):
 
 
 def table(rows):
-    """Markdown: every shape and type, every form, and how many times ours is better."""
+    """Make the Markdown table: each shape, type and form, and the gains of ours."""
     lines = [
         "| B, T, U+1, V | form | time | peak memory | times faster | times less memory |",
         "| :-- | :-- | --: | --: | --: | --: |",
@@ -280,7 +281,7 @@ def table(rows):
 
 
 def gains(ours, forms):
-    """How many times faster, and with how many times less memory, as cells of the table."""
+    """Make the cells with the factors by which ours is faster and needs less memory."""
     for form in ("published", "dense"):
         other, label = forms[form], "" if form == "published" else " than dense"
         if "seconds" in other:
@@ -296,7 +297,7 @@ def megabytes(count):
 
 
 def measure_peers(shapes, device, threads):
-    """A row for each loss and shape, or for each loss that does not run, its reason."""
+    """Measure a row for each loss and shape; a loss that does not run has a row with the reason."""
     rows = []
     for name in tqdm(transducers.LOSSES, desc="losses"):
         if reason := transducers.why_not(name, device):
@@ -307,7 +308,7 @@ def measure_peers(shapes, device, threads):
 
 
 def peer_table(rows):
-    """Markdown: every loss at every shape, then the losses that did not run."""
+    """Make the Markdown table: each loss at each shape, then the losses that did not run."""
     lines = [
         "| B, T, U+1, V | loss | time | CPU time | peak memory | error of value | of gradient |",
         "| :-- | :-- | --: | --: | --: | --: | --: |",
@@ -334,7 +335,7 @@ def peer_error_cells(row):
 
 
 def measure_huge(shape, joint_dim):
-    """Our loss of a whole batch against the sum over utterances by torchaudio, each by itself."""
+    """Compare our loss of a whole batch with torchaudio's sum over single utterances."""
     lattice, _, tokens, _, *lens = make_batch(shape, "cpu", torch.float32, joint_dim)
     start, cpu_start = time.perf_counter(), time.process_time()
     before = start_of_peak("cpu")
@@ -385,7 +386,7 @@ def huge_table(row):
 
 
 def growth(rows):
-    """Exponent of peak memory in the length: the slope of a line through the logarithms."""
+    """Exponent of peak memory over length: the slope of a line through the logarithms."""
     lengths, memories = (
         [math.log(value) for value in column]
         for column in zip(*((row["shape"][1], row["bytes"]) for row in rows), strict=True)
@@ -396,13 +397,13 @@ def growth(rows):
 
 
 def draw(rows, path):
-    """Peak memory and time over the frames of one utterance, a line a form."""
+    """Draw peak memory and time over the frames of one utterance, with a line per form."""
     import matplotlib
 
     matplotlib.use("agg")
     from matplotlib import pyplot as plt
 
-    # Colours of Okabe and Ito, which differ for every eye; in grey, marks and dashes tell.
+    # Colours of Okabe and Ito, which everybody can distinguish; markers and dashes differ in grey.
     styles = {
         "ours": {"color": "#0072B2", "marker": "o", "linestyle": "-"},
         "dense": {"color": "#E69F00", "marker": "s", "linestyle": "--"},
@@ -459,7 +460,7 @@ def main():
 
 
 def measure_forms(arguments):
-    """The three forms of the transducer loss plus pooling: the table and the picture."""
+    """Measure the three forms of the transducer loss plus pooling; write table and picture."""
     settings = arguments.device, "float32", arguments.threads
     types = ("float32", "bfloat16") if arguments.device == "cuda" else ("float32",)
     lengths = QUICK_LENGTHS if arguments.quick else LENGTHS
@@ -487,7 +488,7 @@ between {lengths[0]} and {lengths[-1]} frames.
 
 
 def write(arguments, name, results, lines, joint_dim):
-    """The JSON and the table of one of the short modes."""
+    """Write the JSON and the table of ``--peers`` or ``--huge``."""
     where = f"{machine(arguments.device)}, threads: {arguments.threads}"
     text = f"{lines}\n\n{where}, random data, joint {joint_dim} wide.\n"
     print(text)

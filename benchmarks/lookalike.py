@@ -1,4 +1,4 @@
-"""The ZED look-alike that the benchmarks measure on, prepared by the recipe's own script."""
+"""The ZED look-alike for the benchmarks, prepared by the recipe's script."""
 
 import sys
 from pathlib import Path

@@ -1,8 +1,9 @@
 #!/usr/bin/env python3
-"""What the model in the package makes of speakers and actors that it never heard.
+"""Evaluation of the packed model on speakers and actors that are not in its training data.
 
-Words of LibriSpeech's test speakers, emotions of RAVDESS's actors 19 to 24, single and mixed, the
-same on telephone bands, and what it makes of noise, music and silence.
+The script scores words of LibriSpeech's test speakers, and emotions of RAVDESS's actors 19 to 24,
+single and mixed. It repeats this with telephone bands, and counts words in noise, music and
+silence.
 
 > python benchmarks/open_model.py --librispeech LibriSpeech --ravdess RAVDESS --ssl whisper-base
 """
@@ -54,7 +55,7 @@ TARGETS = {
     "WER on a telephone, times the original's": 1.5,
     "UA on a telephone, points below the original's": 8.0,
 }
-"""What the model is to reach: at most, but for the UA, at least."""
+"""Targets of the model: lower limit for the UA, upper limits for the others."""
 
 
 @exit_on_input_error
@@ -94,7 +95,7 @@ def main():
 
 
 def write_card(text):
-    """Put the table between the card's marks."""
+    """Put the table between the marks in the model card."""
     path = OPEN_ENGLISH / "README.md"
     before, begin, rest = path.read_text(encoding="utf-8").partition(CARD_MARKS[0])
     _, end, after = rest.partition(CARD_MARKS[1])
@@ -102,7 +103,7 @@ def write_card(text):
 
 
 def utterances(part, every):
-    """Path and text of each utterance of a part of LibriSpeech."""
+    """Text of each utterance in a part of LibriSpeech, by path (dict)."""
     texts = {}
     for transcripts in sorted(part.rglob("*.trans.txt")):
         for line in transcripts.read_text(encoding="utf-8").splitlines():
@@ -135,7 +136,7 @@ def _prepare(ravdess, folder):
 
 
 def known_words(alignments, path):
-    """(text, start, end) of each word by the Montreal aligner."""
+    """(text, start, end) of each word from the Montreal aligner."""
     grid = TextGrid(alignments / path.parent.relative_to(path.parents[2]) / f"{path.stem}.TextGrid")
     [tier] = [tier for tier in grid.get_tiers() if tier.name == "words"]
     intervals = sorted(tier.get_intervals())
@@ -173,7 +174,7 @@ def emotions(model, acted):
 
 
 def whisper_words(options):
-    """WER of Whisper's words aligned by the model, and of Whisper alone."""
+    """WER of Whisper's words aligned by the model, and difference to the WER of Whisper itself."""
     import peers
 
     alone, ours = (
@@ -188,7 +189,7 @@ def whisper_words(options):
 
 
 def mixed(model, ravdess, scratch, every):
-    """EDER of the test actors' mixtures, those of ``recipes/Open``."""
+    """EDER of the test actors' mixtures, as in ``recipes/Open``."""
     manifest = _prepare(ravdess, scratch)
     normalize = NORMALIZATIONS["unicode"]
     folders = ravdess, scratch / "mixed", scratch
@@ -207,7 +208,7 @@ def mixed(model, ravdess, scratch, every):
 
 
 def right_time(known, found):
-    """Seconds in which segments have the emotion of the known ones."""
+    """Seconds in which segments have the emotion of the reference."""
     return sum(
         max(0.0, min(a.end, b.end) - max(a.start, b.start))
         for a in known
@@ -217,7 +218,7 @@ def right_time(known, found):
 
 
 def nothing(model, scratch):
-    """Words that are found where nobody speaks: white noise, pink noise, chords, silence."""
+    """Count the words recognised without speech: white noise, pink noise, chords, silence."""
     generator = np.random.default_rng(0)
     samples = int(SECONDS_OF_NOTHING * RATE)
     white = generator.normal(size=samples)
@@ -245,8 +246,8 @@ def telephone(model, speech, acted, scratch):
             write(copies[path], read_audio(path, LINE_RATE).numpy())
         heard = {path: model.annotate_file(copies[path], progressbar=False) for path in speech}
         wer = 100 * jiwer.wer(list(speech.values()), _texts(heard))
-        of_copies = emotions(model, {copies[path]: emotion for path, emotion in acted.items()})
-        rows |= {f"WER, {name}": wer, f"UA, {name}": of_copies["UA"]}
+        scores = emotions(model, {copies[path]: emotion for path, emotion in acted.items()})
+        rows |= {f"WER, {name}": wer, f"UA, {name}": scores["UA"]}
     return rows
 
 
@@ -263,7 +264,7 @@ LINES = {
 
 
 def table(found):
-    """Markdown of the figures, with the targets beside them."""
+    """Make the Markdown table of the figures and the targets."""
     worst = max(found[f"WER, {name}"] for name in LINES), min(found[f"UA, {n}"] for n in LINES)
     against = {
         **found,

@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
-"""The model in the package beside Whisper's own programs, on the same files and threads.
+"""The packed model compared with programs for Whisper, on the same files and threads.
 
-Needs the extra ``peers``, a folder of openai/whisper-base and one of its conversion for
-faster-whisper. Each program runs in a process of its own; peak memory is that process's. Reading
-and decoding of files are part of the times. Texts are normalised by Whisper's English normaliser.
+The script needs the extra ``peers``, a folder of openai/whisper-base, and one of its conversion for
+faster-whisper. Each program runs in its own process; peak memory is that of the process. Times
+include reading and decoding of files. Texts are normalised by Whisper's English normaliser.
 
 > python benchmarks/peers.py --librispeech LibriSpeech --ssl whisper-base --ct2 faster-whisper-base
 """
@@ -34,7 +34,7 @@ RATE = 16000
 
 
 def faster_whisper(options):
-    """faster-whisper with its own defaults: beam of 5; word times by cross-attention."""
+    """faster-whisper with its defaults: beam size 5, word times from cross-attention."""
     from faster_whisper import WhisperModel
 
     model = WhisperModel(options.ct2, compute_type="int8", cpu_threads=options.threads)
@@ -50,7 +50,7 @@ def faster_whisper(options):
 
 
 def transformers_pipeline(options):
-    """Transformers' pipeline, with word times by cross-attention."""
+    """The pipeline of transformers, with word times from cross-attention."""
     from transformers import pipeline
 
     model = pipeline("automatic-speech-recognition", model=options.ssl, dtype=torch.float32)
@@ -64,7 +64,7 @@ def transformers_pipeline(options):
 
 
 def ours(options, words="own"):
-    """``annotate_file`` of the model in the package."""
+    """``annotate_file`` of the packed model."""
     model = EmotionTransducer.open_english(ssl=options.ssl, words=words)
 
     def run(path):
@@ -118,15 +118,15 @@ def measure(run, options):
     Returns
     -------
     dict
-        ``WER`` in percent; median ``start`` and ``end`` errors of words in ms, and the share
-        ``found`` of words; ``real-time factor``; ``peak MB``; ``emotions``, how often each is said.
+        ``WER`` in percent; median ``start`` and ``end`` errors of words in ms; the share ``found``
+        of words; ``real-time factor``; ``peak MB``; and the count of each of the ``emotions``.
     """
     from transformers.models.whisper.english_normalizer import EnglishTextNormalizer
 
     torch.set_num_threads(options.threads)
     normalize = EnglishTextNormalizer({})
     speech = utterances(options.librispeech / options.part, options.every)
-    run(next(iter(speech)))  # what is loaded at first use
+    run(next(iter(speech)))  # warm-up
     began = time.perf_counter()
     said = {path: run(path) for path in speech}
     took = time.perf_counter() - began
@@ -154,13 +154,13 @@ def measure(run, options):
 
 
 def _comparable(text, start, end):
-    """A word as the alignments write it: capitals without punctuation."""
+    """Write a word in the alignments' form: upper case without punctuation."""
     letters = "".join(c for c in text.upper() if c.isalnum() or c == "'")
     return Word(letters or "-", start, end, None, None)
 
 
 def table(rows):
-    """Markdown of the figures."""
+    """Make the Markdown table of the figures."""
     lines = [
         "| | WER | word starts, ms | word ends, ms | real-time factor | peak MB | emotions |",
         "| :-- | --: | --: | --: | --: | --: | :-- |",

@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
-"""What each way to decode the emotions of frames gives: the EDER on utterances for validation.
+"""EDER of each decoding of frame emotions, on validation utterances.
 
-A trained model hears a look-alike of ZED that is spoken anew, from a seed of its own, so that the
-choice of a way owes nothing to any test set.
+A trained model decodes a new synthetic look-alike of ZED with its own seed, so that the choice of a
+decoding does not depend on a test set.
 
 > python benchmarks/segments.py --model demo/ent/pretrained
 """

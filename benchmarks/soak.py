@@ -1,10 +1,11 @@
 #!/usr/bin/env python3
-"""Does it last: a corpus of IEMOCAP's size from synthesis to report, watched from outside.
+"""Endurance test: a corpus of IEMOCAP's size from synthesis to report, monitored from outside.
 
-`recipes/IEMOCAP/train.py` fills the cache of SSL features, trains three epochs on them, searches
-the held-out session and writes the report, on 5,531 look-alikes with a small random wav2vec2 and a
-small ENT. Meanwhile its resident memory, open files and child processes are noted. Then ZED's
-preparation and training's own reading take up to 100,000 entries.
+`recipes/IEMOCAP/train.py` fills the cache of SSL features, trains three epochs on them, decodes the
+held-out session and writes the report. It runs on 5,531 synthetic utterances with a small random
+wav2vec2 and a small ENT. Meanwhile, this script records its resident memory, open files and child
+processes. Then it measures ZED's preparation and the reading of manifests with up to 100,000
+entries.
 
 > python benchmarks/soak.py [--quick] [--output soak.json]
 
@@ -37,10 +38,11 @@ from ent_brain.tokens import CharTokens
 
 ROOT = Path(__file__).resolve().parents[1]
 INTERVAL = 0.05
-"""Seconds between two looks at the program."""
+"""Seconds between two measurements of the program."""
 
 PATIENCE = 10
-"""Seconds that what a program began may outlive it: what watches over shared memory ends last."""
+"""Time in seconds that child processes may outlive the program. The one that manages shared memory
+ends last."""
 
 FILLING = {
     "features of": "filling the cache",
@@ -53,17 +55,17 @@ TRAINING = {
     "To look at and listen to": "exit after training",
 }
 TORCH = {"that was all": "exit of torch alone"}
-"""What each program says where a phase of it begins, and the phase's name."""
+"""Output of each program at the start of a phase, and the name of the phase."""
 
 TORCH_ALONE = "import time, torch; print('that was all', flush=True); time.sleep(1)"
-"""As a program ends, torch's CUDA libraries read in more of their own files."""
+"""Program that only imports torch, whose CUDA libraries read more of their files at its end."""
 
 FIGURES = ("preparation seconds", "preparation peak", "reading seconds", "reading peak")
 
 
 @dataclass(frozen=True)
 class Look:
-    """What a program has at a moment."""
+    """Resources of a program at one time."""
 
     seconds: float
     resident: float
@@ -111,7 +113,7 @@ def main():
 
 
 def soak(folder, utterances):
-    """Run the recipe, step by step (list of dicts)."""
+    """Run the recipe step by step (list of dicts)."""
     corpus = folder / "iemocap"
     synth = ["-m", "ent_brain.synth", "iemocap", corpus, "--utterances", utterances, "--seed", 1]
     train = [ROOT / "recipes" / "IEMOCAP" / "train.py", small_recipe(folder)]
@@ -128,7 +130,7 @@ def soak(folder, utterances):
 
 
 def small_recipe(folder):
-    """Write a small SSL model, and IEMOCAP's `ent.yaml` with a small ENT; its path."""
+    """Write a small SSL model, and IEMOCAP's `ent.yaml` with a small ENT; return its path."""
     torch.manual_seed(0)
     transformers.logging.disable_progress_bar()
     ssl = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
@@ -146,7 +148,7 @@ def small_recipe(folder):
 
 
 def watch(step, arguments, later=()):
-    """Run a program and look at it all the while (list of dicts: the step, then later phases)."""
+    """Run and monitor a program (list of dicts: the step, then later phases)."""
     command = [sys.executable, *map(str, arguments)]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     phases, begin = {step: []}, time.perf_counter()
@@ -157,8 +159,8 @@ def watch(step, arguments, later=()):
         while program.poll() is None:
             said.seek(0)
             text = said.read()
-            begun = [later[line] for line in later if line in text]
-            looks = phases.setdefault(begun[-1] if begun else step, [])
+            started = [later[line] for line in later if line in text]
+            looks = phases.setdefault(started[-1] if started else step, [])
             if look := look_at(program.pid, time.perf_counter() - begin):
                 looks.append(look)
             time.sleep(INTERVAL)
@@ -175,7 +177,7 @@ def watch(step, arguments, later=()):
 
 
 def look_at(pid, seconds):
-    """What a program has now, None where it has just ended."""
+    """Measure a program's resources (Look); None if it has just ended."""
     proc = Path(f"/proc/{pid}")
     try:
         resident = int((proc / "statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 1e6
@@ -187,22 +189,22 @@ def look_at(pid, seconds):
 
 
 def processes_of(session):
-    """Which processes belong to a session, the one that began it and all that those began."""
+    """List the processes of a session: its first process and all descendants."""
     found = []
     for proc in Path("/proc").glob("[0-9]*"):
         try:
-            # What is in brackets is a name, which may hold anything.
+            # The name in parentheses may contain any character.
             fields = (proc / "stat").read_text().rpartition(")")[2].split()
-        except OSError:  # It has just ended.
+        except OSError:  # the process has just ended
             continue
-        state, of_session = fields[0], int(fields[3])
-        if of_session == session and state != "Z":  # Z is one that has ended.
+        state, own_session = fields[0], int(fields[3])
+        if own_session == session and state != "Z":  # Z means that the process has ended
             found.append(int(proc.name))
     return found
 
 
 def row_of(step, looks):
-    """What the table shows of a step: the most there was, and how that grew after the warm-up."""
+    """Make the table's row of a step: peak resources, and their growth after the warm-up."""
     quarter = len(looks) // 4
     early, late = (
         max(look.resident for look in part)
@@ -221,7 +223,7 @@ def row_of(step, looks):
 
 
 def after_warm_up(rows):
-    """How much resident memory grows from the second epoch to the end of the report."""
+    """Compute the growth of resident memory from the second epoch to the end of the report."""
     of = {row["step"]: row for row in rows}
     later = of["later epochs"]
     return max(later["peak"], of["search, report"]["peak"]) / later["early"] - 1
@@ -231,7 +233,7 @@ def after_warm_up(rows):
 
 
 def preparation(folder, largest):
-    """Prepare and read corpora of ever more entries (list of dicts)."""
+    """Prepare and read corpora of increasing size (list of dicts)."""
     rows = []
     for entries in (largest // 8, largest // 4, largest // 2, largest):
         corpus = folder / str(entries)
@@ -244,14 +246,14 @@ def preparation(folder, largest):
 
 
 def write_entries(corpus, entries):
-    """Write a ZED of so many utterances; their audio is one second of noise under many names."""
+    """Write a corpus in ZED's layout; its audio is one second of noise under many names."""
     noise = 0.1 * np.random.default_rng(0).standard_normal(16000)
     interval = {"emo": "sad", "start": 0.25, "end": 0.75}
     utterances = {}
     for index in range(entries):
         path = Path("wav") / f"{index // 1000}" / f"{index}.wav"
         first = corpus / path.parent / f"{index - index % 1000}.wav"
-        if index % 1000:  # A file system bears 65,000 names of one file at most.
+        if index % 1000:  # file systems allow at most 65,000 names of one file
             (corpus / path).hardlink_to(first)
         else:
             first.parent.mkdir(parents=True)
@@ -266,12 +268,12 @@ def write_entries(corpus, entries):
 
 
 def prepare(corpus):
-    """Prepare it, as the recipe does."""
+    """Prepare a corpus as the recipe does."""
     lookalike.prepare(corpus, corpus / "save")
 
 
 def read(corpus):
-    """Read its manifest, as training does."""
+    """Read a corpus's manifest as training does."""
     make_dataset(
         {"corpus": (corpus / "save" / "zed.json", corpus)},
         CharTokens(),
@@ -282,7 +284,7 @@ def read(corpus):
 
 
 def timed(function, corpus):
-    """Seconds of a function, and the memory that it needs at its peak in MB."""
+    """Measure a function's time in seconds, and its peak memory in MB."""
     status = Path("/proc/self/status")
     Path("/proc/self/clear_refs").write_text("5")  # the peak counts from here
     before = look_at(os.getpid(), 0).resident
@@ -294,7 +296,7 @@ def timed(function, corpus):
 
 
 def growth(rows, name):
-    """The exponent by which a figure grows with the number of entries."""
+    """Compute the exponent of a figure's growth with the number of entries."""
     first, last = rows[0], rows[-1]
     return math.log(last[name] / first[name]) / math.log(last["entries"] / first["entries"])
 

@@ -1,7 +1,7 @@
-"""Other libraries' transducer losses on the tensors of ``lattice.py``, as far as each is installed.
+"""Transducer losses of other libraries on the tensors of ``lattice.py``, if they are installed.
 
-``LOSSES`` has one entry a loss. Each takes the token lattice, the tokens and both lengths, and
-returns the mean over utterances. An import happens only when a loss is asked for.
+``LOSSES`` has one entry per loss. Each takes the token lattice, the tokens and both lengths, and
+returns the mean over utterances. A library is imported only when its loss is used.
 """
 
 import importlib
@@ -13,9 +13,9 @@ from torchaudio.functional import rnnt_loss
 from ent_brain.losses import transducer_loss
 
 SYMBOLS_A_FRAME = 5
-"""Positions that the pruned losses keep at each frame: icefall's default."""
+"""Number of positions that the pruned losses keep at each frame: icefall's default."""
 FIT_STEPS, FIT_RATE = 40, 0.05
-"""Adam steps, and their rate, that make random tensors resemble those of a trained model."""
+"""Adam steps and learning rate that make random tensors resemble those of a trained model."""
 
 
 FAST_RNNT = "not installed: source package only, and its build downloads pybind11"
@@ -23,10 +23,10 @@ FAST_RNNT = "not installed: source package only, and its build downloads pybind1
 
 class Loss(NamedTuple):
     call: object
-    """From the imported module, lattice, tokens, frame and token lengths to a scalar."""
+    """Function of the imported module, lattice, tokens, frame and token lengths; gives a scalar."""
     module: str | None = None
     missing: str = ""
-    """What to install, or why an install fails on the machine of the published table."""
+    """Install command, or the reason why it fails on the machine of the published table."""
     needs_cuda: bool = False
     pruned: bool = False
 
@@ -65,7 +65,7 @@ def exact_mutual_information_loss(module, lattice, tokens, *lens):
 
 
 def pruned_loss(module, lattice, tokens, *lens):
-    """The pruned loss; the loss of a joint without tanh on detached tensors gives its bounds."""
+    """Compute the pruned loss; a joint without tanh on detached tensors gives its bounds."""
     detached = type(lattice)(*(tensor.detach() for tensor in lattice))
     _, gradients = simple_loss(module, detached, tokens, *lens)
     kept = boundary(tokens, *lens)
@@ -76,7 +76,7 @@ def pruned_loss(module, lattice, tokens, *lens):
 
 
 def simple_loss(module, lattice, tokens, *lens):
-    """Loss of the sum of both sides' projections, and its gradients of the arcs."""
+    """Compute the loss of a joint without tanh, and the gradients of its arcs."""
     return module.rnnt_loss_simple(
         lm=lattice.pred @ lattice.weight.T,
         am=lattice.enc @ lattice.weight.T + lattice.bias,
@@ -89,7 +89,7 @@ def simple_loss(module, lattice, tokens, *lens):
 
 
 def boundary(tokens, frame_lens, token_lens):
-    """[B, 4] first and last token position and frame, as k2 takes them."""
+    """First and last token position and frame [B, 4] in k2's format."""
     start = torch.zeros_like(token_lens)
     return torch.stack([start, start, token_lens, frame_lens], 1).to(tokens.device, torch.int64)
 
@@ -138,7 +138,7 @@ LOSSES = {
 
 
 def why_not(name, device):
-    """Why a loss does not run on the device, or None."""
+    """Return the reason why a loss does not run on the device, or None."""
     loss = LOSSES[name]
     if loss.module is None:
         return None
@@ -158,7 +158,7 @@ def compute(name, lattice, tokens, *lens):
 
 
 def errors(name, lattice, tokens, *lens):
-    """Relative error of the value, and of the gradient's norm, against ours."""
+    """Compute the relative errors of value and gradient against our loss."""
     losses, gradients = [], []
     for each in ("ours", name):
         value = compute(each, lattice, tokens, *lens)
@@ -173,9 +173,9 @@ def errors(name, lattice, tokens, *lens):
 
 
 def fitted(name, lattice, tokens, *lens):
-    """The lattice with both sides trained on the tokens, as icefall trains a pruned loss.
+    """Train both sides of the lattice on the tokens, as icefall does for a pruned loss.
 
-    The objective is the exact loss plus half of the simple loss, so both know the alignment.
+    The objective is the exact loss plus half of the simple loss, so both learn the alignment.
     """
     module = importlib.import_module(LOSSES[name].module)
     tensors = [tensor.detach().clone().requires_grad_() for tensor in lattice]

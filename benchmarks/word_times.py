@@ -1,13 +1,13 @@
 #!/usr/bin/env python3
-"""How far the times of words are from where the words are: on synthetic or on real speech.
+"""Errors of word times on synthetic or real speech.
 
-Without ``--alignments``, the model annotates a look-alike of ZED that is spoken anew. The words
-that it finds are compared with those that were said.
+Without ``--alignments``, the model annotates a new synthetic look-alike of ZED. Its words are
+compared with the true ones.
 
-With ``--alignments``, known words of real recordings are aligned by the model, and compared with
-those of TextGrids that the Montreal Forced Aligner made. ``--whisper`` adds the word times of
-Whisper itself: of the words of its own that are those of the TextGrid. A second table compares
-rules for the boundaries of words, given the frames of their tokens.
+With ``--alignments``, the model aligns known words of real recordings. Their times are compared
+with TextGrids from the Montreal Forced Aligner. ``--whisper`` adds Whisper's own word times, for
+its words that match the TextGrid. The table also compares rules for the boundaries of words, given
+the frames of their tokens.
 
 > python benchmarks/word_times.py --model demo/ent/pretrained
 > python benchmarks/word_times.py --model PRETRAINED --alignments ../shared/data/librispeech/\
@@ -55,7 +55,7 @@ def main():
         errors, said = synthetic(model, options.utterances, options.seed)
     else:
         errors, said = real(model, options)
-    rows = {name: summarize(of_one) for name, of_one in errors.items()}
+    rows = {name: summarize(own_errors) for name, own_errors in errors.items()}
     print(f"{said} words said; median, 90th percentile and bias (how late) in ms; shares in %\n")
     print("| times | words | boundary | median | 90 % | bias | 20 ms | 50 ms | 100 ms |")
     print("| :-- | --: | :-- | --: | --: | --: | --: | --: | --: |")
@@ -72,7 +72,7 @@ def main():
 
 
 def summarize(errors):
-    """Figures of [(start, end)] errors in seconds, by boundary."""
+    """Compute the figures of [(start, end)] errors in seconds, by boundary."""
     errors = 1000 * np.array(errors).reshape(-1, 2)
     row = {"words": len(errors)}
     for name, values in (("starts", errors[:, 0]), ("ends", errors[:, 1]), ("both", errors)):
@@ -87,7 +87,7 @@ def summarize(errors):
 
 
 def synthetic(model, utterances, seed):
-    """Errors of the words that a model finds in a look-alike of ZED, and the words said in it."""
+    """Errors of a model's word times in a look-alike of ZED, and the number of true words."""
     errors, said = [], 0
     with tempfile.TemporaryDirectory() as folder:
         write_zed(folder, utterances, seed=seed)
@@ -100,7 +100,7 @@ def synthetic(model, utterances, seed):
 
 
 def real(model, options):
-    """Errors of known words of recordings, and the number of words."""
+    """Errors of the times of known words in recordings, and the number of words."""
     if options.recordings is None:
         raise InputError("--alignments: also need --recordings, the folder of the sound files")
     grids = sorted(options.alignments.rglob("*.TextGrid"))
@@ -132,7 +132,7 @@ def real(model, options):
 
 
 def whisper_words(whisper, path):
-    """Words of Whisper's own (text, start, end), as ``boundary_errors`` takes them."""
+    """Whisper's own words (text, start, end), for ``boundary_errors``."""
     found = whisper({"raw": read_audio(path, RATE).numpy(), "sampling_rate": RATE})["chunks"]
     words = [(normalize_transcript(chunk["text"]), *chunk["timestamp"]) for chunk in found]
     return [word for word in words if word[0] and " " not in word[0] and word[2] is not None]
@@ -151,10 +151,10 @@ def by_rules(model, path, known):
 
 
 def halfway(words, frames, frame_duration, duration):
-    """Times of words if each token is emitted in the middle of its sound.
+    """Compute the times of words if each token is emitted in the middle of its sound.
 
-    A sound begins and ends halfway to its neighbours, at most half the usual distance of two tokens
-    away. The usual distance is the median within the words of the recording.
+    A sound starts and ends halfway to its neighbours, but at most half the usual distance of two
+    tokens away. The usual distance is the median within the words of the recording.
     """
     centers = [(frame + 0.5) * frame_duration for frame in frames]
     steps = [
@@ -180,7 +180,7 @@ RULES = {"rule: first frame, tail": word_times, "rule: halfway": halfway}
 
 
 def boundary_errors(known, words):
-    """Seconds by which start and end of each word that was found are too late, [(start, end)]."""
+    """Delay in seconds of the start and end of each recognised word, [(start, end)]."""
     output = jiwer.process_words(
         " ".join(text for text, *_ in known), " ".join(text for text, *_ in words) or " "
     )
