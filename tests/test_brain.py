@@ -316,7 +316,7 @@ def test_fp16_finds_its_loss_scale_without_counting(tmp_path, dataset, caplog):
     before = weights(brain)
     brain.fit(brain.hparams.epoch_counter, dataset, train_loader_kwargs={"batch_size": 4})
     lines = [r.getMessage() for r in caplog.records if "overflows in fp16" in r.getMessage()]
-    assert lines[0].startswith(f"{', '.join(dataset.data_ids[:4])}: gradient is too large")
+    assert lines[0].startswith(f"{', '.join(dataset.data_ids[:4])}: gradient overflows")
     assert lines[0].endswith(f"the loss scale is lowered to {2.0**126:g}.")
     assert 0 < len(lines) < 16
     assert not any(map(torch.equal, before, weights(brain)))
