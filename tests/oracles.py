@@ -1,4 +1,4 @@
-"""References that the package is compared with: the definitions, in plain loops over everything.
+"""Reference implementations for tests: the definitions, in plain loops.
 
 They share no code with the package: every path is walked, every node visited, every frame decoded
 by itself. ``random_lattices`` and ``random_batch`` make what both sides are tried on.
@@ -16,7 +16,7 @@ from ent_brain import lattice as lattice_module
 from ent_brain.lattice import Lattice
 
 SIZES = [(6, 3), (2, 0), (6, 3), (1, 5), (4, 2)]
-"""(frames, tokens) of a batch: two utterances alike, and the others unlike."""
+"""(frames, tokens) of each utterance in a batch: two utterances are equal, the others differ."""
 
 PLANS = {"one by one": (10_000, 0.0), "cut": (30, 0.0), "together": (10_000, 1.0)}
 """Tile budgets and padded shares: whole utterances, runs of frames, all utterances in one."""
@@ -24,7 +24,7 @@ PLANS = {"one by one": (10_000, 0.0), "cut": (30, 0.0), "together": (10_000, 1.0
 
 @contextlib.contextmanager
 def plan(elements, padded_share):
-    """Force the tile planner's budget and the padding that it accepts."""
+    """Set the tile planner's budget and the share of padding that it accepts."""
     with (
         mock.patch.dict(lattice_module.TILE_ELEMENTS, {"cpu": elements}),
         mock.patch.dict(lattice_module.PADDED_SHARE, {"cpu": padded_share}),
@@ -39,7 +39,7 @@ class Batch(NamedTuple):
 
 
 def random_lattices(sizes, outputs, width=5, seed=0, dtype=torch.float32, scale=1.0):
-    """Lattices with gradients for (frames, tokens) of each utterance, one a number of outputs."""
+    """Lattices with gradients for (frames, tokens) of each utterance, one per number of outputs."""
     generator = torch.Generator().manual_seed(seed)
     frames, tokens = (max(column) for column in zip(*sizes, strict=True))
 
@@ -69,7 +69,7 @@ def random_batch(sizes, vocab_size, blank=0, seed=0):
 
 
 def copies(lattices, dtype=torch.float64):
-    """The same lattices as leaves of another type."""
+    """Copy lattices as leaves of another dtype."""
     return [Lattice(*(x.detach().to(dtype).requires_grad_() for x in each)) for each in lattices]
 
 
@@ -78,7 +78,7 @@ def gradients(loss, lattices):
 
 
 def dense_logits(lattices):
-    """[B, T, U+1, outputs] of all nodes, the outputs of all lattices side by side."""
+    """Logits [B, T, U+1, outputs] of all nodes, with the outputs of all lattices concatenated."""
     hidden = [torch.tanh(each.enc.unsqueeze(2) + each.pred.unsqueeze(1)) for each in lattices]
     return torch.cat(
         [h @ each.weight.T + each.bias for h, each in zip(hidden, lattices, strict=True)], -1
@@ -89,7 +89,7 @@ def dense_logits(lattices):
 
 
 def alignments(frames, tokens):
-    """Every way through a lattice: lists of (t, u, is_token) arcs, the last of them a blank."""
+    """Every path through a lattice: lists of (t, u, is_token) arcs that end with a blank."""
     steps = frames + tokens - 1
     for token_steps in itertools.combinations(range(steps), tokens):
         arcs, t, u = [], 0, 0
@@ -143,7 +143,7 @@ def transducer_nll(logits, batch, blank=0):
 
 
 def blank_posteriors(logits, batch, blank=0):
-    """Per utterance [T, U+1]: minus the loss's gradient by the blank arcs' log-probabilities."""
+    """Posteriors [T, U+1] of each utterance: negative gradient of the loss by the blank arcs."""
     posteriors = []
     for row, (tokens, frames, count) in enumerate(zip(*batch, strict=True)):
         log_probs = logits[row, :frames, : count + 1].detach().log_softmax(-1)
@@ -163,7 +163,7 @@ def clamped_log(probability):
 
 
 def pooling(logits, emotions, batch, mode, neutral=3):
-    """[B] lattice max pooling from dense emotion logits, with a graph."""
+    """Lattice max pooling [B] from dense emotion logits, with a graph."""
     losses = []
     for row, emotion in enumerate(emotions.tolist()):
         frames, positions = int(batch.frame_lens[row]), int(batch.token_lens[row]) + 1
@@ -192,7 +192,7 @@ def pooling(logits, emotions, batch, mode, neutral=3):
 
 
 def frame_emotions(logits, posteriors):
-    """Per utterance q [T, E] = sum over u of posterior(t, u) * softmax(logits)(t, u)."""
+    """For each utterance, q [T, E] = sum over u of posterior(t, u) * softmax(logits)(t, u)."""
     return [
         (logits[row, : len(g), : g.size(1)].softmax(-1) * g[..., None]).sum(1)
         for row, g in enumerate(posteriors)
@@ -200,7 +200,7 @@ def frame_emotions(logits, posteriors):
 
 
 def aligned_pooling(frame_probs, emotions, top=0.3, neutral=3):
-    """[B] pooling over frames of per-utterance emotion distributions [T, E]."""
+    """Pooling [B] over the frames of each utterance's emotion distributions [T, E]."""
     losses = []
     for q, emotion in zip(frame_probs, emotions.tolist(), strict=True):
         if emotion == neutral:
@@ -214,7 +214,7 @@ def aligned_pooling(frame_probs, emotions, top=0.3, neutral=3):
 
 
 def aligned_event(frame_probs, emotions, shortest, evidence, neutral=3):
-    """[B] of emotion distributions [T, E]: each event's probability by itself."""
+    """Event loss [B] from emotion distributions [T, E], event by event."""
     losses = []
     for q, emotion in zip(frame_probs, emotions.tolist(), strict=True):
         scores = [score for _, _, score in events(q, emotion, shortest, neutral)]
@@ -226,7 +226,7 @@ def aligned_event(frame_probs, emotions, shortest, evidence, neutral=3):
 
 
 def events(q, emotion, shortest, neutral=3):
-    """Start, end and log-probability of each event that an utterance may have, q [T, E]."""
+    """Start, end and log-probability of each possible event of an utterance, from q [T, E]."""
     frames = len(q)
     for start, end in itertools.combinations(range(frames + 1), 2):
         parts = [start, end - start, frames - end]
@@ -237,7 +237,7 @@ def events(q, emotion, shortest, neutral=3):
 
 
 def supervised(logits, intervals):
-    """[B] sum over intervals of the mean cross-entropy over their L-shaped regions."""
+    """Sum [B] over intervals of the mean cross-entropy over their L-shaped regions."""
     log_probs = logits.log_softmax(-1)
     losses = []
     for row, spans in enumerate(intervals):
@@ -257,7 +257,7 @@ def supervised(logits, intervals):
 
 
 class PlainModel:
-    """ENT or FENT for one utterance, in double precision, from the parameters alone.
+    """ENT or FENT for one utterance, in double precision, from the parameters only.
 
     A stream is 0 for emotion and -1 for vocabulary: the same one in ENT.
     """
@@ -268,7 +268,7 @@ class PlainModel:
         self.streams = 2 if self.factorised else 1
 
     def encode(self, features, stream):
-        """[T, D] of features [T, L, D]."""
+        """Encoder output [T, D] of features [T, L, D]."""
         stream %= self.streams
         x = features.double()
         if x.size(1) > 1:
@@ -282,7 +282,7 @@ class PlainModel:
         return torch.stack([torch.cat(both) for both in zip(ahead, back, strict=True)])
 
     def predict(self, tokens, stream):
-        """[U+1, D] of a list of token ids."""
+        """Predictor output [U+1, D] of a list of token ids."""
         outputs, state = [], None
         for token in [0, *tokens]:
             output, state = self.predict_one(token, state, stream)
@@ -301,7 +301,7 @@ class PlainModel:
         return self.linear(f"{prefix}.projection", hidden), state
 
     def token_logits(self, encoded, predicted):
-        """[V] of one node; both arguments are pairs (emotion stream, vocabulary stream)."""
+        """Token logits [V] of one node; both arguments are (emotion stream, vocabulary stream)."""
         if not self.factorised:
             return self.joint("token_joints.0", encoded[0], predicted[0])
         blank = self.joint("token_joints.0", encoded[0], predicted[0])
@@ -312,7 +312,7 @@ class PlainModel:
         return self.joint("emotion_joint", encoded[0], predicted[0])
 
     def head_logits(self, encoded, predicted):
-        """[E] of one vector a side, of the emotion stream."""
+        """Pooled head's logits [E] of one vector per side, of the emotion stream."""
         x = torch.cat((encoded, predicted))
         normal = (x - x.mean()) / (x.var(unbiased=False) + 1e-5).sqrt()
         normal = normal * self.weights["pooled_head.norm.weight"]
@@ -349,12 +349,12 @@ class Decoded(NamedTuple):
     tokens: list
     frames: list
     predicted: list
-    """(emotion stream, vocabulary stream) predictor output as each frame is left."""
+    """Predictor output (emotion stream, vocabulary stream) at the end of each frame."""
     score: float
 
 
 def greedy(plain, features, max_symbols):
-    """Frame by frame and symbol by symbol, for the features [T, L, D] of one utterance."""
+    """Greedy search, symbol by symbol, for the features [T, L, D] of one utterance."""
     encoded = list(zip(plain.encode(features, 0), plain.encode(features, -1), strict=True))
     steps = [plain.predict_one(0, None, stream) for stream in (0, -1)]
     tokens, frames, left_with, score = [], [], [], 0.0
@@ -379,7 +379,7 @@ def greedy(plain, features, max_symbols):
 
 
 class NodeReader:
-    """Log-probabilities of an utterance's outputs at (frame, tokens so far), each computed once."""
+    """Cached log-probabilities of an utterance's outputs at (frame, tokens so far)."""
 
     def __init__(self, plain, features):
         self.plain = plain
@@ -401,7 +401,7 @@ class NodeReader:
 
 
 def every_path(read, frames, max_symbols):
-    """Probability of each token sequence, over all paths; the last token allowed passes a frame."""
+    """Probability of each token sequence over all paths; the last allowed token passes a frame."""
     total = {(): 0.0}
     for t in range(frames):
         at, total = total, {}

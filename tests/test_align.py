@@ -1,4 +1,4 @@
-"""Known words: their files, their spelling, and where a model places them."""
+"""Alignment of known words: transcript files, spelling, and times."""
 
 import codecs
 import itertools
@@ -31,7 +31,7 @@ TEXT = "“Well” – it's 42 naïve, tea!"
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory, trained):
-    """A small model with random weights that hears 2 s at once."""
+    """Folder of a small model with random weights and windows of 2 s."""
     folder = tmp_path_factory.mktemp("model") / "pretrained"
     export(trained(), folder, 2.0)
     return folder
@@ -58,7 +58,7 @@ def run(*arguments):
 
 
 def textgrid(tiers, end=4.0):
-    """A TextGrid in Praat's short form: intervals (start, end, text) by the name of a tier."""
+    """Write a TextGrid in Praat's short form, from intervals (start, end, text) by tier."""
     lines = ['File type = "ooTextFile"', 'Object class = "TextGrid"', "", 0, end, "<exists>"]
     lines.append(len(tiers))
     for name, intervals in tiers.items():
@@ -225,7 +225,7 @@ def test_a_batch_is_aligned_as_its_recordings_alone(model, tmp_path):
 
 
 def test_a_long_recording_is_aligned_as_a_whole(model, tmp_path):
-    """9 s in windows of 2 s: all frames, and words in order wherever windows meet."""
+    """9 s in windows of 2 s: the frames are complete, and words in order across windows."""
     path = write(tmp_path / "long.wav", 9.0)
     text = " ".join(["Some words, and more of them."] * 6)
     annotation = model.align_file(path, text, progressbar=False)

@@ -45,7 +45,7 @@ def test_the_best_path_is_the_best_of_all(sizes, outputs, seed):
 
 
 def test_a_planted_path_is_found_and_no_more_probable_than_the_sum_of_all():
-    """Frames and positions that agree on where each token is: far too many paths to walk."""
+    """Frames and positions agree on the place of each token; enumeration is not feasible."""
     torch.manual_seed(0)
     frame_count, token_count = 300, 60
     planted = torch.randint(frame_count, (token_count,)).sort().values
@@ -115,7 +115,7 @@ def test_hypotheses_of_any_length_move_to_their_best_paths(make_model):
     st.floats(-1, 1),
 )
 def test_words_are_never_empty_and_never_overlap(plan_of_words, rest):
-    """However many words a frame starts, and however little of the last frame is there."""
+    """For any number of words in a frame, and any part of the last frame."""
     words, frames = [], []
     for frame, length, long in sorted(plan_of_words):
         frame = max(frame, frames[-1] if frames else 0)

@@ -18,7 +18,7 @@ texts = st.text("ABC'<>&\"É", min_size=1, max_size=12)
 
 @st.composite
 def annotations(draw):
-    """Words with gaps between some of them, segments without, times in hundredths of a second."""
+    """Words with some gaps, segments without gaps, times in hundredths of a second."""
     steps = draw(st.lists(st.integers(1, 300), min_size=1, max_size=12))
     ends = [sum(steps[: i + 1]) / 100 for i in range(len(steps))]
     intervals = list(zip([0.0, *ends[:-1]], ends, strict=True))
@@ -40,7 +40,7 @@ def annotations(draw):
 
 
 SILENCE = Annotation("silence", 0.5, "", (), None, None, (), (), (), 0.04, ())
-"""What a model without words and emotions says."""
+"""Annotation of a model without words and emotions."""
 
 
 @given(annotations())
@@ -86,7 +86,7 @@ def test_an_annotation_is_not_changed():
 
 
 def test_no_time_lies_after_the_audio():
-    """At 16 kHz a recording can end at 1.00006 s, within a frame and a word."""
+    """At 16 kHz, a recording can end at 1.00006 s, within a frame and a word."""
     frames = torch.tensor([[0.1, 0.0, 0.2, 0.7], [0.6, 0.1, 0.1, 0.2]]).log()
     heard = Heard(1.00006, [("OH", 0.2, 1.00006)], frames, [3, 0], frames[0])
     annotation = annotate("answer", heard, 1.00001, PUBLISHED)

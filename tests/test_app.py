@@ -1,4 +1,4 @@
-"""The app in a real Chromium, with a small random model."""
+"""The app in Chromium, with a small random model."""
 
 import socket
 import time
@@ -214,7 +214,7 @@ def test_the_keyboard_is_enough(opened, tmp_path):
 
 
 def serious_faults(browser):
-    """Rules of axe-core that the page breaks seriously, with the first element each."""
+    """Rules of axe-core that the page seriously violates, each with the first element."""
     pytest.importorskip("axe_core_python")
     from axe_core_python.base import AXE_SCRIPT
 

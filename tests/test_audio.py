@@ -1,4 +1,4 @@
-"""One reader that hears everything: each file below once lost audio without a word."""
+"""Reading of complete audio: earlier readers silently lost audio of each file below."""
 
 import os
 import struct
@@ -43,7 +43,7 @@ MORE_CODECS = {
 
 
 def noise(seconds=3.0, seed=0, rate=RATE):
-    """Noise without a pause, low enough for every codec."""
+    """Noise without pauses, in a band that every codec preserves."""
     spectrum = np.fft.rfft(np.random.default_rng(seed).normal(size=round(seconds * rate)))
     spectrum[round(2000 * seconds) :] = 0
     wav = np.fft.irfft(spectrum)
@@ -51,7 +51,7 @@ def noise(seconds=3.0, seed=0, rate=RATE):
 
 
 def encode(path, wav, codec, rate, video=False, **options):
-    """Write a file by FFmpeg, or soundfile: wav [S] or [S, C] at 16 kHz."""
+    """Write a file with FFmpeg or soundfile, from wav [S] or [S, C] at 16 kHz."""
     if codec is None:
         soundfile.write(path, wav, rate)
         return path
@@ -82,7 +82,7 @@ def encode(path, wav, codec, rate, video=False, **options):
 
 
 def resembles(samples, rate, wav):
-    """Correlation of what was decoded with the original, at the best shift within 0.1 s."""
+    """Correlation of decoded samples with the original, at the best shift within 0.1 s."""
     times = np.arange(len(wav)) / RATE
     found = np.interp(times, np.arange(len(samples)) / rate, samples, right=0)
     product = np.fft.irfft(np.fft.rfft(found) * np.fft.rfft(wav).conj(), len(wav))
@@ -171,7 +171,7 @@ def test_an_mp3_needs_no_header(media, tmp_path):
 
 
 def test_the_header_of_a_quiet_mp3_is_no_damage(tmp_path):
-    """Its bytes would be a third of a second of sound, as LAME uses fewer bits for a hum."""
+    """LAME uses few bits for a hum, so the header's bytes would count as a third of a second."""
     hum = 0.3 * np.sin(np.arange(60 * RATE) / 10)
     soundfile.write(tmp_path / "a.mp3", hum, RATE)
     audio = scan_audio(tmp_path / "a.mp3")
@@ -268,7 +268,7 @@ def test_silence_stands_for_what_is_damaged_and_the_rest_keeps_its_time(media, t
 
 
 def test_the_sound_of_a_video_may_start_late_and_end_early(tmp_path):
-    """The picture lasts 3 s; words have to lie where one sees them said."""
+    """The picture lasts 3 s, and the times of words must match it."""
     encode(tmp_path / "a.mkv", noise(2.0), "pcm_s16le", RATE)
     with av.open(str(tmp_path / "a.mkv")) as sound, av.open(str(tmp_path / "b.mkv"), "w") as out:
         picture = out.add_stream("mpeg4", rate=10, width=64, height=64)
@@ -352,7 +352,7 @@ def test_no_channel_takes_from_another(tmp_path, kind, channels, weights, note):
 
 
 def test_two_speakers_with_a_channel_each_are_both_kept(tmp_path):
-    """Even one who says something once in a minute."""
+    """This holds even for a speaker who rarely speaks."""
     left, right = noise(60.0), noise(60.0, seed=1)
     right[: 58 * RATE] = 0
     soundfile.write(tmp_path / "a.wav", np.stack((left, right), 1), RATE)
@@ -381,7 +381,7 @@ def test_silence_in_all_channels_is_mixed():
 
 
 def test_standard_input_is_read_from_a_pipe(media):
-    """A format whose index lies at its end, which no reader of a stream could read."""
+    """The index of this format is at the end, so it cannot be read as a stream."""
     program = (
         "from ent_brain.audio import *; a, s = load_audio('-'); print(a.seconds, len(s), a.label)"
     )
@@ -425,7 +425,7 @@ for path in sys.argv[1:]:
 
 @pytest.mark.parametrize("kind", ["flac", "mp3"])
 def test_memory_does_not_grow_with_the_recording(tmp_path, kind):
-    """A quarter of an hour of samples in float32 would be 58 MB."""
+    """A quarter of an hour in float32 would need 58 MB."""
     paths = [tmp_path / f"{minutes}.{kind}" for minutes in (1, 15)]
     for path in paths:
         with soundfile.SoundFile(path, "w", RATE, 1) as file:
@@ -450,7 +450,7 @@ def test_memory_does_not_grow_with_the_recording(tmp_path, kind):
 
 
 def damaged(content, generator):
-    """A file with a few bytes flipped, in its header or anywhere, overwritten, lost or cut off."""
+    """A file with some bytes flipped, overwritten, lost or truncated, in its header or anywhere."""
     content, size = bytearray(content), len(content)
     for _ in range(generator.integers(1, 4)):
         kind = generator.integers(5)

@@ -1,4 +1,4 @@
-"""Altered copies, measured by SciPy and by hand."""
+"""Altered copies, measured with SciPy and by hand."""
 
 import numpy as np
 import pytest
@@ -23,7 +23,7 @@ def level(samples):
 
 
 def share_above(samples, hertz):
-    """Share of the power above a frequency, in dB."""
+    """Share of the power above a frequency in dB."""
     frequencies, power = scipy.signal.welch(np.asarray(samples, dtype=float), RATE, nperseg=1024)
     return 10 * np.log10(power[frequencies > hertz].sum() / power.sum())
 
@@ -43,7 +43,7 @@ def test_a_copy_depends_on_its_name_alone_and_leaves_the_generator_as_it_was(spe
 
 
 def test_copies_are_where_the_recording_is(speech):
-    """Neither a room nor a line moves the words."""
+    """Neither a room nor a telephone line shifts the words."""
     speech = torch.nn.functional.pad(speech[:RATE], (RATE, RATE))
     for number in range(12):
         copy = alter(speech, RATE, str(number))

@@ -49,7 +49,7 @@ TRANSCRIPTS = ["I PUT THE LAMP ON THE TABLE", "SHE FOUND MY OLD BAG", "WE NEED T
 
 
 def tone(seconds=1.0, at=None, value=np.nan, channels=None):
-    """Samples of a tone, of which one may have another value, in the last of several channels."""
+    """Samples of a tone; one sample, in the last channel, may have another value."""
     samples = 0.5 * np.sin(2 * np.pi * 440 * np.arange(round(16000 * seconds)) / 16000)
     spoilt = samples.copy()
     if at is not None:
@@ -187,7 +187,7 @@ def dataset(folder, _):
 
 
 def worker(folder, _):
-    """What a loader's worker reads."""
+    """Read a dataset in a loader's worker."""
     read = dataset(folder, _)
     return lambda: list(DataLoader(read(), batch_size=None, num_workers=1))
 
@@ -214,7 +214,7 @@ def audio(folder, _):
 
 
 def recipe(folder, _):
-    """A recipe's YAML, its fragments beside it."""
+    """A recipe's YAML with its fragments."""
     shutil.copytree(ROOT / "hparams", folder / "hparams")
     (folder / "out").mkdir()  # as the first run leaves it
     path = folder / YAML
@@ -251,7 +251,7 @@ def pieces(folder, _):
 
 
 def checkpoint(folder, _):
-    """Two checkpoints of a small training, of which the last is gone on from."""
+    """Two checkpoints of a small training, which resumes from the last one."""
 
     def checkpointer(size):
         model = torch.nn.Linear(size, 2)
@@ -271,7 +271,7 @@ def checkpoint(folder, _):
 
 
 def training(folder, _):
-    """The note of what a training was begun with."""
+    """The recorded settings of a training."""
     begun = {
         "data": {"train.json": "0" * 64, "valid.json": "1" * 64},
         "tokens": {"tokens": "char", "vocab_size": 31},
@@ -284,7 +284,7 @@ def training(folder, _):
 
 
 def evaluated(folder, trained):
-    """What an evaluation leaves."""
+    """The files of an evaluation."""
     said = recording(folder, trained)()
     write_json([{"test set": "songs", "WER": 10.0}], folder / "results.json")
     spoken = [Spoken(said, str(folder / "a.wav"), said)] * 2
@@ -385,7 +385,7 @@ def given(**arguments):
 
 
 def bad_zed(without=(), **changes):
-    """ZED.json with a second utterance, ``bad``."""
+    """ZED.json with a second utterance ``bad``."""
     entry = {key: value for key, value in zed_entry(**changes).items() if key not in without}
     return put("ZED.json", json.dumps({"good": zed_entry(), "bad": entry}))
 
@@ -395,7 +395,7 @@ def zed_interval(**changes):
 
 
 def bad_entry(without=(), **changes):
-    """A manifest with a second utterance, ``b``."""
+    """A manifest with a second utterance ``b``."""
     entry = {k: v for k, v in (GOOD_ENTRY | changes).items() if k not in without}
     return put("train.json", json.dumps({"a": GOOD_ENTRY, "b": entry}))
 
@@ -455,7 +455,7 @@ FRAME_PROBABILITIES = {
 
 
 def frame_probabilities(name):
-    """The first utterance of an evaluation with other probabilities of its frames."""
+    """The first utterance of an evaluation, with other frame probabilities."""
     change = FRAME_PROBABILITIES[name]
 
     def spoil(folder):
@@ -518,7 +518,7 @@ REFUSED = {name: (kind, *case) for kind, cases in TABLE.items() for name, case i
 
 
 def spelt_out(value):
-    """A value of the table with its texts and repetitions (``<x*9>``) in place of their names."""
+    """Expand the texts and repetitions (``<x*9>``) in a value of the table."""
     if isinstance(value, dict):
         return {key: spelt_out(each) for key, each in value.items()}
     if isinstance(value, list):
@@ -530,7 +530,7 @@ def spelt_out(value):
 
 
 def spoiler(step):
-    """The function of the folder that a step of the table names."""
+    """Return the function of a step in the table; it takes the folder."""
     if isinstance(step, str):
         return globals()[step]
     [(name, arguments)] = step.items()
@@ -621,7 +621,7 @@ ODD_CORPORA = {
     "recordings that nobody evaluated": sound(f"{WAVS}/Ses01F_impro01_MXX0.wav", tone(0.1)),
     "no right to write": read_only,
 }
-"""What changes nothing of the manifests."""
+"""Unusual corpora with the same manifests."""
 
 
 @pytest.mark.parametrize("place", ["in", "my corpora (\u00e9t\u00e9 \u65e5\u672c)"])
@@ -656,7 +656,7 @@ ODD_AUDIO = {
     "big-endian AIFF under the name of a WAV": (sound("a.wav", tone(), {"format": "AIFF"}), 1e-3),
     "RF64": (sound("a.wav", tone(), {"format": "RF64"}), 1e-3),
 }
-"""How what is heard in it may differ from what it was made of."""
+"""Unusual audio, and the allowed difference between decoded and original samples."""
 
 
 @pytest.mark.parametrize("case", ODD_AUDIO)
@@ -696,7 +696,7 @@ EDITS = st.lists(
 
 
 def edited(content, edits):
-    """Spoil bytes, here and there."""
+    """Change bytes at random places."""
     for kind, where, what in edits:
         what = what.encode("utf-8", "surrogatepass") if isinstance(what, str) else what
         at = int(where * (len(content) + 1))
@@ -720,7 +720,7 @@ def edited(content, edits):
 
 
 def read_or_refused(read):
-    """What is read, or None where it is refused as it should be: in one line."""
+    """Return the value that is read, or None if it is refused with one line."""
     try:
         return read()
     except InputError as error:
@@ -729,7 +729,7 @@ def read_or_refused(read):
 
 
 def read_while_edited(path, edits, read):
-    """The edited bytes of a file, and what is read while it has them."""
+    """Return a file's edited bytes, and the value that is read from them."""
     good = path.read_bytes()
     spoilt = edited(good, edits)
     path.write_bytes(spoilt)
@@ -793,7 +793,7 @@ JSON = st.recursive(
 
 
 def changed(entry, seed, value):
-    """An entry with one of its values, at any depth, replaced or removed."""
+    """An entry with one value, at any depth, replaced or removed."""
     generator = random.Random(seed)
     entry = json.loads(json.dumps(entry))
     inside = entry
@@ -817,7 +817,7 @@ def good_zed(tmp_path_factory):
 
 
 def is_zed(entry):
-    """Whether an entry says what one of ZED has to say of two seconds of audio."""
+    """Whether an entry is valid in ZED.json for two seconds of audio."""
     [interval] = entry["emotion"]
     assert interval["emo"] in ("happy", "angry", "sad")
     assert 0 <= interval["start"] < interval["end"] <= 2.1
@@ -869,7 +869,7 @@ def good_manifest(tmp_path_factory):
 
 
 def make_use_of(path):
-    """Read a manifest, and each utterance as training does."""
+    """Read a manifest and its utterances as training does."""
     entries = read_manifest(path)
     data = make_dataset(
         {"corpus": (path, path.parent)}, CharTokens(), PUBLISHED, FbankFrontend(), 10.0

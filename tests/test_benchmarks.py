@@ -1,4 +1,4 @@
-"""The quick benchmarks run, and what they say of memory holds; times are the machine's mood."""
+"""The quick benchmarks run, and their figures of memory hold; times depend on the machine."""
 
 import importlib
 import math
@@ -20,7 +20,7 @@ ROOT = Path(__file__).parents[1]
 
 
 def run_quickly(name, *options):
-    """What ``benchmarks/<name>.py --quick`` prints, with one thread."""
+    """Return the output of ``benchmarks/<name>.py --quick`` with one thread."""
     done = subprocess.run(
         [sys.executable, str(ROOT / "benchmarks" / f"{name}.py"), "--quick", *map(str, options)],
         env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
@@ -33,7 +33,7 @@ def run_quickly(name, *options):
 
 @pytest.fixture(scope="module")
 def results(tmp_path_factory):
-    """Folder and printed text of the lattice's."""
+    """Folder and output of ``benchmarks/lattice.py``."""
     folder = tmp_path_factory.mktemp("benchmarks")
     return folder, run_quickly("lattice", folder, "--threads", 1)
 

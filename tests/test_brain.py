@@ -44,7 +44,7 @@ WEIGHTS |= {"ctc_weight": 0.0}
 
 
 def sing(text, emotion, rng):
-    """A tone for each letter, silence for a space; the louder, the more the emotion."""
+    """A tone for each letter and silence for a space; the emotion determines the loudness."""
     time = np.arange(1920) / 16000
     notes = [
         np.hanning(1920) * np.sin(2 * np.pi * (200 + 500 * LETTERS.find(letter)) * time)
@@ -65,7 +65,7 @@ def draw_text(rng):
 
 @pytest.fixture(scope="module")
 def songs(tmp_path_factory):
-    """The manifest of 16 songs of six letters each, four of each emotion."""
+    """Manifest of 16 songs of six letters each, four of each emotion."""
     folder = tmp_path_factory.mktemp("songs")
     rng = np.random.default_rng(0)
     manifest = {}
@@ -111,7 +111,7 @@ def make_brain(
     frontend=None,
     **given,
 ):
-    """A small Brain; ``given`` are hparams, and the optimiser as ``opt_class``."""
+    """A small Brain; ``given`` are hparams, and ``opt_class`` is the optimiser."""
     folder.mkdir(exist_ok=True)
     torch.manual_seed(0)
     frontend = frontend or FbankFrontend(0.04)
@@ -186,7 +186,7 @@ def a_batch(dataset, count=4):
 
 
 def poisoned(brain, monkeypatch, spoil):
-    """The loss terms of batches that hold the utterance ``spoil`` are NaN."""
+    """Make the loss terms of batches with the utterance ``spoil`` NaN."""
     honest = brain._loss_terms
 
     def terms(predictions, batch):
@@ -270,7 +270,7 @@ def test_a_gradient_that_is_no_number_is_left_out_though_the_loss_is_one(
 
 
 def test_of_accumulated_steps_only_their_own_utterances_are_named(tmp_path, dataset, monkeypatch):
-    """SpeechBrain drops what an epoch leaves over; the next step is not of it."""
+    """SpeechBrain drops an epoch's incomplete step; the next step must not name its utterances."""
     batches = -(-len(dataset) // 4)
     factor = next(count for count in range(2, batches) if batches % count)
     brain = make_brain(tmp_path, epochs=2, run_opts={"grad_accumulation_factor": factor})
@@ -287,7 +287,7 @@ def test_of_accumulated_steps_only_their_own_utterances_are_named(tmp_path, data
 
 
 def scaled(folder, scale, **given):
-    """A Brain with the loss scaler of fp16, which SpeechBrain makes on GPUs alone."""
+    """A Brain with the loss scaler of fp16, which SpeechBrain only makes on GPUs."""
     brain = make_brain(folder, **given)
     brain.scaler = torch.GradScaler("cpu", init_scale=scale)
     return brain
@@ -463,7 +463,7 @@ def test_the_search_reads_its_emotions_off_the_lattice(tmp_path, dataset, model)
 
 
 def expected_terms(brain, batch):
-    """Unweighted terms, each by its own function."""
+    """Unweighted terms, each from its own function."""
     frontend, model = brain.modules.frontend, brain.modules.model
     features, frame_lens = frontend(*batch.sig)
     tokens, token_lens = batch.tokens.data, batch.token_count
@@ -588,7 +588,7 @@ def test_every_lattice_mode_trains(tmp_path, dataset, mode):
 def test_intervals_known_or_found_are_learnt_from(
     tmp_path, dataset, model, mode, rnnt_weight, head_intervals
 ):
-    """The head's term: of each utterance the mean over it and its intervals, pooled one by one."""
+    """The head's term is the mean over an utterance and its intervals, pooled one by one."""
     if mode == "supervised" and not rnnt_weight:
         pytest.skip("there are no positions to tell intervals apart")
     options = {"rnnt_weight": rnnt_weight, "head_intervals": head_intervals}
@@ -733,7 +733,7 @@ def test_a_limit_of_the_gradient_is_above_0(tmp_path, limit):
 def test_the_learning_rate_warms_up_and_falls_by_a_cosine(
     tmp_path, dataset, accumulation, steps_per_epoch
 ):
-    """SPEC.md section 7: per step, 5e-7 up to lr in the warm-up epochs, then down to 5e-6."""
+    """SPEC.md section 7: per step, from 5e-7 to lr in the warm-up epochs, then down to 5e-6."""
     with ADAMW.open() as file:
         adamw = load_hyperpyyaml(file, {"lr": 1e-3})
     epochs, warmup_epochs = 8, 3
@@ -830,7 +830,7 @@ def assert_same_state(state, other):
 
 
 def interrupt(brain, method, when):
-    """Let a method of a Brain stop the run, as Ctrl-C would, once ``when(brain, *args)``."""
+    """Make a method of a Brain stop the run like Ctrl-C, once ``when(brain, *args)`` is true."""
     original = getattr(brain, method)
 
     def stop(*args, **kwargs):

@@ -35,7 +35,7 @@ def padded(*wavs):
 
 @pytest.fixture
 def load_ssl(tiny_ssl, tmp_path):
-    """Front ends that keep their features in one folder."""
+    """Front ends that cache their features in one folder."""
 
     def load(kind="wav2vec2", source=None, **options):
         options = {"cache_folder": tmp_path / "kept", **options}
@@ -46,7 +46,7 @@ def load_ssl(tiny_ssl, tmp_path):
 
 @pytest.fixture
 def no_encoding(monkeypatch):
-    """Let no SSL model be asked anything: ``no_encoding()``."""
+    """``no_encoding()`` makes every call of an SSL model fail."""
 
     def refuse(*args):
         raise AssertionError("an utterance was encoded")
@@ -233,7 +233,7 @@ def entry(tmp_path):
 
 
 def assert_found_or_said(cache, wav, features, caplog):
-    """Either it is the truth, or it is not used and one line says so."""
+    """The features are correct, or they are not used and the log has one line."""
     caplog.clear()
     found = cache.look_up(wav).features
     if found is not None:

@@ -1,4 +1,4 @@
-"""The command line, called in this process; one test starts it as a program."""
+"""The command line, called in this process; one test runs it as a program."""
 
 import errno
 import io
@@ -30,7 +30,7 @@ NO_ID = "an id names files: no / \\ or NUL, not . or .., 1 to 200 bytes"
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory, trained):
-    """Folder of a small model with random weights that hears 2 s at once."""
+    """Folder of a small model with random weights and windows of 2 s."""
     folder = tmp_path_factory.mktemp("model") / "pretrained"
     export(trained(), folder, 2.0)
     return folder
@@ -58,7 +58,7 @@ def test_a_recording_is_one_line_of_json(model, tmp_path, capsys):
 
 
 def told(errors):
-    """What is told, but for notes on what a model without training makes of noise."""
+    """The output without notes on the results of an untrained model for noise."""
     notes = ("none of its segments is", NO_SPEECH)
     lines = errors.splitlines(keepends=True)
     return "".join(line for line in lines if not line.rstrip().endswith(notes))
@@ -202,7 +202,7 @@ def test_a_manifest_names_the_files(model, tmp_path, capsys):
 
 @pytest.mark.parametrize("rest", [0.8, 2.2])
 def test_a_manifest_s_part_of_a_file_is_annotated_alone(model, tmp_path, capsys, rest):
-    """Both shorter and longer than a window of the model."""
+    """This holds for parts shorter and longer than a window of the model."""
     whole = write(tmp_path / "corpus" / "u.wav", seconds=3.0)
     samples, rate = soundfile.read(whole, dtype="float32")
     first, end = round(0.7 * rate), round((0.7 + rest) * rate)
@@ -224,7 +224,7 @@ def test_a_manifest_s_part_of_a_file_is_annotated_alone(model, tmp_path, capsys,
 
 
 class Pipe(io.BytesIO):
-    """Standard input that refuses to be read at once."""
+    """Standard input that fails if it is read as a whole."""
 
     def read(self, size=-1):
         assert 0 < size < 2**21
@@ -247,7 +247,7 @@ def test_standard_input_is_a_recording(model, tmp_path, capsys, monkeypatch):
 
 @pytest.mark.parametrize("seconds", [1.2, 5.0], ids=["short", "long"])
 def test_what_was_noticed_is_said_once_and_in_the_json(model, tmp_path, capsys, seconds):
-    """A recording that fits a window, and one that is longer than the 2 s of the model."""
+    """One recording fits into a window; the other is longer than the model's 2 s."""
     path = write(tmp_path / "stereo.wav", seconds)
     wav, _ = soundfile.read(path)
     soundfile.write(path, np.stack([wav, 0 * wav], 1), RATE)
@@ -375,7 +375,7 @@ def test_results_that_are_out_of_date_are_made_again(model, tmp_path):
     (other / "README.md").write_text("Another card is no other model.")
 
     def is_made(*extra, model=other):
-        """Whether a call replaces the result, which is marked beforehand."""
+        """Whether a call replaces the result, which the test marks before."""
         result = out / "a.json"
         result.write_text("old") if result.is_file() else None
         assert run("annotate", path, "--model", model, "--out", out, "--quiet", *extra) == 0
@@ -512,7 +512,7 @@ def test_the_version_is_told_with_those_that_results_depend_on(capsys):
 
 @pytest.mark.parametrize("processes", [2, 3])
 def test_processes_share_the_files(model, tmp_path, monkeypatch, processes):
-    """As torchrun starts them; each file is done by one."""
+    """Processes as from torchrun; each file is annotated by one of them."""
     for index in range(5):
         write(tmp_path / "in" / f"{index}.wav", seed=index)
     monkeypatch.setenv("WORLD_SIZE", str(processes))

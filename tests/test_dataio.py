@@ -35,7 +35,7 @@ def tone(rate, seconds=1.0, hertz=440.0):
 
 
 def write_manifest(folder, **utterances):
-    """A manifest of (seconds, transcript, emotion, segments) by id, and its audio."""
+    """Write a manifest of (seconds, transcript, emotion, segments) by id, and its audio."""
     manifest = {}
     for name, (seconds, transcript, emotion, segments) in utterances.items():
         soundfile.write(folder / f"{name}.flac", tone(16000, seconds), 16000)
@@ -225,7 +225,7 @@ def many(tmp_path_factory):
 
 
 def nodes_of(dataset, index):
-    """Frames of 20 ms times tokens and the start, from the manifest's own words."""
+    """Number of frames of 20 ms times the number of positions, from the manifest's transcript."""
     entry = dataset.data[dataset.data_ids[index]]["entry"]
     hops = 1 + round(entry["duration"] * 16000) // 160
     return -(-hops // 2) * (len(entry["transcript"]) + 1)
@@ -301,7 +301,7 @@ def test_a_limit_of_nodes_is_above_0(many, limit):
 
 
 def brute_force_spans(intervals, frame_samples, frames):
-    """Frames of each interval by counting the samples of every frame."""
+    """Frames of each interval, found by counting the samples of every frame."""
     owner = [index for index, i in enumerate(intervals) for _ in range(i.start, i.end)]
     labels = []
     for frame in range(frames):

@@ -49,7 +49,7 @@ def utterances(features):
 
 @functools.cache
 def decoded(model_class, max_symbols):
-    """The search of a whole batch, and the reference of each utterance."""
+    """Decode a whole batch, and each utterance with the reference."""
     model, features = random_model(model_class), random_features()
     plain = PlainModel(model)
     references = [oracles.greedy(plain, each, max_symbols) for each in utterances(features)]

@@ -1,4 +1,4 @@
-"""The shell, the Python and the claims of the pages in ``docs``, run as they are written."""
+"""Shell commands, Python examples and claims of the pages in ``docs``, run as written."""
 
 import ast
 import json
@@ -105,7 +105,7 @@ def test_the_lattice_s_figure_shows_the_angry_word_alone(tmp_path):
 
 
 class Encoded(torch.nn.Module):
-    """The part of a model without its search."""
+    """The encoder of a model without its search."""
 
     def __init__(self):
         super().__init__()

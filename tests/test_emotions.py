@@ -103,7 +103,7 @@ def test_the_published_labels_look_as_they_did():
 
 
 def linear(color):
-    """Linear RGB of a colour ``#RRGGBB``."""
+    """Convert a colour ``#RRGGBB`` to linear RGB."""
     values = np.array([int(color[i : i + 2], 16) for i in (1, 3, 5)]) / 255
     return np.where(values <= 0.04045, values / 12.92, ((values + 0.055) / 1.055) ** 2.4)
 

@@ -1,4 +1,4 @@
-"""What an export holds, and what a folder from a stranger cannot do."""
+"""Content of an export, and safe loading of folders from strangers."""
 
 import json
 import pickle
@@ -80,7 +80,7 @@ def test_speechbrain_s_own_loader_takes_the_same_folder(folder):
 
 @pytest.mark.parametrize("kind", ["hubert", "wav2vec2-bert", "whisper"])
 def test_an_ssl_model_goes_with_it(tiny_ssl, tmp_path, trained, kind):
-    """Nothing of the folder that it was trained from is needed, nor any network."""
+    """Loading needs neither the folder of the original model nor a network."""
     source = tmp_path / "source"
     shutil.copytree(tiny_ssl(kind), source)
     frontend = SSLFrontend(kind, source, tmp_path / "hub", stacked=2)
@@ -94,7 +94,7 @@ def test_an_ssl_model_goes_with_it(tiny_ssl, tmp_path, trained, kind):
 
 
 def test_weights_are_exported_in_float16_if_that_loses_nothing(tiny_ssl, tmp_path, trained):
-    """The export holds Whisper's encoder without its decoder."""
+    """The export contains Whisper's encoder without its decoder."""
     source = shutil.copytree(tiny_ssl("whisper"), tmp_path / "source")
     weights = load_file(source / "model.safetensors")
     halves = {name: values.half() for name, values in weights.items()}
@@ -226,7 +226,7 @@ def edit_weights(folder, change):
 
 
 def test_an_ssl_model_with_the_names_that_the_hub_has_goes_with_it(tiny_ssl, tmp_path, trained):
-    """Those of weight normalisation are old ones there, and are written again as they were."""
+    """The hub uses old names for weight normalisation; they are written unchanged."""
     source = tmp_path / "source"
     shutil.copytree(tiny_ssl("hubert"), source)
     weights = load_file(source / "model.safetensors")
@@ -243,7 +243,7 @@ def test_an_ssl_model_with_the_names_that_the_hub_has_goes_with_it(tiny_ssl, tmp
 
 
 def test_an_ssl_model_is_that_of_the_folder_alone(ssl_folder, tiny_ssl, tmp_path, monkeypatch):
-    """Neither one in the working directory nor one on the hub takes its place."""
+    """Neither a model in the working directory nor one on the hub replaces it."""
     shutil.rmtree(ssl_folder / "ssl")
     shutil.copytree(tiny_ssl("hubert"), tmp_path / "ssl")
     monkeypatch.chdir(tmp_path)
@@ -305,7 +305,7 @@ def test_ssl_weights_are_numbers(ssl_folder):
 
 
 def test_an_ssl_configuration_fetches_nothing(ssl_folder, monkeypatch):
-    """transformers reads names of kernels, classes and quantisers in some of these keys."""
+    """transformers reads names of kernels, classes and quantisers from some of these keys."""
 
     def refuse(*args):
         raise AssertionError("the network was asked")

@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all, and what is left of those that are not."""
+"""Atomic writing of files, and removal of partial files."""
 
 import os
 import time

@@ -1,4 +1,4 @@
-"""Each format is read by a library that others read it with, or by a parser of its own."""
+"""Each format is read with a common library, or with a separate parser."""
 
 import csv
 import dataclasses
@@ -37,7 +37,7 @@ labels = st.sampled_from(LABELS)
 
 @st.composite
 def annotations(draw):
-    """Times in steps of 0.1 ms; words of no duration, together at one time or at the very end."""
+    """Times in steps of 0.1 ms; words may have no duration, share a time, or be at the end."""
     sizes = st.lists(st.sampled_from([0, 0, 1, 4, 5, 9]) | st.integers(0, 30_000), max_size=12)
     times, time = [], 0
     for size in draw(sizes):
@@ -78,7 +78,7 @@ def on_one_line(text):
 
 
 def spoken(annotation):
-    """Words that have letters: text on one line, and emotion."""
+    """Words with letters: their text on one line, and their emotion."""
     words = [(on_one_line(word.text), word.emotion) for word in annotation.words]
     return [word for word in words if word[0]]
 
@@ -89,7 +89,7 @@ def seconds(clock):
 
 
 def assert_captions_hold(captions, annotation):
-    """Captions (start, end, text): order, times to 1 ms where the words leave room, every word."""
+    """Check captions (start, end, text): order, times to 1 ms if there is room, and all words."""
     words = spoken(annotation)
     covered = 0.0
     for start, end, text in captions:
@@ -105,7 +105,7 @@ def assert_captions_hold(captions, annotation):
 
 
 def read_srt(text):
-    """Captions of a SubRip file, by what players take for its grammar."""
+    """Read the captions of a SubRip file by the grammar of players."""
     blocks = text.split("\n\n")
     assert blocks.pop() == ""
     captions = []
@@ -279,7 +279,7 @@ def test_a_table_of_words_without_emotions():
 
 
 def two_speakers():
-    """Words and segments of two speakers that overlap."""
+    """Overlapping words and segments of two speakers."""
     words = [
         ("ONE", 0.1, 1.0, "sad", 0.9, "a:b"),
         ("TWO", 0.5, 1.2, "neutral", 0.8, "<c>"),

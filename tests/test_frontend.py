@@ -22,7 +22,7 @@ from ent_brain.errors import InputError
 from ent_brain.frontend import FbankFrontend, SSLFrontend, make_frontend
 
 WRAPPERS = {"wav2vec2": "Wav2Vec2", "hubert": "HuBERT", "wavlm": "WavLM"}
-"""SpeechBrain's names of its wrappers, each in a module named after its kind."""
+"""Names of SpeechBrain's wrappers; each is in a module named after its kind."""
 OF_WAVEFORMS = (*WRAPPERS, "data2vec-audio")
 KINDS = (*OF_WAVEFORMS, "wav2vec2-bert", "whisper")
 FRAMES = {
@@ -30,7 +30,7 @@ FRAMES = {
     "wav2vec2-bert": lambda samples: ((samples - 400) // 160 + 1) // 2,
     "whisper": lambda samples: (samples + 319) // 320,
 }
-"""Frames of an utterance, as transformers gives them."""
+"""Number of an utterance's frames in transformers."""
 WHISPER_BASE = Path(__file__).resolve().parents[2] / "shared" / "models" / "whisper-base"
 SPEC_AUGMENT = {
     "mask_time_prob": 0.08,
@@ -41,7 +41,7 @@ SPEC_AUGMENT = {
 
 
 def padded(*lengths, seed=0):
-    """Noise of these sample counts as a batch, with SpeechBrain's relative lengths."""
+    """A batch of noise with these sample counts, and SpeechBrain's relative lengths."""
     generator = torch.Generator().manual_seed(seed)
     alone = [torch.randn(length, generator=generator) / 10 for length in lengths]
     wavs = nn.utils.rnn.pad_sequence(alone, batch_first=True)
@@ -49,7 +49,7 @@ def padded(*lengths, seed=0):
 
 
 def alone(wavs, wav_lens):
-    """Each utterance of a batch as a batch of its own, without padding."""
+    """Each utterance of a batch as a separate batch without padding."""
     for wav, length in zip(wavs, wav_lens, strict=True):
         yield wav[None, : round(float(length) * wavs.size(1))], torch.ones(1)
 
@@ -202,7 +202,7 @@ def load_ssl(tiny_ssl, tmp_path_factory):
 
 @pytest.fixture(scope="module", params=KINDS)
 def frozen(request, load_ssl):
-    """A frozen front end in training, as the Brain's ``modules.train()`` leaves it."""
+    """A frozen front end in training, after the Brain's ``modules.train()``."""
     frontend = load_ssl(request.param)
     nn.ModuleDict({"frontend": frontend}).train()
     return frontend
@@ -270,7 +270,7 @@ def test_a_frame_is_centred_on_what_its_window_is_centred_on(load_ssl, kind, off
 
 @pytest.mark.parametrize("samples", [16000, 11701, 11860])
 def test_w2v_bert_leaves_out_half_a_frame(load_ssl, tiny_ssl, samples):
-    """transformers fills it up, and masks it."""
+    """transformers pads it and masks the padding."""
     wavs, wav_lens = padded(samples)
     model = transformers.AutoModel.from_pretrained(tiny_ssl("wav2vec2-bert")).eval()
     extractor = transformers.SeamlessM4TFeatureExtractor()
@@ -364,7 +364,7 @@ def test_without_a_source_it_is_the_base_model_of_its_kind(kind, base, tmp_path)
 
 
 def test_a_revision_of_a_hub_s_model_is_pinned(load_ssl, tiny_ssl, tmp_path):
-    """The hub's cache holds two revisions of a model, as the hub's own library leaves them."""
+    """The hub's cache has two revisions of a model, in the format of the hub's library."""
     repository = tmp_path / "models--someone--model"
     folders = {name * 40: repository / "snapshots" / (name * 40) for name in "ab"}
     for folder in folders.values():
@@ -432,7 +432,7 @@ def test_finetuning_trains_all_but_the_convolutions(finetuned):
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("masked", [True, False])
 def test_finetuning_decides_about_masks_not_the_model(tiny_ssl, load_ssl, tmp_path, kind, masked):
-    """Whether its own configuration masks, or its file has the vector of masked frames."""
+    """The model's configuration, and a vector for masked frames in its file, have no effect."""
     folder = shutil.copytree(tiny_ssl(kind), tmp_path / "model")
     never = {"mask_time_prob": 0.0, "mask_feature_prob": 0.0}
     if masked:
@@ -517,7 +517,7 @@ def test_whisper_s_features_are_those_of_transformers_at_the_utterance_s_length(
 
 
 def mel_input(frontend, wav):
-    """Mel bands [80, frames] that the encoder receives for an utterance."""
+    """Mel bands [80, frames] that the encoder gets for an utterance."""
     given = []
     hook = frontend.ssl_model.register_forward_pre_hook(
         lambda _, args, kwargs: given.append(kwargs["input_features"]), with_kwargs=True
@@ -528,7 +528,7 @@ def mel_input(frontend, wav):
 
 
 def test_whisper_s_mel_bands_are_those_of_the_padded_utterance(load_ssl, tiny_ssl):
-    """Except in the last mel frame: its window ends in mirrored samples, not in silence."""
+    """The last mel frame differs, because its window ends in mirrored samples, not silence."""
     wavs, _ = padded(20000)
     extractor = transformers.WhisperFeatureExtractor.from_pretrained(tiny_ssl("whisper"))
     half_a_minute = extractor(wavs[0].numpy(), sampling_rate=16000, return_tensors="pt")
@@ -540,7 +540,7 @@ def test_whisper_s_mel_bands_are_those_of_the_padded_utterance(load_ssl, tiny_ss
 
 @pytest.mark.parametrize("gain", [0.1, 10.0])
 def test_a_recording_s_level_shifts_whisper_s_mel_bands(load_ssl, gain):
-    """By a quarter of the logarithm of its power: the level is not normalised."""
+    """The shift is a quarter of the logarithm of its power, because the level is not normalised."""
     frontend, wav = load_ssl("whisper"), padded(16000)[0][0]
     shift = torch.tensor(gain).square().log10() / 4
     torch.testing.assert_close(
@@ -581,7 +581,7 @@ def test_whisper_needs_no_decoder(load_ssl, tiny_ssl, tmp_path, caplog, prefix):
 
 
 def test_other_whispers_have_more_mel_bands(load_ssl, tmp_path):
-    """As large-v3 has."""
+    """An example is large-v3."""
     config = transformers.WhisperConfig(
         **{"num_mel_bins": 128, "d_model": 16, "encoder_layers": 2, "decoder_layers": 1},
         **{"encoder_attention_heads": 2, "decoder_attention_heads": 2, "encoder_ffn_dim": 16},
@@ -615,7 +615,7 @@ def test_no_weight_is_made_up(load_ssl, tiny_ssl, tmp_path, kind):
 
 @pytest.mark.parametrize("kind", ["hubert", "whisper"])
 def test_a_configuration_names_no_code(load_ssl, tiny_ssl, tmp_path, kind):
-    """transformers would fetch kernels, quantisers and classes from the hub."""
+    """transformers would download kernels, quantisers and classes from the hub."""
     folder = shutil.copytree(tiny_ssl(kind), tmp_path / "model")
     strange = {
         "_attn_implementation": "someone/kernel",

@@ -18,7 +18,7 @@ RATE = 16000
 
 
 def noise(seconds, seed=0, rate=RATE):
-    """Bursts that a model with random weights hears differently, and pauses between them."""
+    """Bursts of noise that a random model distinguishes, with pauses in between."""
     generator = np.random.default_rng(seed)
     wav = 0.1 * generator.normal(size=int(seconds * rate))
     loud = generator.uniform(0.2, 1.0, size=int(seconds) + 1)
@@ -32,7 +32,7 @@ def write(path, wav, rate=RATE, **settings):
 
 @pytest.fixture(scope="module", params=[ENT, FENT], ids=lambda kind: kind.__name__)
 def pair(request, tmp_path_factory, trained):
-    """A Brain, and what is loaded from its export."""
+    """A Brain, and the model loaded from its export."""
     folder = tmp_path_factory.mktemp(request.param.__name__) / "pretrained"
     brain = trained(request.param)
     export(brain, folder, longest_window=2.0)
@@ -223,7 +223,7 @@ def test_frames_without_speech_are_neutral_and_their_sound_changes_nothing(loade
 
 
 def test_a_long_recording_is_what_is_heard_in_its_parts(loaded, tmp_path, capsys):
-    """Bursts of less than a window, parted by pauses: each is heard by itself."""
+    """Bursts shorter than a window, separated by pauses, give the same results alone."""
     bursts = [noise(1.4, seed) for seed in range(12)]
     pause = np.zeros(int(0.6 * RATE), dtype=np.float32)
     long = np.concatenate([part for burst in bursts for part in (burst, pause)])

@@ -157,7 +157,7 @@ def test_a_tile_knows_where_its_nodes_are():
 
 
 def some_nodes():
-    """Every other valid node of the batch SIZES, as rows, frames, positions."""
+    """Every second valid node of the batch SIZES: rows, frames, positions."""
     return torch.tensor(sorted(valid_nodes(SIZES))[::2]).unbind(1)
 
 

@@ -11,7 +11,7 @@ RATE = 16000
 
 
 def _active_level_by_search(powers):
-    """By the definition: lower the threshold until it lies 15.9 dB below what exceeds it."""
+    """Lower the threshold until it lies 15.9 dB below the mean of the steps that exceed it."""
     level = None
     for threshold in sorted(powers, reverse=True):
         active = [power for power in powers if power >= threshold]

@@ -1,4 +1,4 @@
-"""Words while they are spoken: the listener, and the command."""
+"""Live recognition: the listener and the command."""
 
 import json
 import os
@@ -36,7 +36,7 @@ def model(folder):
 
 
 def speech(seconds, seed=0):
-    """Bursts of noise with pauses between them, as float32."""
+    """Bursts of noise with pauses in between, as float32."""
     generator = np.random.default_rng(seed)
     wav = 0.1 * generator.normal(size=int(seconds * RATE))
     loud = np.repeat(generator.choice([0.001, 0.3, 1.0], size=4 * int(seconds) + 4), RATE // 4)
@@ -44,7 +44,7 @@ def speech(seconds, seed=0):
 
 
 def hear(model, wav, sizes):
-    """All words with the second of the stream at which each was given, and the annotation."""
+    """All words with the time in the stream at which each appeared, and the annotation."""
     listener, words, start = Listener(model), [], 0
     while start < len(wav):
         size = next(sizes)
@@ -91,7 +91,7 @@ def test_words_come_in_order_and_soon(heard):
 
 
 def test_no_word_is_lost_doubled_or_late():
-    """With a model that hears each burst as a word, and its loudness as the text."""
+    """The model recognises each burst as a word, with its loudness as the text."""
 
     def hear_bursts(wav):
         loud = np.diff([0, *(wav.abs() > 0).tolist(), 0])
@@ -127,7 +127,7 @@ def test_a_short_recording_has_the_emotions_of_annotate(model):
 
 
 def test_each_second_is_heard_a_bounded_number_of_times(model, monkeypatch):
-    """The cost is linear, and no window grows beyond its limit."""
+    """The cost is linear, and no window exceeds its limit."""
     sizes = []
     original = EmotionTransducer._hear
 

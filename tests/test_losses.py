@@ -41,7 +41,7 @@ from ent_brain.pooling import DROPPED_POSTERIOR
 MODES = ("one", "full_t", "full_u", "mil")
 TOKEN_OUTPUTS = {"ENT": [6], "FENT": [1, 5]}
 EMOTIONS = torch.tensor([3, 0, 1, 2, 3])
-"""Of the utterances of SIZES."""
+"""Emotions of the utterances in SIZES."""
 INTERVALS = [
     [(3, 0, 2, 0, 1), (0, 2, 6, 1, 4)],
     [(1, 0, 2, 0, 1)],
@@ -49,11 +49,11 @@ INTERVALS = [
     [],
     [(1, 1, 4, 1, 3)],
 ]
-"""Of the utterances of SIZES, none to three."""
+"""Intervals of the utterances in SIZES, none to three each."""
 
 
 def assert_equal_all(ours, theirs, tolerance=3e-5):
-    """Compare gradients, or other tensors, by their largest element: sums cancel."""
+    """Compare gradients or other tensors by their largest element, because sums can cancel."""
     for mine, expected in zip(ours, theirs, strict=True):
         scale = expected.abs().max().item() if expected.numel() else 0.0
         torch.testing.assert_close(
@@ -263,7 +263,7 @@ def test_bfloat16_lattices_give_nearly_the_single_precision_loss(name):
 
 
 class LargestTensor(TorchDispatchMode):
-    """Notes the number of elements of the largest tensor that an operation makes."""
+    """Records the number of elements in the largest tensor that an operation creates."""
 
     elements = 0
 
@@ -513,7 +513,7 @@ def test_a_blank_that_is_no_output_is_refused(blank):
 
 
 def compare_pooling(lattices, emotions, batch, mode, **options):
-    """Check value and gradients of each utterance against the dense reference."""
+    """Compare value and gradients of each utterance with the dense reference."""
     lens = batch.frame_lens, batch.token_lens
     ours = lattice_pooling_loss(*lattices, emotions, *lens, mode, reduction="none", **options)
     doubles = copies(lattices)

@@ -19,7 +19,7 @@ TEXTS = {"neutral": "WELL THEN", "sad": "OH NO", "angry": "STOP IT NOW"}
 
 
 def write_corpus(folder, counts=None, rate=16000, speakers=("Ann", "Bob")):
-    """Noise of another length and level for every utterance, and its manifest."""
+    """Write noise with a different length and level for each utterance, and its manifest."""
     folder.mkdir()
     rng = np.random.default_rng(0)
     manifest = {}

@@ -29,7 +29,7 @@ BOTH = pytest.mark.parametrize("model_class", [ENT, FENT])
 
 
 def small_model(model_class, seed=0, **options):
-    """A small model in eval mode whose parameters are all random, norms and mixes included."""
+    """A small model in eval mode; all its parameters are random, including norms and mixes."""
     model = model_class(**SMALL | {"lm_head": True, "ctc_head": True} | options).eval()
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
@@ -56,7 +56,7 @@ def outputs_of(model, features=None, tokens=TOKENS):
 
 
 def valid_parts(outputs):
-    """What of the outputs belongs to an utterance, as one tensor."""
+    """Valid part of an utterance's outputs, as one tensor."""
     parts = [outputs["head"].flatten()]
     sizes = zip(FRAME_LENS.tolist(), TOKEN_LENS.tolist(), strict=True)
     for row, (frames, tokens) in enumerate(sizes):
@@ -395,7 +395,7 @@ def test_a_part_that_is_left_out_has_no_parameters_and_no_output(model_class, pa
 
 
 def training_loss(output):
-    """All losses whose output there is."""
+    """Sum of all losses that the outputs allow."""
     emotions = torch.tensor([0, 3, 2])
     loss = torch.zeros(())
     if output.token_lattices:
@@ -445,6 +445,6 @@ def test_a_language_model_without_words_is_refused(model_class):
 
 @pytest.mark.parametrize("model_type", [ENT, FENT])
 def test_weights_that_must_not_decay_are_vectors(model_type):
-    """SpeechBrain's remove_vector_weight_decay spares those, but would not spare single numbers."""
+    """SpeechBrain's remove_vector_weight_decay excludes vectors, but not single numbers."""
     model = model_type(31, feature_dim=8, feature_layers=3, encoder_dim=6, lm_head=True)
     assert all(parameter.ndim for parameter in model.parameters())

@@ -1,4 +1,4 @@
-"""The model in the package: packed without its encoder, which is found in three ways."""
+"""The packed model without its encoder, which is found in three ways."""
 
 import hashlib
 import shutil
@@ -91,7 +91,7 @@ def test_packing_returns_the_digests_of_its_files_and_keeps_a_card(pretrained, t
 
 
 def test_the_digest_is_that_of_the_weights_rounded_to_float16():
-    """The same sum by the standard library alone."""
+    """The expected digest uses only the standard library."""
     model = torch.nn.Linear(2, 1)
     with torch.no_grad():
         model.weight.copy_(torch.tensor([[1.0, 0.1]]))

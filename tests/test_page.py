@@ -75,7 +75,7 @@ def make_utterance(name, audio, number=0, test_set="ZED", text="OH DEAR ME"):
 
 
 class Document(HTMLParser):
-    """What a parser sees: tags with their attributes, and the text of each script."""
+    """A parsed page: tags with their attributes, and the text of each script."""
 
     def __init__(self, path):
         super().__init__()
@@ -190,7 +190,7 @@ def test_of_a_long_recording_frames_are_averaged():
 
 
 def test_a_long_sound_is_outlined_block_by_block(tmp_path):
-    """Against the whole signal at once: 70 s are more than two blocks."""
+    """Compared with an outline of the whole signal; 70 s are more than two blocks."""
     wav = np.random.default_rng(0).uniform(-1, 1, (70 * 16000 + 123, 2)) * 0.5
     wav[:, 1] *= np.linspace(0.1, 1, len(wav))
     soundfile.write(tmp_path / "a.flac", wav, 16000)
@@ -326,7 +326,7 @@ def many(tmp_path_factory):
 
 @pytest.fixture
 def shown(browser, many):
-    """The page of many, as it opens."""
+    """The page of many utterances, right after opening."""
     return open_page(browser, many[0])
 
 
@@ -337,7 +337,7 @@ def open_page(browser, path):
 
 
 def wait(browser, script):
-    """Wait until a script tells something true, and return it."""
+    """Wait until a script returns a true value, and return it."""
     from selenium.webdriver.support.ui import WebDriverWait
 
     return WebDriverWait(browser, 20, 0.02).until(lambda b: b.execute_script(f"return {script}"))

@@ -1,4 +1,4 @@
-"""Two and four processes train as one would; gloo joins them, on the CPU."""
+"""Distributed training with two and four processes on the CPU (gloo) equals that of one process."""
 
 import json
 import math
@@ -42,7 +42,7 @@ TOGETHER = [*((case, 2) for case in CASES), ("accumulated", 4)]
 
 @pytest.fixture(scope="module")
 def songs(tmp_path_factory):
-    """The manifest of 11 songs of one to four letters."""
+    """Manifest of 11 songs of one to four letters."""
     folder = tmp_path_factory.mktemp("songs")
     rng = np.random.default_rng(0)
     manifest = {}
@@ -70,7 +70,7 @@ def load(songs):
 
 
 class Unions:
-    """The batches of one process that are each what all of several have in a step."""
+    """Batches of one process; each is the union of several processes' batches in a step."""
 
     def __init__(self, sampler, batch_size, processes):
         self.shares = [ShareOfBatches(sampler, r, processes, batch_size) for r in range(processes)]
@@ -87,7 +87,7 @@ class Unions:
 
 
 def trace(folder, dataset, case, alone_as=None):
-    """Train for two epochs; with ``alone_as`` in this process, on what so many would have had."""
+    """Train two epochs; with ``alone_as``, in one process on the batches of so many processes."""
     run_opts = {"max_grad_norm": math.inf, **GLOO}
     run_opts |= {key: case[key] for key in ("grad_accumulation_factor", "precision") if key in case}
     terms = {"lm_weight": 0.3, "lattice_mode": "aligned", **case.get("terms", {})}
@@ -130,7 +130,7 @@ def trace(folder, dataset, case, alone_as=None):
 
 
 def run(function, processes, folder, *args):
-    """Call ``function(folder, *args)`` in so many processes; what each returned, by rank."""
+    """Call ``function(folder, *args)`` in several processes; return the results by rank."""
     torch.multiprocessing.start_processes(
         _process, (function, processes, folder, args), processes, start_method="forkserver"
     )
@@ -153,7 +153,7 @@ def _train(folder, songs, cases):
 
 @pytest.fixture(scope="module")
 def together(processes, songs, tmp_path_factory):
-    """What each of 2 or 4 processes has seen, and what one that had all of their batches has."""
+    """Traces of 2 or 4 processes, and the trace of one process with all of their batches."""
 
     @cache
     def train(count):
@@ -236,7 +236,7 @@ def test_accumulation_and_bfloat16_change_little(processes, songs, tmp_path):
 
 
 def _go_on(folder, songs):
-    """State and history of a training that is stopped within an epoch, and of one that is not."""
+    """State and history of a training interrupted within an epoch, and of an uninterrupted one."""
     dataset = load(songs)
     run_opts = {**GLOO, "ckpt_interval_steps": 1}
     loaders = {"train_loader_kwargs": {"batch_size": 2}, "valid_loader_kwargs": {"batch_size": 2}}
@@ -263,7 +263,7 @@ def test_processes_that_are_stopped_go_on_as_if_nothing_had_happened(processes, 
 
 
 def _masks(folder):
-    """Two draws of dropout, and the weights that a process begins with."""
+    """Two draws of dropout, and the initial weights of a process."""
     brain = make_brain(folder / os.environ["RANK"], run_opts=GLOO)
     brain.steps_per_epoch = 1
     brain.on_fit_start()
@@ -280,7 +280,7 @@ def test_processes_begin_with_the_same_weights_and_drop_others(processes, tmp_pa
 
 
 def _spoil(folder, songs):
-    """What is told where the loss of one process is no number, and whether weights stay."""
+    """Error message if the loss of one process is NaN, and whether the weights stay the same."""
     dataset = load(songs)
     brain = make_brain(folder / "out", run_opts={**GLOO, "nonfinite_patience": 0})
     honest = brain._loss_terms
@@ -306,7 +306,7 @@ def test_a_loss_of_one_process_that_is_no_number_is_left_out_by_all(processes, s
 
 
 def _report(folder):
-    """The processes that draw; a figure that would be sent to another process cannot be."""
+    """The processes that draw; figures cannot be sent to another process."""
     drawn = []
 
     def draw(*_):
@@ -346,7 +346,7 @@ def test_processes_obey_shuffle_false(songs, tmp_path, monkeypatch):
 
 
 class Order(list):
-    """A sampler of its own order in every epoch."""
+    """A sampler with a different order in every epoch."""
 
     def set_epoch(self, epoch):
         pass
@@ -392,7 +392,7 @@ def test_a_step_of_several_is_a_step_of_one_with_larger_batches(processes):
 
 
 MISSING = ("transcript", "emotion", None, None, "emotion", "transcript")
-"""What the songs lack, in turn."""
+"""Labels that the songs lack, in turn."""
 
 PARTLY = {"rnnt_weight": 0.7, "head_weight": 0.5, "lattice_weight": 0.4, "lm_weight": 0.3}
 PARTLY |= {"ctc_weight": 0.2}
@@ -401,7 +401,7 @@ STEP = {"batch_size": 3, "grad_accumulation_factor": 2}
 
 @pytest.fixture(scope="module")
 def corpora(songs):
-    """The songs in two corpora, half of their labels missing."""
+    """The songs in two corpora, without half of their labels."""
     entries = list(json.loads(songs.read_text()).items())
     for index, (_, entry) in enumerate(entries):
         if missing := MISSING[index % len(MISSING)]:
@@ -416,7 +416,7 @@ def corpora(songs):
 
 
 def first_step(folder, corpora, mode):
-    """What a process has of its first optimiser step: features by id, weights and gradients."""
+    """First optimiser step of a process: features by id, weights and gradients."""
     dataset = make_dataset(corpora, CharTokens(), PUBLISHED, FbankFrontend(0.04), 1.0)
     run_opts = {"max_grad_norm": math.inf, "optimizer_step_limit": 1, **GLOO}
     run_opts["grad_accumulation_factor"] = STEP["grad_accumulation_factor"]
@@ -448,7 +448,7 @@ def first_step(folder, corpora, mode):
 
 
 def gradients_term_by_term(brain, corpora, seen, mode):
-    """Of the mean of each term over the utterances that have its label, each heard alone."""
+    """Gradients of each term's mean over the utterances with its label, one by one."""
     entries = {}
     for path, _ in corpora.values():
         entries |= json.loads(path.read_text())

@@ -1,4 +1,4 @@
-"""What the README and its page on recordings tell people to type, typed."""
+"""The commands in the README and its page on recordings work."""
 
 import re
 import shlex
@@ -22,7 +22,7 @@ IN_USE = ANNOTATING.split("## From the shell and from Python")[1].split("\n## ")
 
 @pytest.fixture
 def demo(tmp_path, trained, monkeypatch):
-    """A folder with what the demo leaves, and some recordings, to work in."""
+    """Working folder with the demo's results and some recordings."""
     monkeypatch.chdir(tmp_path)
     noise = 0.1 * np.random.default_rng(0).normal(size=20000)
     Path("recordings").mkdir()

@@ -27,7 +27,7 @@ def write_manifest(path, transcripts):
 
 
 def make_tokens(kind, vocab_size, manifest, folder):
-    """Tokens of a recipe; of a table's where ``vocab_size`` is left open."""
+    """Tokens of a recipe, or of a table's recipe if it leaves ``vocab_size`` open."""
     name = "RAVDESS" if vocab_size else "Table"
     yaml = Path(__file__).parents[1] / "recipes" / name / "hparams" / "ent_fbank.yaml"
     options = {"tokens": kind, "output_folder": folder / "out", "save_folder": folder}

@@ -22,7 +22,7 @@ pytestmark = pytest.mark.filterwarnings("error")
 
 
 def check_picture(path, figure):
-    """The file is a whole PNG of the figure's size and nothing sticks out of it."""
+    """Check that the file is a PNG of the figure's size and that nothing exceeds the figure."""
     with Image.open(path) as image:
         image.load()
         assert image.format == "PNG"

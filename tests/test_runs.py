@@ -31,7 +31,7 @@ rows += [{"test set": "songs", "protocol": "all neutral", "WER": None, "EDER": 5
 
 @pytest.fixture
 def recipe(tmp_path, monkeypatch):
-    """A recipe's script that trains nothing, beside its YAML."""
+    """A script that trains nothing, with its YAML."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "train.py").write_text(TRAIN)
     (tmp_path / "small.yaml").write_text("seed: 0\nrate: 50\noutput_folder: !PLACEHOLDER\n")

@@ -114,7 +114,7 @@ def random_log_probs(frames, seed):
 
 
 def lasting(frames, shortest):
-    """All labels of which every run has at least ``shortest`` frames, or is the only one."""
+    """All labels in which every run has at least ``shortest`` frames, or is the only run."""
     for labels in product(range(4), repeat=frames):
         runs = [len(list(run)) for _, run in groupby(labels)]
         if len(runs) == 1 or min(runs) >= shortest:

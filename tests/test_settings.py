@@ -39,7 +39,7 @@ def overrides(folder, **given):
 
 @pytest.fixture
 def own_yaml(tmp_path):
-    """A recipe's YAML, its fragments beside it, that a test may change."""
+    """A copy of a recipe's YAML and its fragments that a test may change."""
     shutil.copytree(ROOT / "hparams", tmp_path / "hparams")
     folder = tmp_path / "recipes" / "RAVDESS" / "hparams"
     folder.mkdir(parents=True)
@@ -48,7 +48,7 @@ def own_yaml(tmp_path):
 
 
 def built(yaml, overrides, device=None):
-    """What a YAML builds; of a table with the published labels."""
+    """Objects that a YAML builds; a table's recipe gets the published labels."""
     recipe = load_recipe(yaml, overrides, device)
     if recipe["emotions"] is None:
         recipe.settle(emotions=list(PUBLISHED), neutral=PUBLISHED.neutral, vocab_size=31)
@@ -56,7 +56,7 @@ def built(yaml, overrides, device=None):
 
 
 def refused(yaml, folder, **given):
-    """The line that refuses a YAML."""
+    """Error message for a YAML."""
     with pytest.raises(InputError) as error:
         built(yaml, overrides(folder, **given))
     line = str(error.value)
@@ -69,7 +69,7 @@ def refused(yaml, folder, **given):
 
 @pytest.fixture(scope="module", params=YAMLS, ids=lambda path: f"{path.parts[-3]}-{path.stem}")
 def recipe(request, tmp_path_factory, tiny_ssl):
-    """Path and hparams of every YAML, with what a user must give."""
+    """Path and hparams of every YAML, with the options that a user must give."""
     folder = tmp_path_factory.mktemp("recipe")
     text = request.param.read_text()
     given = {key: value for key, value in PLACES.items() if f"\n{key}: !PLACEHOLDER" in text}
@@ -140,7 +140,7 @@ NOTED_OTHERWISE = {
         *("number_of_epochs", "max_symbols", "beam_size", "segment_decoding", "segment_seconds"),
     },
 }
-"""What the keys decide of which ``trained_on.json`` is not told by name."""
+"""Parts of ``trained_on.json`` that record keys under other names."""
 
 
 def test_a_training_notes_every_key_that_decides_what_is_learnt(recipe):
@@ -311,11 +311,11 @@ VARIANTS = {
     "Table/fent": ("Table/ent", {"model"}),
     "Table/ent_fbank": ("RAVDESS/ent_fbank", TABLE),
 }
-"""Of a YAML its model, and the keys in which it differs, beside ``output_folder``."""
+"""For each variant: a similar YAML, and the keys that differ, except ``output_folder``."""
 
 
 def written(name):
-    """What a YAML says of each key, tags included."""
+    """Text of each key in a YAML, including tags."""
     recipe, stem = name.split("/")
     text = (ROOT / "recipes" / recipe / "hparams" / f"{stem}.yaml").read_text()
     return {key.value: yaml.serialize(value) for key, value in yaml.compose(text).value}
@@ -344,7 +344,7 @@ OWN = {
     "ser": {"rnnt_weight": 0, "head_weight": 1, "lattice_weight": 0, "lm_weight": 0},
     "mix": {"mixed": True, "lattice_mode": "supervised", "mixed_speeds": [100]},
 }
-"""What a variant is named after."""
+"""Keys and values after which variants are named."""
 
 
 @pytest.mark.parametrize("path", YAMLS, ids=lambda path: f"{path.parts[-3]}-{path.stem}")
@@ -359,7 +359,7 @@ def test_a_variant_is_what_its_name_says(path):
 
 
 def other_than(node):
-    """Another value of the kind that a YAML's scalar has."""
+    """Another value of the same type as a YAML's scalar."""
     kind = node.tag.rpartition(":")[2]
     if kind == "bool":
         return node.value.lower() != "true"
@@ -399,7 +399,7 @@ PLAIN_NAMES = {
         "mask_feature_length",
     ),
 }
-"""Keys that SpeechBrain, or the paper, calls so, beneath the heading of a section."""
+"""Keys with names from SpeechBrain or the paper, described only by their section's heading."""
 
 
 @pytest.mark.parametrize("path", YAMLS, ids=lambda path: f"{path.parts[-3]}-{path.stem}")

@@ -87,7 +87,7 @@ def read_wav(path):
 
 
 def word_share(truth):
-    """Share of the words that lie in the emotional segment."""
+    """Share of the words in the emotional segment."""
     [segment] = truth["segments"]
     inside = [
         segment["start"] <= start and end <= segment["end"] for _, start, end in truth["words"]

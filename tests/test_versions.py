@@ -1,4 +1,4 @@
-"""Versions agree wherever they are written, and CI tries the oldest and the newest."""
+"""Versions agree in all files, and CI tests the oldest and the newest."""
 
 import ast
 import re
@@ -14,7 +14,7 @@ TRIED = ("torch", "torchaudio", "speechbrain", "transformers")
 
 
 def bounds():
-    """Lowest version and limit that ``setup.py`` names of each package, as texts."""
+    """Lowest version and upper limit of each package in ``setup.py``, as texts."""
     found = {}
     for node in ast.walk(ast.parse((ROOT / "setup.py").read_text(encoding="utf-8"))):
         named = isinstance(node, ast.Constant) and isinstance(node.value, str)

@@ -1,4 +1,4 @@
-"""Words of Whisper's decoder, on states that the front end has computed."""
+"""Words from Whisper's decoder, on states that the front end has computed."""
 
 import json
 
@@ -30,7 +30,7 @@ END, START, EN, DE, TRANSCRIBE, TRANSLATE, NO_TIMES = range(256, 256 + len(SPECI
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
-    """A small random Whisper with decoder and a tokenizer of bytes, as transformers saves it."""
+    """A small random Whisper with decoder and byte tokenizer, in the format of transformers."""
     folder = tmp_path_factory.mktemp("whole") / "whisper"
     ids = {"bos_token_id": END, "eos_token_id": END, "pad_token_id": END}
     ids["decoder_start_token_id"] = START
@@ -91,7 +91,7 @@ def packed(trained, frontend, tmp_path_factory):
 
 @pytest.fixture
 def path(tmp_path):
-    """Bursts of noise, in which the small random model finds words."""
+    """Bursts of noise, for which the small random model gives words."""
     wav = 0.1 * np.random.default_rng(0).normal(size=2 * RATE)
     wav *= np.repeat([1.0, 0.1, 0.7, 0.2], RATE // 2)
     soundfile.write(tmp_path / "a.wav", wav, RATE)
@@ -108,7 +108,7 @@ def test_states_are_those_before_stacking(frontend):
 
 
 def test_texts_are_those_of_the_whole_model_of_transformers(whole, frontend):
-    """Utterances of 30 s, after which no states of silence follow."""
+    """Utterances of 30 s need no states of silence."""
     wavs = [0.1 * torch.randn(480_000), torch.sin(torch.arange(480_000) / 10)]
     decoder = WhisperDecoder(whole, frontend)
     decoder.silence  # noqa: B018  it is computed alone

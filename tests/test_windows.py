@@ -14,7 +14,7 @@ FRAME_DURATION = FRAME / RATE
 
 
 def recording(tmp_path, runs, rate=RATE):
-    """Write runs of (seconds, loudness) of noise."""
+    """Write noise in runs of (seconds, loudness)."""
     generator = np.random.default_rng(0)
     wav = np.concatenate(
         [loudness * generator.uniform(-1, 1, round(seconds * rate)) for seconds, loudness in runs]
@@ -71,7 +71,7 @@ def test_other_rates_are_resampled_as_in_one_piece(tmp_path, rate):
 
 @st.composite
 def spoken(draw):
-    """Words in time, and windows of 4 s that overlap by 1.2 s, as they would be heard."""
+    """Words with times, and the words in windows of 4 s that overlap by 1.2 s."""
     gaps = draw(st.lists(st.floats(0.0, 0.5), min_size=1, max_size=60))
     lengths = draw(st.lists(st.floats(0.1, 0.6), min_size=len(gaps), max_size=len(gaps)))
     words, clock = [], 0.0
@@ -84,7 +84,7 @@ def spoken(draw):
 
 @given(spoken())
 def test_words_of_overlapping_windows_are_joined_without_loss_or_double(case):
-    """A window contains all words that are whole in it, and nothing of the others."""
+    """A window contains all words that lie completely within it, and no others."""
     words, seconds = case
     total = round(seconds * RATE)
     spans = [(0, min(4000, total))]
@@ -104,11 +104,11 @@ LAWS = {
     "k": lambda samples, frame: -(-samples // frame),
     "k+1": lambda samples, frame: samples // frame + 1,  # log-mel energies
 }
-"""Rows of a recording or a window by its samples, and samples a frame."""
+"""Number of rows of a recording or a window, from its samples and the samples per frame."""
 
 
 def joined(spans, law, words=(), frame=FRAME, rate=RATE):
-    """What ``join`` makes of a model whose row at frame t of the recording is t, and its label."""
+    """Result of ``join`` for a model whose row and label at frame t of the recording are t."""
     results = []
     for start, end in spans:
         own = [
@@ -123,7 +123,7 @@ def joined(spans, law, words=(), frame=FRAME, rate=RATE):
 
 
 def frames_of(whole):
-    """The recording's frame that each row of what was joined comes from."""
+    """Frame of the recording from which each joined row comes."""
     frames = whole.frame_log_probs[:, 0].tolist()
     assert whole.labels == frames
     return frames
@@ -131,7 +131,7 @@ def frames_of(whole):
 
 @st.composite
 def cuts(draw):
-    """Windows that start with a frame and cover a recording: cut in pauses, or overlapping."""
+    """Windows that start at a frame and cover a recording, cut in pauses or overlapping."""
     frame = draw(st.sampled_from([4, 20, 320]))
     end, spans = 0, []
     for _ in range(draw(st.integers(2, 12))):
@@ -178,7 +178,7 @@ def test_a_short_window_in_an_overlap_doubles_neither_frames_nor_words(law):
 
 @pytest.mark.parametrize("seconds", [2.0, 5.2, 10.0, 12.3, 20.0])
 def test_overlaps_of_an_odd_number_of_frames_lose_no_row_and_double_none(seconds):
-    """Ten seconds of 40 ms frames overlap by 75: half of them is no whole number."""
+    """Windows of ten seconds overlap by 75 frames of 40 ms, which is an odd number."""
     most = round(seconds * RATE) // FRAME * FRAME
     step = round(most * 0.7) // FRAME * FRAME
     spans = [(i * step, i * step + most) for i in range(286)]
@@ -188,7 +188,7 @@ def test_overlaps_of_an_odd_number_of_frames_lose_no_row_and_double_none(seconds
 
 
 def test_no_window_ends_within_the_one_before(tmp_path):
-    """The speaker gets louder: beside that, what the first window has taken for speech is quiet."""
+    """The speaker gets louder, so speech in the first window is quiet in the second one."""
     path, wav = recording(tmp_path, [(2.9, 0.02), (0.3, 0.0015), (0.8, 0.02), (9.0, 0.9)])
     windows = windows_of(path, 4.0)
     ends = [window.start + len(window.wav) for window in windows]

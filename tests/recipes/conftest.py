@@ -1,4 +1,4 @@
-"""What the tests of the recipes share: recipes are folders of scripts, not a package."""
+"""Fixtures for tests of the recipes, which are folders of scripts and not a package."""
 
 import importlib.util
 

@@ -1,6 +1,6 @@
-"""Where the recipes are, and how a forked process runs one.
+"""Path of the recipes, and a function that runs one in a forked process.
 
-Processes import this by its name, which ``conftest`` has twice.
+It is a module because processes import it by name, and there are two files ``conftest``.
 """
 
 import os
@@ -14,7 +14,7 @@ RECIPES = Path(__file__).resolve().parents[2] / "recipes"
 
 
 def run_recipe(recipe, argv):
-    """``python train.py ...`` in a recipe's folder, for a process that is forked for it."""
+    """Run ``python train.py ...`` in a recipe's folder, in a forked process."""
     # A training's log lists what pip has installed, which takes longer than the smallest ones.
     speechbrain.utils.logger.get_environment_description = lambda: "not listed in tests\n"
     os.chdir(RECIPES / recipe)

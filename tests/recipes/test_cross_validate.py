@@ -17,7 +17,7 @@ SMALL |= {"predictor_dim": 16, "joint_dim": 16}
 
 
 def call(folder, *flags, script=SCRIPT, **options):
-    """Run the script; (status, what it says)."""
+    """Run the script; return (status, output)."""
     options = {**SMALL, "output_folder": folder, **options}
     pairs = [text for key, value in options.items() for text in (f"--{key}", str(value))]
     command = [sys.executable, script, DEMO, *flags, *pairs]

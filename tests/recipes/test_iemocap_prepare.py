@@ -21,7 +21,7 @@ EVALUATORS = "C-E2:\tNeutral;\t()\nC-E3:\tNeutral; Anger;\t()\nA-E3:\tval 3; act
 
 
 def write_dialog(session_folder, dialog):
-    """One dialog in the release's layout; returns {kept utterance id: label}."""
+    """Write a dialog in the release's layout; return {usable utterance id: label}."""
     evaluations, transcripts = [HEADER], ["M: Uh-huh.\n"]
     kept = {}
     start = 6.29
@@ -67,7 +67,7 @@ def write_corpus(release):
 
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory):
-    """The release's folder and its {kept utterance id: label}, not to be changed."""
+    """The release's folder and its {usable utterance id: label}; tests must not change it."""
     release = tmp_path_factory.mktemp("corpora") / "IEMOCAP_full_release"
     return release, write_corpus(release)
 
@@ -451,7 +451,7 @@ def test_zed_recipe_shares_the_script(load_prepare):
 
 
 def convert(release, ending, **arguments):
-    """Write all recordings anew with another ending, as people do to save space."""
+    """Convert all recordings to another format, as people do to save disk space."""
     for wav in release.glob("Session*/sentences/wav/*/*.wav"):
         samples, rate = soundfile.read(wav)
         soundfile.write(wav.with_suffix(ending), samples, rate, **arguments)
@@ -542,7 +542,7 @@ def test_small_differences_from_the_evaluation_are_counted(
 
 
 def test_published_manifests_are_what_they_were(prepare, iemocap, tmp_path, caplog):
-    """As before labels were a setting of the recipe, on the synthetic look-alike."""
+    """The reference predates the setting of labels; the corpus is the synthetic look-alike."""
     paths = prepare(iemocap, tmp_path, test_session=5, valid_share=0.1, seed=42)
     recorded = json.loads(Path(__file__).with_name("published.json").read_text())["IEMOCAP ent"]
     assert recorded["manifests"] == {

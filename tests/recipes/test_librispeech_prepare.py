@@ -38,7 +38,7 @@ def write_chapter(part, speaker, chapter, suffix="flac"):
 
 
 def write_corpus(root, suffix="flac"):
-    """15 speakers for training, ten of them women, and one for the test."""
+    """Write a corpus with 15 training speakers, ten of them women, and one test speaker."""
     for speaker in (*WOMEN, *MEN):
         write_chapter(root / "train-clean-5", speaker, 1, suffix)
     write_chapter(root / "test-clean", TEST_SPEAKER, TEST_CHAPTER, suffix)

@@ -1,4 +1,4 @@
-"""The published recipes stay what they were: manifests, tokens, initial weights, ten steps.
+"""The published recipes do not change: manifests, tokens, initial weights, ten steps.
 
 ``published.json`` was written by this test with ``RECORD_PUBLISHED=1``, before labels, tokens and
 corpora became settings of a recipe. Floating-point sums depend on the processor: trained weights
@@ -47,12 +47,12 @@ def _weights_digest(module):
 
 
 def _processor():
-    """What decides the order of floating-point sums on a CPU."""
+    """Properties of the CPU that determine the order of floating-point sums."""
     return f"torch {torch.__version__.partition('+')[0]}, {torch.backends.cpu.get_cpu_capability()}"
 
 
 def _record(recipe, argv, result):
-    """Run a recipe to its tenth step and write what it is made of."""
+    """Run a recipe to its tenth step, and write its manifests, tokens, weights and losses."""
     from ent_brain.brain import EmotionTransducerBrain as Brain
 
     fit, fit_batch = Brain.fit, Brain.fit_batch

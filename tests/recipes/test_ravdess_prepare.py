@@ -305,7 +305,7 @@ def test_real_recordings(prepare_ravdess, tmp_path, caplog):
 
 @pytest.mark.skipif(not REAL.is_dir(), reason="no RAVDESS beside the repository")
 def test_published_manifests_are_what_they_were(prepare_ravdess, tmp_path):
-    """As before labels were a setting of the recipe."""
+    """The reference predates the setting of labels."""
     paths = prepare_ravdess(REAL, tmp_path)
     recorded = Path(__file__).with_name("published.json").read_text()
     assert json.loads(recorded)["RAVDESS ent_fbank"]["manifests"] == {

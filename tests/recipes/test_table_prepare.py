@@ -49,7 +49,7 @@ HEADER = ["ID", "wav", "transcript", "emotion", "speaker", "split"]
 
 
 def corpus_rows(folder, splits=("train", "train", "valid", "test"), emotions=("sad", "happy")):
-    """One row a split: u0.wav with speaker s0 and so on."""
+    """One row per split: u0.wav with speaker s0 and so on."""
     rows = []
     for index, split in enumerate(splits):
         write_audio(folder / f"u{index}.wav")
@@ -80,7 +80,7 @@ def refused(prepare_table, table, **arguments):
 
 
 def change(rows, line, **fields):
-    """Rows with other fields in a line of the file; the header is line 1."""
+    """Change the fields in a line of the file; the header is line 1."""
     changed = [list(row) for row in rows]
     for name, value in fields.items():
         changed[line - 2][HEADER.index(name)] = value
@@ -197,7 +197,7 @@ def test_any_text_of_json_lines_is_read_back(module, tmp_path_factory, texts):
 
 
 def test_tsv_with_plain_quotation_marks(module, tmp_path):
-    """As Common Voice writes it: a quotation mark is a character as any other."""
+    """In Common Voice, a quotation mark is an ordinary character."""
     table = tmp_path / "validated.tsv"
     header = "client_id\tpath\tsentence\tup_votes"
     table.write_text(f'{header}\n1f\ta.mp3\t"Ja", sagt er.\t2\n2e\tb.mp3\tEin "Wort\t0\n')
@@ -279,7 +279,7 @@ def test_speechbrain_csv(prepare_table, tmp_path):
 
 
 def test_our_own_manifests_are_tables(module, prepare_table, tmp_path):
-    """Written, read and written again they are the same, samples included."""
+    """Manifests stay the same when written, read and written again, including samples."""
     emotions = EmotionSet(["neutral", "sad"], "neutral")
     wav = write_audio(tmp_path / "long.wav", seconds=20, rate=44100)
     parts = [
@@ -403,7 +403,7 @@ def test_label_map_renames_merges_and_leaves_out(prepare_table, tmp_path):
 
 
 def voices(count, per_voice, seed=1):
-    """Rows (header without split) of voices with unequal labels; all share one file each."""
+    """Rows (header without split) of voices with different labels; each voice has one file."""
     rng = random.Random(seed)
     rows = []
     for voice in range(count):
@@ -725,7 +725,7 @@ def test_impossible_shares(prepare_table, tmp_path, valid, test):
 def test_a_file_is_looked_at_once_however_many_rows_share_it(
     module, prepare_table, tmp_path, monkeypatch
 ):
-    """Rows in random order over more files than the check remembers."""
+    """Rows in random order with more files than the check's cache holds."""
     looks, audio = Counter(), SimpleNamespace(frames=1600, samplerate=16000, channels=1)
     monkeypatch.setattr(ent_brain.manifest, "check_audio", lambda wav: looks.update([wav]) or audio)
     rows = [

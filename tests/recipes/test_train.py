@@ -42,7 +42,7 @@ PAPER_TERMS = {"rnnt", "head", "lattice"}
 
 
 class Run(NamedTuple):
-    """What a run left: exit status, what it said, and its output folder."""
+    """Result of a run: exit status, output, and output folder."""
 
     status: int
     stdout: str
@@ -60,7 +60,7 @@ def command_line(yaml, folder, flags, options):
 
 
 def own_hparams(folder, yaml):
-    """A YAML of IEMOCAP, with what it includes, that a test may change."""
+    """A copy of IEMOCAP's YAML with its includes that a test may change."""
     shutil.copytree(RECIPES / "IEMOCAP" / "hparams", folder / "recipes" / "IEMOCAP" / "hparams")
     shutil.copytree(RECIPES.parent / "hparams", folder / "hparams")
     return folder / "recipes" / "IEMOCAP" / "hparams" / yaml
@@ -82,7 +82,7 @@ def _program(recipe, argv, folder):
 
 @pytest.fixture
 def run(processes, tmp_path):
-    """``run("IEMOCAP", "ent.yaml", "--debug", data_folder=...)`` trains in a process of its own."""
+    """``run("IEMOCAP", "ent.yaml", "--debug", data_folder=...)`` trains in its own process."""
 
     def start(recipe, yaml, *flags, **options):
         argv = command_line(yaml, tmp_path / "out", flags, options)
@@ -99,7 +99,7 @@ def run(processes, tmp_path):
 
 
 def assert_trained(outcome, test_sets, terms):
-    """A run that ended well left figures, a table, pictures and the model."""
+    """Check that a run has written figures, a table, pictures and the model."""
     assert outcome.status == 0, outcome.stderr
     assert "Traceback" not in outcome.stdout + outcome.stderr
     assert {row["test set"] for row in outcome.read("results.json")} == set(test_sets)
@@ -182,7 +182,7 @@ def test_zed_fent_demo_without_head_by_the_paper_s_protocol(run, iemocap, zed):
 
 @pytest.fixture
 def small_ravdess(ravdess, tmp_path):
-    """Of each actor of the real sample one recording of each emotion."""
+    """One recording of each emotion from each actor of the real sample."""
     for actor in ravdess.glob("Actor_*"):
         folder = tmp_path / "RAVDESS" / actor.name
         folder.mkdir(parents=True)
@@ -201,7 +201,7 @@ def test_ravdess_ent_fbank(run, small_ravdess):
 
 @pytest.fixture(scope="session")
 def few_of_iemocap(tmp_path_factory):
-    """As few utterances as there can be: of each emotion one a session."""
+    """The smallest possible corpus: one utterance of each emotion per session."""
     pytest.importorskip("espeakng_loader")
     folder = tmp_path_factory.mktemp("few") / "IEMOCAP_full_release"
     write_iemocap(folder, 20, seed=1)
@@ -237,7 +237,7 @@ GERMAN = ("angst", "freude", "neutral", "trauer", "wut", "überraschung")
 
 @pytest.fixture(scope="session")
 def german_table(tmp_path_factory):
-    """A German corpus of 60 utterances and its table, where some words and emotions are missing."""
+    """A German corpus of 60 utterances and its table, which lacks some words and emotions."""
     pytest.importorskip("espeakng_loader")
     folder = tmp_path_factory.mktemp("table") / "corpus"
     write_table(folder, 60, seed=1, language="de")
@@ -246,7 +246,7 @@ def german_table(tmp_path_factory):
 
 YAMLS = sorted(RECIPES.glob("*/hparams/*.yaml"))
 KINDS = dict(zip(YAMLS, itertools.cycle(("wav2vec2", "hubert", "wavlm")), strict=False))
-"""Which SSL model a YAML is tried with."""
+"""SSL model with which each YAML is tested."""
 
 CORPORA = {
     "IEMOCAP": {"data_folder": "few_of_iemocap"},
@@ -256,7 +256,7 @@ CORPORA = {
     "Table": {"table": "german_table"},
     "ZED": {"data_folder": "few_of_iemocap", "zed_folder": "zed"},
 }
-"""Which fixture each option of a recipe names."""
+"""Fixture for each option of a recipe."""
 
 TEST_SETS = {
     "IEMOCAP": "session 3",
@@ -417,7 +417,7 @@ def test_a_cache_must_be_there_to_be_filled(run, iemocap, tiny_ssl):
 
 
 def test_nothing_of_the_test_session_reaches_training_tokens_or_selection(run, iemocap, tmp_path):
-    """Another test session, with other words, voices and labels, gives the same model."""
+    """A test session with other words, voices and labels gives the same model."""
     other = shutil.copytree(iemocap, tmp_path / "other" / iemocap.name)
     session = other / "Session5"
     for path in (session / "dialog" / "transcriptions").glob("Ses*.txt"):
@@ -531,7 +531,7 @@ def test_a_killed_training_goes_on_where_it_stopped(iemocap, tmp_path):
 
 
 def _killing(function, count):
-    """A function that does the same, and kills this process at its ``count``-th call."""
+    """Wrap a function so that its ``count``-th call kills this process."""
     calls = itertools.count(1)
 
     def wrapped(*args, **kwargs):
@@ -565,7 +565,7 @@ def _program_killed(moment, *args):
 
 @pytest.fixture(scope="module")
 def undisturbed(processes, iemocap, tmp_path_factory):
-    """Options of a training with every random part, and what it leaves when nothing disturbs it."""
+    """Options of a training with every random part, and its results without interruption."""
     options = {**SMALL, "number_of_epochs": 3, "data_folder": iemocap, "time_masks": 2}
     folder = tmp_path_factory.mktemp("undisturbed")
     argv = command_line("ent_demo.yaml", folder / "out", [], options)
@@ -582,7 +582,7 @@ def last_weights(folder):
 
 
 def test_the_seed_alone_decides_what_is_learnt(processes, few_of_iemocap, tmp_path):
-    """Weights and statistics to the bit, whoever reads the audio."""
+    """Weights and statistics are bit-identical for any number of workers."""
     runs = {"once": {"seed": 1}, "again": {"seed": 1, "num_workers": 2}, "other": {"seed": 2}}
     options = {**SMALL, "data_folder": few_of_iemocap, "number_of_epochs": 2, "batch_size": 4}
     started = []
@@ -625,7 +625,7 @@ def test_a_kill_while_a_checkpoint_is_kept_changes_nothing(
 
 
 def left_by_training(folder):
-    """What a training leaves for good: figures, statistics by utterance, weights."""
+    """Lasting results of a training: figures, statistics by utterance, weights."""
     checkpointer = WholeCheckpointer(folder / "save")
     best = checkpointer.find_checkpoint(min_key="error")
     chosen = torch.load(best.paramfiles["model"]), torch.load(folder / "pretrained/model.ckpt")
@@ -646,7 +646,7 @@ def statistics_of(folder):
 def test_a_kill_at_any_moment_changes_nothing(
     processes, few_of_iemocap, tiny_ssl, tmp_path, request
 ):
-    """During preparation, filling of the cache, steps, checkpoints, decoding, pictures, export."""
+    """Kills during preparation, caching, steps, checkpoints, decoding, pictures and export."""
     options = {"warmup_epochs": 0, "max_symbols": 1, "number_of_epochs": 2, "batch_size": 4}
     options |= {"data_folder": few_of_iemocap, "ssl_hub": tiny_ssl("wav2vec2")}
     options |= {"ckpt_interval_steps": 1}
@@ -798,7 +798,7 @@ def test_two_processes_train_by_every_way(
 
 
 def assert_refused(outcome, *parts):
-    """One line that says what is wrong, and no table."""
+    """Check that the output is one line with the error, and that there is no table."""
     assert outcome.status == 1
     assert outcome.stderr.startswith("error: ")
     assert outcome.stderr.count("\n") == 1
@@ -811,14 +811,14 @@ def assert_refused(outcome, *parts):
 
 @pytest.fixture
 def own_iemocap(iemocap, tmp_path):
-    """A copy that a test may spoil, and the ids of some utterances of its first dialog."""
+    """A copy that a test may change, and the ids of some utterances in its first dialog."""
     copy = shutil.copytree(iemocap, tmp_path / "corpus" / iemocap.name)
     evaluation = min((copy / "Session1" / "dialog" / "EmoEvaluation").glob("Ses*.txt"))
     return copy, re.findall(r"\t(Ses01\S+)\t(?:neu|ang|sad|hap|exc)\t", evaluation.read_text())
 
 
 def edit_transcript(corpus, name, change):
-    """Replace an utterance's line, ``<id> [times]: <text>``, by what ``change`` makes of it."""
+    """Replace an utterance's line, ``<id> [times]: <text>``, by the result of ``change``."""
     path = corpus / "Session1" / "dialog" / "transcriptions" / f"{name.rpartition('_')[0]}.txt"
     lines = path.read_text().splitlines()
     path.write_text("\n".join(change(ln) if ln.startswith(f"{name} ") else ln for ln in lines))

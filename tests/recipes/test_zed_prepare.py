@@ -219,7 +219,7 @@ def test_missing_recordings_are_counted(prepare_zed, tmp_path):
 
 
 def test_the_published_manifest_is_what_it_was(prepare_zed, zed, tmp_path):
-    """As before labels were a setting of the recipe, on the synthetic look-alike."""
+    """The reference predates the setting of labels; the corpus is the synthetic look-alike."""
     path = prepare_zed(zed, tmp_path)["zed"]
     recorded = json.loads(Path(__file__).with_name("published.json").read_text())
     digest = hashlib.sha256(path.read_bytes()).hexdigest()[:16]
