@@ -2,7 +2,7 @@
 """Speed of decoding: batches and single utterances, greedy search and beam search.
 
 With ``--model FOLDER``, a trained model decodes 180 new synthetic utterances. Otherwise, the model
-has the paper's sizes and random weights and decodes noise; its blank bias is set so that it emits
+has the paper's sizes and random weights, and decodes noise. Its blank bias is set so that it emits
 about as many tokens per second as speech has. Every row decodes the same utterances, including the
 encoder, and must give the results of the first row of its search.
 

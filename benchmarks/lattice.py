@@ -10,8 +10,8 @@ projections.
 * ours: ``transducer_alignment`` and ``lattice_pooling_loss``; also with ``aligned`` pooling.
 * dense: the sum of both sides by broadcasting, torchaudio's ``rnnt_loss`` on all logits, and
   pooling of the whole batch together.
-* published: both sides copied to T x (U+1) with ``repeat`` before they are added, and a Python loop
-  over the batch for the pooling, as in the method's published code.
+* published: as in the method's published code. Both sides are copied to T x (U+1) with ``repeat``
+  before they are added, and a Python loop over the batch does the pooling.
 
 Each measurement runs in its own process with the same number of threads. Its memory is the peak
 resident set during the passes minus the resident set before them. The latter includes the
@@ -61,8 +61,8 @@ SHAPES = [
     (8, 500, 101, 5000),
     (2, 500, 101, 20000),
 ]
-"""Shapes (B, T, U+1, V): the paper's batch of two, a larger one, one with sentence pieces, 30
-seconds and two minutes of speech, and large vocabularies, which often exhaust the memory."""
+"""Shapes (B, T, U+1, V). They are the paper's batch of two, a larger one, one with sentence pieces,
+30 seconds and two minutes of speech, and large vocabularies, which often exhaust the memory."""
 QUICK_SHAPES = [(2, 225, 51, 31), (2, 100, 21, 1000)]
 PEER_SHAPES = [(2, 225, 51, 31), (4, 374, 81, 31), (2, 225, 21, 5000)]
 HUGE_SHAPE, HUGE_JOINT_DIM = (16, 400, 68, 5000), 16

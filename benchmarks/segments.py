@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """EDER of each decoding of frame emotions, on validation utterances.
 
-A trained model decodes a new synthetic look-alike of ZED with its own seed, so that the choice of a
-decoding does not depend on a test set.
+A trained model decodes a new synthetic look-alike of ZED with its own seed. The choice of a
+decoding therefore does not depend on a test set.
 
 > python benchmarks/segments.py --model demo/ent/pretrained
 """

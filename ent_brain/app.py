@@ -221,7 +221,7 @@ def serve(
     Arguments
     ---------
     model : EmotionTransducer, str or Path
-        The model, or what ``EmotionTransducer.from_hparams`` loads.
+        The model, or a source for ``EmotionTransducer.from_hparams``.
     host : str
         Address to listen on. By default other computers cannot reach the app.
     port : int

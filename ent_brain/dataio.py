@@ -88,20 +88,20 @@ def make_dataset(corpora, tokens, emotions, frontend, max_tokens_per_frame, spee
     -------
     DynamicItemDataset
         Items: id; sig [S] float; tokens [U] int64; token_count (U, or ``UNKNOWN`` without
-        transcript); emotion_index (or ``UNKNOWN``); entry, the fields of the manifest: transcript,
-        duration (seconds), emotion, segments (list of Segment, None if unknown), and intervals
-        for ``losses.supervised_lattice_loss`` (None if unknown). If the front end has a cache,
-        also kept, the utterance's cache entry, which the loader's workers read. ``data`` holds,
-        for samplers: corpus, the name of the utterance's corpus; positions, U + 1; and nodes,
-        frames * (U + 1), the size of the utterance's lattice.
+        transcript); emotion_index (or ``UNKNOWN``); and entry, the fields of the manifest. They are
+        transcript, duration (seconds), emotion, segments (list of Segment, None if unknown), and
+        intervals for ``losses.supervised_lattice_loss`` (None if unknown). If the front end has a
+        cache, also kept, the utterance's cache entry, which the loader's workers read. ``data``
+        has fields for samplers. They are corpus, the name of the utterance's corpus; positions,
+        U + 1; and nodes, frames * (U + 1), the size of the utterance's lattice.
 
     Raises
     ------
     InputError
-        If an utterance is too short for a frame or too long for the front end, has too many tokens,
-        or has an interval without a frame; the message names all of them. Also if two corpora have
-        an utterance with the same id, if there is no speed, or if there is a speed other than 100
-        and utterances have known intervals.
+        If an utterance is too short for a frame or too long for the front end. If it has too many
+        tokens or an interval without a frame. The message names all such utterances. If two corpora
+        have an utterance with the same id. If there is no speed, or a speed other than 100 although
+        utterances have known intervals.
     """
     if not speeds:
         raise InputError("speeds: []: the list is empty. Give at least one, 100 for no change.")

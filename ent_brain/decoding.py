@@ -116,7 +116,7 @@ def search(model, encoded, frame_lens, beam_size=1, n_best=1, max_symbols=32):
     """``beam_search`` over encoder streams that ``model.encode`` has already computed.
 
     A beam size of 1 uses greedy search, several frames at a time. A model without a token joint has
-    no lattice. Its tokens are the best path of the CTC head, whatever the beam size.
+    no lattice. Its tokens are the best path of the CTC head for any beam size.
     """
     if not 1 <= n_best <= beam_size:
         raise ValueError(f"n_best {n_best}: not from 1 to beam_size {beam_size}")

@@ -99,9 +99,9 @@ def one_line(error, most=160):
 def exit_on_input_error(main):
     """Decorate the main function of a program: an ``InputError`` prints one line, with status 1.
 
-    System errors of a full disk, a missing permission or a wrong path do the same, and so does the
-    end of another process in distributed training. Ctrl-C prints one line and exits with status
-    130. The line is the message of the ``KeyboardInterrupt``, or explains how to resume.
+    System errors of a full disk, a missing permission or a wrong path do the same. So does the end
+    of another process in distributed training. Ctrl-C prints one line and exits with status 130.
+    The line is the message of the ``KeyboardInterrupt``, or explains how to resume.
 
     Arguments
     ---------

@@ -77,7 +77,7 @@ def speak(ssml, voice, rate=175, pitch=50, pitch_range=50, seed=0):
     ---------
     ssml : str
         Text; ``<prosody pitch="0..99" range="0..99" rate="percent">`` changes how a part is said.
-        espeak-ng merges some word pairs ("on the") into one word; ``WORD_JOINER`` before the second
+        Some word pairs ("on the") become one word in espeak-ng; ``WORD_JOINER`` before the second
         word prevents this.
     voice : str
         A language and a variant, such as ``en-us+f1``.

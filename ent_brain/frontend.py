@@ -274,9 +274,9 @@ class SSLFrontend(Frontend):
     InputError
         If the weights have another digest.
     ValueError
-        If the model is not in ``SSL_MODELS``; if its source does not exist, has another kind of
-        model, or lacks weights; if a layer does not exist or is repeated; if ``stacked`` is below
-        1; or if layers, a cache or augment are given for a model that is not frozen.
+        If the model is not in ``SSL_MODELS``. If its source does not exist, has another kind of
+        model, or lacks weights. If a layer does not exist or is repeated. If ``stacked`` is below
+        1. If layers, a cache or augment are given for a model that is not frozen.
     """
 
     def __init__(

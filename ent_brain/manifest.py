@@ -7,8 +7,8 @@ also has ``start`` (seconds).
 
 ``segments`` is present only if the times of the emotions are known. It lists the emotional
 segments; the rest is neutral. If the words of each segment are also known, ``intervals`` replaces
-it: ``[{"emotion": name, "start": sample, "end": sample, "transcript": text}]`` at 16 kHz, with the
-neutral ones. Each interval starts at the end of the one before.
+it: ``[{"emotion": name, "start": sample, "end": sample, "transcript": text}]`` at 16 kHz. Intervals
+include the neutral ones. Each starts at the end of the one before.
 """
 
 import json
@@ -167,15 +167,15 @@ def check_utterances(
     -------
     list[Utterance]
         With ``samples`` and ``sample_rate`` of the audio, normalised transcripts, and only the
-        emotional segments, none of which ends after the audio.
+        emotional segments, which end before the audio or with it.
 
     Raises
     ------
     InputError
-        If an id is used twice or is not a valid file name; if audio is missing, unreadable,
-        truncated, empty, not as long as the corpus states, or has NaN or absurd samples; if a part
-        of a file exceeds it; if a transcript has no word, an emotion is unknown, or both are
-        missing; or if an interval is empty or outside the audio. Other sample rates and several
+        If an id is used twice or is not a valid file name. If audio is missing, unreadable,
+        truncated or empty, has NaN or absurd samples, or is not as long as the corpus states. If a
+        part of a file exceeds it. If a transcript has no word, an emotion is unknown, or both are
+        missing. If an interval is empty or outside the audio. Other sample rates and several
         channels are only logged.
 
     Example
@@ -287,7 +287,7 @@ def check_intervals(intervals, samples, transcript, emotions):
     ------
     InputError
         If an interval is empty, has no word or an unknown emotion, leaves a gap, or overlaps
-        another, or if the intervals' words differ from the transcript.
+        another. If the intervals' words differ from the transcript.
 
     Example
     -------
@@ -414,10 +414,9 @@ def read_entries(path, remedy):
 def read_manifest(path, emotions=PUBLISHED, normalize=normalize_transcript):
     """Read a manifest (dict[str, dict], ``{data_root}`` not replaced) and check every entry.
 
-    Raises ``InputError`` if the file is missing, is not JSON, or has no utterance; if an id is not
-    a valid file name; or if an entry lacks a key, has an emotion that is not in ``emotions``, a
-    transcript that is not normalised, an impossible duration or interval, or audio outside
-    ``{data_root}``.
+    Raises ``InputError`` if the file is missing, is not JSON, or has no utterance, or if an id is
+    not a valid file name. Entries must have all keys and audio inside ``{data_root}``. Their
+    emotion must be in ``emotions``, their transcript normalised, and their times possible.
     """
     remedy = f"write {path} again with the recipe's preparation"
     entries = read_entries(path, remedy)

@@ -45,8 +45,8 @@ class EmotionStats(_Stats):
     """Utterance emotions: weighted and unweighted accuracy.
 
     ``summarize`` gives ``WA`` (accuracy), ``UA`` (mean recall of the classes that occur as targets)
-    and ``confusion``, an int array [E, E] of counts, with a row per target and a column per
-    prediction.
+    and ``confusion``. The latter is an int array [E, E] of counts, with a row per target and a
+    column per prediction.
 
     Arguments
     ---------

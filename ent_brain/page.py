@@ -155,9 +155,9 @@ def write_report(folder, progressbar=True):
 def write_recordings(path, title, recordings, embedded_bytes=EMBEDDED_BYTES, progressbar=False):
     """Write a page of annotated recordings, with a summary and a player.
 
-    The summary has the seconds of each emotion, by speaker if speakers are known, and the strongest
-    moments: those with the most probable emotion, averaged over a second. Neutral does not count as
-    an emotion.
+    The summary has the seconds of each emotion, by speaker if speakers are known. It also has the
+    strongest moments: those with the most probable emotion, averaged over a second. Neutral does
+    not count as an emotion.
 
     Arguments
     ---------
@@ -479,7 +479,7 @@ def _moments(annotation):
 
 
 def _audio_note(kinds, embedded_bytes, noun):
-    """Describe where the page's sound is: embedded, linked or missing."""
+    """Describe the source of the page's sound: embedded, linked or missing."""
     notes = {
         "embedded": "in this file",
         "linked": f"linked, as the page holds {embedded_bytes / 2**20:.0f} MB of sound at most: it "

@@ -288,7 +288,7 @@ def fill_neutral(segments, duration, emotions):
     ------
     InputError
         If a segment is empty, overlaps another, lies outside the recording or has an unknown
-        emotion, or if there are gaps and the set has no neutral label.
+        emotion. If there are gaps and the set has no neutral label.
 
     Example
     -------

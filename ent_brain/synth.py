@@ -1,8 +1,8 @@
 """Synthetic acted speech: look-alikes of IEMOCAP, of ZED and of a researcher's own corpus.
 
 ``python -m ent_brain.synth iemocap FOLDER --utterances 1000 --seed 1`` (or ``zed``, or
-``table FOLDER --language de``). The same seed writes the same bytes. ``ground_truth.json`` has what
-the real corpora lack: the times of every word and of the emotion. No recipe reads it.
+``table FOLDER --language de``). The same seed writes the same bytes. ``ground_truth.json`` has the
+times of every word and of the emotion, which the real corpora lack. No recipe reads it.
 """
 
 import argparse
@@ -406,8 +406,8 @@ def write_iemocap(folder, utterances, seed):
     folder : str or Path
         Stands for ``IEMOCAP_full_release``; new or empty.
     utterances : int
-        Number of utterances with the labels hap, exc, ang, sad or neu, in about the proportions of
-        the release; at least 20, so that every session has every emotion.
+        Number of utterances with the labels hap, exc, ang, sad or neu, at least 20, so that every
+        session has every emotion. The proportions are about those of the release.
     seed : int
 
     Raises

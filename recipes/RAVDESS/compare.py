@@ -25,8 +25,8 @@ VARIANTS = {
     "one": ["--lattice_mode", "one"],
     "aligned": ["--lattice_mode", "aligned"],
 }
-"""Options of the variants: utterance labels, known intervals, a frame classifier with known
-intervals, and two poolings with utterance labels, the published one and a simple aligned one."""
+"""Options of the variants: utterance labels, known intervals, and a frame classifier with known
+intervals. The last two are poolings with utterance labels: the published one, and ``aligned``."""
 
 
 @exit_on_input_error

@@ -1,13 +1,13 @@
 """Prepare any corpus that a table describes: one row per utterance, one manifest per split.
 
-A table is CSV or TSV (``.csv``, ``.tsv``; the header line determines the delimiter), JSON lines
-(``.jsonl``), or a JSON object of utterances by ID (``.json``: SpeechBrain's format, and the
-manifests of this package). It is UTF-8. ``COLUMNS`` lists the names of its columns. Required are
-the sound file and a transcript or an emotion. An empty cell means "not known".
+A table is CSV or TSV (``.csv``, ``.tsv``), JSON lines (``.jsonl``), or a JSON object of utterances
+by ID (``.json``: SpeechBrain's format, and the manifests of this package). The header line of CSV
+and TSV determines the delimiter. A table is UTF-8. ``COLUMNS`` lists the names of its columns.
+Required are the sound file and a transcript or an emotion. An empty cell means "not known".
 
 Times are in seconds, with a decimal point or comma. Two forms of SpeechBrain and of our manifests
-use samples: a ``wav`` of the form ``{"file": path, "start": first, "stop": end}`` at the file's
-rate, and ``intervals`` with transcripts at 16 kHz.
+use samples. A ``wav`` of the form ``{"file": path, "start": first, "stop": end}`` has the file's
+rate. ``intervals`` with transcripts have 16 kHz.
 """
 
 import csv
