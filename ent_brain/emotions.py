@@ -58,7 +58,9 @@ class EmotionSet:
             name for name, key in zip(self.names, folded, strict=True) if folded.count(key) > 1
         ]
         if twice:
-            raise InputError(f"emotions: {', '.join(twice)}: one label twice: keep one of them")
+            raise InputError(
+                f"emotions: {', '.join(twice)}: the same label twice. Keep one of them."
+            )
         if not 2 <= len(self.names) <= MOST_EMOTIONS:
             raise InputError(
                 f"emotions: {len(self.names)} labels: give 2 to {MOST_EMOTIONS}; label_map merges "
@@ -134,13 +136,13 @@ class EmotionSet:
         >>> EmotionSet(["joy", "anger"]).need_neutral("segment_decoding single_event")
         Traceback (most recent call last):
         ...
-        ent_brain.errors.InputError: segment_decoding single_event needs a neutral label and \
-emotions (joy, anger) have none: name one in neutral, or choose another
+        ent_brain.errors.InputError: segment_decoding single_event needs a neutral label, but \
+emotions (joy, anger) have none. Set neutral to one of them, or make another choice.
         """
         if self.neutral is None:
             raise InputError(
-                f"{what} needs a neutral label and emotions ({', '.join(self.names)}) have none: "
-                "name one in neutral, or choose another"
+                f"{what} needs a neutral label, but emotions ({', '.join(self.names)}) have none. "
+                "Set neutral to one of them, or make another choice."
             )
         return self.neutral_index
 

@@ -218,7 +218,9 @@ def pack(source, target, encoder):
     check_model(source)
     settings = _frontend_settings(source)
     if settings.get("frozen") != "true" or "digest" in settings:
-        raise InputError(f"{source}: no frozen SSL model in it. Name what training exported.")
+        raise InputError(
+            f"{source}: no frozen SSL model in it. Name the `pretrained` folder of a training."
+        )
     frontend = SSLFrontend(settings["model"], source / SSL_FOLDER, SSL_FOLDER)
     digest = weights_digest(frontend.ssl_model)
     text = (source / HPARAMS_FILE).read_text(encoding="utf-8")

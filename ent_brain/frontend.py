@@ -298,11 +298,13 @@ class SSLFrontend(Frontend):
         if model not in SSL_MODELS:
             raise ValueError(f"unknown SSL model {model!r}: use one of {', '.join(SSL_MODELS)}")
         if not frozen and (layers is not None or cache_folder is not None):
-            raise ValueError("layers are chosen, and features are kept, of a frozen SSL model only")
+            raise ValueError(
+                "layers and cache_folder need a frozen SSL model. Leave them out to fine-tune."
+            )
         # A drop that never masks must not draw random numbers either: that would change trainings.
         self.augment = nn.ModuleList(drop for drop in augment if drop.drop_count_high)
         if self.augment and not frozen:
-            raise ValueError("augment masks the features of a frozen SSL model: use spec_augment")
+            raise ValueError("augment needs a frozen SSL model. Use spec_augment to fine-tune.")
         if not isinstance(stacked, int) or stacked < 1:
             raise ValueError(f"stacked {stacked}: give a whole number of frames, at least 1")
         self.kind = SSL_MODELS[model]

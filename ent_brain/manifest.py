@@ -229,8 +229,7 @@ def _complete(utterance, audio, emotions, normalize):
         samples = _part(utterance, rate, samples)
     elif known and abs(utterance.duration - samples / rate) > DURATION_TOLERANCE:
         raise InputError(
-            f"{samples / rate:.2f} s of audio, {utterance.duration:.2f} s by the corpus's own "
-            "account"
+            f"{samples / rate:.2f} s of audio, but the corpus states {utterance.duration:.2f} s"
         )
     if utterance.intervals is not None:
         at_16_khz = round(samples / rate * SAMPLE_RATE)

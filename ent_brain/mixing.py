@@ -146,7 +146,9 @@ def mix(
         Also if a speed is impossible, or if the label set has no neutral label.
     """
     if not speeds or not all(type(speed) is int and speed > 0 for speed in speeds):
-        raise InputError(f"mixed_speeds: {speeds}: whole percent above 0, one at least")
+        raise InputError(
+            f"mixed_speeds: {speeds}: give one or more whole numbers of percent above 0"
+        )
     manifest, mixed_folder = Path(manifest), Path(mixed_folder)
     emotions.need_neutral("mixed")
     all_entries = read_manifest(manifest, emotions, normalize)

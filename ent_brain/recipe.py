@@ -126,7 +126,7 @@ def make_tokens(recipe, train):
     if not transcripts:
         raise InputError(
             "training set: no utterance has a transcript to learn tokens from: set tokens to char, "
-            "and rnnt_weight, lm_weight and ctc_weight to 0, to learn the emotions alone"
+            "and rnnt_weight, lm_weight and ctc_weight to 0, to learn only emotions"
         )
     # The file name depends on the transcripts, so tokens of another fold are never used.
     digest = hashlib.sha256("\n".join(transcripts).encode()).hexdigest()[:12]

@@ -60,7 +60,7 @@ def test_codes_tell_the_labels_apart(names):
             None,
             "emotions: 1 labels: give 2 to 12; label_map merges some or leaves them out",
         ),
-        (["a", "A"], None, "emotions: a, A: one label twice: keep one of them"),
+        (["a", "A"], None, "emotions: a, A: the same label twice. Keep one of them."),
         (["a", "b"], "c", "neutral: 'c' is not one of a, b: name one of them, or null"),
     ],
 )
@@ -186,8 +186,8 @@ def test_what_needs_a_neutral_label_says_so():
         with pytest.raises(InputError) as error:
             SegmentDecoder(NO_NEUTRAL, 0.1, method)
         assert str(error.value) == (
-            f"segment_decoding {method} needs a neutral label and emotions (joy, anger, fear) have "
-            "none: name one in neutral, or choose another"
+            f"segment_decoding {method} needs a neutral label, but emotions (joy, anger, fear) "
+            "have none. Set neutral to one of them, or make another choice."
         )
     with pytest.raises(InputError, match="the time from 1.00 to 2.00 s, in no segment, needs"):
         fill_neutral([Segment(0.0, 1.0, "joy")], 2.0, NO_NEUTRAL)

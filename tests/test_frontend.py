@@ -729,7 +729,7 @@ def test_what_masks_nothing_draws_nothing(load_ssl):
 
 
 def test_masks_of_features_are_refused_where_a_model_is_fine_tuned(load_ssl):
-    with pytest.raises(ValueError, match="augment masks the features of a frozen SSL model"):
+    with pytest.raises(ValueError, match="augment needs a frozen SSL model"):
         load_ssl("whisper", frozen=False, augment=[drop(1, 5, 1)])
 
 

@@ -219,9 +219,7 @@ def test_every_speed_is_a_draw_of_its_own_at_that_speed(corpus, tmp_path):
 
 
 def test_impossible_speeds_are_refused(corpus, tmp_path):
-    with pytest.raises(
-        InputError, match=r"mixed_speeds: \[100, 0\]: whole percent above 0, one at"
-    ):
+    with pytest.raises(InputError, match=r"mixed_speeds: \[100, 0\]: give one or more whole"):
         mixed_from(corpus, tmp_path, speeds=[100, 0])
 
 

@@ -99,7 +99,7 @@ def test_characters_are_learnt_from_the_training_transcripts_alone(tmp_path):
         (
             "characters",
             "training set: no utterance has a transcript to learn tokens from: set tokens to char, "
-            "and rnnt_weight, lm_weight and ctc_weight to 0, to learn the emotions alone",
+            "and rnnt_weight, lm_weight and ctc_weight to 0, to learn only emotions",
         ),
         ("bpe", "vocab_size: null: give the number of tokens of bpe, as 500"),
     ],

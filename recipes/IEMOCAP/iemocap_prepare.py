@@ -144,8 +144,8 @@ def _find_release(data_folder):
         if any((folder / f"Session{k}").is_dir() for k in SESSIONS):
             return folder
     raise InputError(
-        f"{data_folder}: neither it nor {RELEASE} in it has folders Session1 to Session5: "
-        f"set data_folder to {RELEASE} or to the folder it lies in"
+        f"{data_folder}: neither it nor {RELEASE} in it has folders Session1 to Session5. "
+        f"Set data_folder to {RELEASE} or to its parent folder."
     )
 
 
@@ -155,13 +155,13 @@ def _find_sessions(release, test_session):
     names = ", ".join(f"Session{k}" for k in present)
     if test_session is not None and test_session not in present:
         raise InputError(
-            f"no folder {release}/Session{test_session}, the test session: restore it, or set "
-            f"test_session to one that is there ({names})"
+            f"no folder {release}/Session{test_session}, the test session. Restore it, or set "
+            f"test_session to an existing one ({names})."
         )
     if present == [test_session]:
         raise InputError(
-            f"{release}: has {names} alone, the test session, and none to train on: restore other "
-            "sessions, or train without a test session (test_session: null)"
+            f"{release}: only has {names}, the test session, and no session to train on. Restore "
+            "other sessions, or train without a test session (test_session: null)."
         )
     missing = ", ".join(f"Session{k}" for k in SESSIONS if k not in present)
     if missing:

@@ -321,8 +321,8 @@ REMEDY = "correct {release}, nothing was written"
 def spoil_session(release):
     (release / "Session1").rename(release / "Session9")
     return (
-        "no folder {release}/Session1, the test session: restore it, or set test_session to one "
-        "that is there (Session2, Session3, Session4, Session5)"
+        "no folder {release}/Session1, the test session. Restore it, or set test_session to an "
+        "existing one (Session2, Session3, Session4, Session5)."
     )
 
 
@@ -425,7 +425,7 @@ def test_an_utterance_of_no_class_here_needs_neither_text_nor_audio(prepare, own
 def test_a_folder_without_the_release_is_refused(prepare, tmp_path):
     assert refused(prepare, tmp_path / "elsewhere") == (
         f"{tmp_path}/elsewhere: neither it nor IEMOCAP_full_release in it has folders Session1 "
-        "to Session5: set data_folder to IEMOCAP_full_release or to the folder it lies in"
+        "to Session5. Set data_folder to IEMOCAP_full_release or to its parent folder."
     )
 
 
@@ -506,8 +506,8 @@ def test_one_session_trains_without_a_test_session(prepare, own_release, tmp_pat
     assert list(paths) == ["train", "valid"]
     assert sum(map(len, read(paths).values())) == 24
     assert refused(prepare, own_release, test_session=1) == (
-        f"{own_release}: has Session1 alone, the test session, and none to train on: restore other "
-        "sessions, or train without a test session (test_session: null)"
+        f"{own_release}: only has Session1, the test session, and no session to train on. Restore "
+        "other sessions, or train without a test session (test_session: null)."
     )
 
 

@@ -594,7 +594,7 @@ def test_a_wrong_field_is_named(prepare_table, tmp_path, line, fields, problem):
         ("0", "16000", "1.0", "line 3: from start 0 to stop 16000, but duration 1: give seconds"),
         ("0", "16000", "", "u1: from 0.00 to 16000.00 s of a file of 1.00 s: correct data.csv"),
         ("1.5", "", "", "u1: from 1.50 to 1.00 s: it must start at 0 or later"),
-        ("", "", "3", "u1: 1.00 s of audio, 3.00 s by the corpus's own account: correct data.csv"),
+        ("", "", "3", "u1: 1.00 s of audio, but the corpus states 3.00 s: correct data.csv"),
     ],
 )
 def test_wrong_times_are_named(prepare_table, tmp_path, start, stop, duration, problem):

@@ -118,7 +118,7 @@ def without(*keys):
         (entry(end=True), "interval from 0.5 to True is not in seconds"),
         (entry(duration="2 s"), "duration '2 s' is not in seconds"),
         (entry(duration=0), "duration 0 is not in seconds"),
-        (entry(duration=2.2), "2.00 s of audio, 2.20 s by the corpus's own account"),
+        (entry(duration=2.2), "2.00 s of audio, but the corpus states 2.20 s"),
         (entry(transcription=None), "transcription None is no text"),
         (entry(transcription="..."), "no word in the transcript '...'"),
         (entry(wav="wav/a.wav"), "wav 'wav/a.wav' is not a path inside datafolder/"),
@@ -147,7 +147,7 @@ def test_problems_are_reported_together(prepare_zed, tmp_path):
     entries = {"u1": without("wav"), "u2": entry(emotion="glad"), "u3": entry(duration=9)}
     line = refused(prepare_zed, write_zed(tmp_path / "ZED", entries))
     assert line.startswith("3 problems: u1: no wav in ZED.json; u2: unknown emotion 'glad'")
-    assert "u3: 2.00 s of audio, 9.00 s by the corpus's own account" in line
+    assert "u3: 2.00 s of audio, but the corpus states 9.00 s" in line
 
 
 @pytest.mark.parametrize(
@@ -194,7 +194,7 @@ def test_impossible_labels_are_refused(prepare_zed, tmp_path):
         "label_map: ZED has no label 'neutral', its labels are happy, angry, sad: correct label_map"
     )
     line = refused(prepare_zed, zed, EmotionSet(["happy", "sad"]), {"sad": "sad"})
-    assert line.startswith("ZED needs a neutral label and emotions (happy, sad) have none")
+    assert line.startswith("ZED needs a neutral label, but emotions (happy, sad) have none")
 
 
 @pytest.mark.parametrize("name", ["a.WAV", "A.wav", "a.flac"])
