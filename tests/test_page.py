@@ -174,7 +174,7 @@ def test_sound_is_embedded_linked_or_missed(tmp_path, caplog):
     link = Path(unquote(described["b"]["link"]))
     assert not link.is_absolute() and (path.parent / link).samefile(audio)
     assert described["d"]["audio"] is described["d"]["link"] is described["d"]["peaks"] is None
-    assert f"without the sound of 1 utterances: {tmp_path}/broken.wav" in caplog.text
+    assert f"without the sound of 1 utterances. {tmp_path}/broken.wav" in caplog.text
     text = path.read_text("utf-8")
     assert "The sound of 2 utterances is in this file. The sound of 1 utterance is linked" in text
     assert "The sound of 1 utterance is missing" in text
