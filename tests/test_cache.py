@@ -215,7 +215,7 @@ def test_layers_are_the_model_s_own(load_ssl, layers):
 
 @pytest.mark.parametrize("options", [{"cache_folder": "kept"}, {"layers": [1]}])
 def test_a_model_in_training_keeps_nothing(load_ssl, options):
-    with pytest.raises(ValueError, match="of a frozen SSL model only"):
+    with pytest.raises(ValueError, match="need a frozen SSL model"):
         load_ssl(frozen=False, **{"cache_folder": None, **options})
 
 

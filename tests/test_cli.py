@@ -609,7 +609,7 @@ def test_an_unknown_device_is_one_line(model, tmp_path, capsys):
 
 def test_a_report_of_nothing_is_refused(tmp_path, capsys):
     assert run("report", tmp_path) == 1
-    assert "name the output folder of a finished evaluation" in capsys.readouterr().err
+    assert "Name the output folder of a finished evaluation" in capsys.readouterr().err
 
 
 def test_the_demo_is_the_repository_s(monkeypatch, capsys):
