@@ -73,10 +73,10 @@ def prepare_librispeech(
         and below 1, or a list of speakers. If ``SPEAKERS.TXT`` exists, the share applies to each
         sex. With an empty list, there is no validation manifest.
     seed : int
-        Of the choice of validation speakers.
+        Seed of the choice of validation speakers.
     neutral_share : float
-        Share of each training speaker's utterances, evenly over them, that get the neutral label:
-        so much read speech is taken as neutral. The others have no emotion.
+        Share of each training speaker's utterances that get the neutral label, as read speech is
+        mostly neutral. The others have no emotion.
 
     Returns
     -------
