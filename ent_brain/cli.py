@@ -1,4 +1,4 @@
-"""Annotate recordings, show a model or an evaluation: the command line ``ent-brain``."""
+"""Annotate recordings with words and emotions, and show models and evaluations."""
 
 import argparse
 import difflib
@@ -55,33 +55,34 @@ BATCH_SECONDS = 60.0
 """Seconds of recordings that are heard together, the padding of the shorter ones included."""
 
 ANNOTATE = """\
-Write down what is said in recordings, when, and with which emotion.
+Annotate recordings with their words, the times of the words, and emotions.
 
-FILES are sound files of any rate and length (wav, flac, mp3, m4a, mp4, ...), folders, which are
-searched for them, manifests of a recipe (.json, with --data_root), or - for a sound file on
+FILES can be sound or video files of any sample rate and length (wav, flac, mp3, m4a, mp4, ...),
+folders with such files, manifests of a recipe (.json, with --data_root), or - for a sound file on
 standard input.
 
-With --out each recording becomes one file a format there, under the name that it has in its folder
-or manifest, and with its ending where only that tells two apart. Results that are there already are
-kept if the recording, the model and --channel are the same. Without --out the text goes to standard
-output: a line of JSON each. The format html is one page of all recordings, made of their JSON.
+With --out, the command writes a file for each recording and format. The file has the recording's
+name in its folder or manifest, plus the extension if two names would otherwise be the same.
+Existing results are kept if the recording, the model and the settings are the same. Without --out,
+the command prints the results, by default as one line of JSON for each recording. The format html
+is one page for all recordings, made from their JSON.
 
-Channels are mixed. --channel each annotates every channel alone: the result has a speaker for
-each, channel1 and so on. --speakers names the speakers of words and segments by the turns in an
-RTTM file, such as pyannote writes.
+By default, channels are mixed. --channel each annotates every channel alone, and the result has
+the speakers channel1, channel2 and so on. --speakers reads the turns of the speakers from an RTTM
+file, as pyannote writes it, and adds the speaker to words and segments.
 """
 
 ALIGN = """\
-Write down when each word of known transcripts is said, and with which emotion.
+Find the times and emotions of the words of known transcripts.
 
-FILES are those of `ent-brain annotate`. The transcript of NAME.wav is NAME.lab, NAME.txt or
-NAME.TextGrid beside it, as the Montreal Forced Aligner takes them. In a TextGrid, each tier is a
-speaker and each interval an utterance, which is aligned within its interval; the intervals of a
-tier `words` are words, which keep their times. With --table, transcripts are in a CSV or TSV table
-with a column for the file and one for the text.
+FILES are the same as for `ent-brain annotate`. The transcript of NAME.wav is NAME.lab, NAME.txt or
+NAME.TextGrid in the same folder, as for the Montreal Forced Aligner. In a TextGrid, each tier is a
+speaker. Each interval is an utterance, and its words are aligned within the interval. In a tier
+`words`, each interval is a word, which keeps its times. With --table, the transcripts are in a CSV
+or TSV table with a column for the file and a column for the text.
 
-The text of the words is kept as it is written. A note names words that the model's tokens cannot
-spell, and words that the recording may not have.
+The words keep their case and punctuation. A note names words that the model's tokens cannot spell,
+and words that the recording may lack.
 """
 
 ALIGN_EXAMPLES = """\
@@ -91,9 +92,10 @@ examples:
 """
 
 LISTEN = """\
-Print each word of the microphone, a line of JSON with its times, its emotion and the emotion's
-probability, at most 2 s after it was said. Ctrl-C ends: the last words are printed, and with --out
-everything is written. The microphone needs: pip install 'ent_brain[listen]'.
+Transcribe the microphone. Each word is a line of JSON with its times, its emotion and the emotion's
+probability, and appears at most 2 s after it was said. Ctrl-C prints the last words and ends the
+command. With --out, it also writes the result to files. The microphone needs
+pip install 'ent_brain[listen]'.
 """
 
 EXAMPLES = """\
@@ -127,7 +129,7 @@ def _parser():
     _add_annotate(
         commands.add_parser(
             "annotate",
-            help="words, emotions and their times of recordings",
+            help="find words, their times and emotions in recordings",
             description=ANNOTATE,
             epilog=f"formats:\n{_describe_formats()}\n\n{EXAMPLES}",
             **look,
@@ -135,51 +137,60 @@ def _parser():
     )
     command = commands.add_parser(
         "align",
-        help="times and emotions of the words of transcripts",
+        help="find times and emotions of known words",
         description=ALIGN,
         epilog=f"formats:\n{_describe_formats()}\n\n{ALIGN_EXAMPLES}",
         **look,
     )
-    command.add_argument("--table", type=Path, metavar="CSV", help="table of the transcripts")
+    command.add_argument("--table", type=Path, metavar="CSV", help="table with the transcripts")
     _add_annotate(command)
     command.set_defaults(run=align, words="own")
 
     command = commands.add_parser(
         "app",
-        help="a page in the browser for recordings and the microphone",
-        description="Show a model in the browser. Needs: pip install 'ent_brain[app]'.",
+        help="use a model in the browser, with files or the microphone",
+        description="Use a model in the browser. Needs pip install 'ent_brain[app]'.",
     )
     _add_model_options(command)
     command.add_argument(
-        "--host", default="127.0.0.1", help="address to listen on (this computer alone)"
+        "--host",
+        default="127.0.0.1",
+        help="address to listen on (default: 127.0.0.1, only this computer)",
     )
-    command.add_argument("--port", type=int, default=7860, help="(7860)")
-    command.add_argument("--minutes", type=float, default=60, help="longest recording (60)")
-    command.add_argument("--megabytes", type=float, default=500, help="largest file (500)")
+    command.add_argument("--port", type=int, default=7860, help="port to listen on (default: 7860)")
+    command.add_argument(
+        "--minutes", type=float, default=60, help="longest recording in minutes (default: 60)"
+    )
+    command.add_argument(
+        "--megabytes", type=float, default=500, help="largest file in MB (default: 500)"
+    )
     command.set_defaults(run=app)
 
     command = commands.add_parser(
         "listen",
-        help="words and emotions while they are spoken",
+        help="transcribe the microphone while you speak",
         description=LISTEN,
     )
     command.add_argument(
-        "source", nargs="?", choices=[STDIN], help="raw 16 kHz s16le audio on standard input"
+        "source", nargs="?", choices=[STDIN], help="read raw 16 kHz s16le audio from standard input"
     )
     _add_model_options(command)
     command.add_argument(
-        "--out", type=Path, metavar="DIR", help="where files are written at the end"
+        "--out", type=Path, metavar="DIR", help="write the result to this folder at the end"
     )
     command.add_argument(
-        "--format", default="json", metavar="LIST", help="formats of annotate (json)"
+        "--format",
+        default="json",
+        metavar="LIST",
+        help="formats of annotate, separated by commas (default: json)",
     )
-    command.add_argument("--name", default="live", help="name of the files (live)")
-    command.set_defaults(run=listen, words="own")
+    command.add_argument("--name", default="live", help="name of the files (default: live)")
+    command.set_defaults(run=listen)
 
     command = commands.add_parser(
         "report",
-        help="make an evaluation's page again",
-        description="Write report.html, a page to look at and listen to, from what training left.",
+        help="write the page of an evaluation again",
+        description="Write report.html, an interactive page, from the results of a training.",
     )
     command.add_argument("folder", type=Path, help="output folder of a training")
     command.add_argument("--quiet", action="store_true", help="no progress bar")
@@ -187,8 +198,8 @@ def _parser():
 
     command = commands.add_parser(
         "demo",
-        help="train and score a small model on synthetic speech",
-        description="Run `make demo` in a clone of the repository: some minutes.",
+        help="train and test a small model on synthetic speech",
+        description="Run `make demo` in a clone of the repository. This takes some minutes.",
     )
     command.set_defaults(run=demo)
     return parser
@@ -199,23 +210,28 @@ def _add_model_options(command):
     command.add_argument(
         "--model",
         default=OPEN_ENGLISH,
-        help="folder that training left as `pretrained`, or hub name (the English one in the "
-        "package, CC BY-NC-SA 4.0)",
+        help="folder `pretrained` of a training, or name on the hub (default: the English model in "
+        "the package, CC BY-NC-SA 4.0)",
     )
-    command.add_argument("--revision", help="of a model on the hub: branch, tag or commit")
+    command.add_argument("--revision", help="branch, tag or commit of a model on the hub")
     command.add_argument(
         "--ssl",
         metavar="FOLDER",
-        help="openai/whisper-base, the encoder of the model in the package (fetched at first use)",
+        help="folder of openai/whisper-base, the encoder of the model in the package (default: "
+        "download it at first use)",
     )
     command.add_argument(
         "--words",
         choices=WORDS,
-        help="who writes the words: the model (own) or Whisper's decoder (whisper). Default: "
-        "Whisper where the whole Whisper is at hand, with a model of its encoder",
+        default="own",
+        help="own: the model's words; whisper: the words of Whisper's decoder, which needs the "
+        "whole Whisper (default: own)",
     )
     command.add_argument(
-        "--language", default="en", metavar="CODE", help="that Whisper's decoder writes (en)"
+        "--language",
+        default="en",
+        metavar="CODE",
+        help="language of Whisper's decoder (default: en)",
     )
 
 
@@ -239,29 +255,34 @@ def _add_annotate(command):
     """Add the options of ``annotate``, which other commands have, too."""
     command.add_argument("files", nargs="+", metavar="FILES", help="files, folders, manifests or -")
     _add_model_options(command)
-    command.add_argument("--out", type=Path, metavar="DIR", help="where the files are written")
+    command.add_argument("--out", type=Path, metavar="DIR", help="write the results to this folder")
     command.add_argument(
-        "--format", default="json", metavar="LIST", help="some of the formats below (json)"
+        "--format",
+        default="json",
+        metavar="LIST",
+        help="formats from the list below, separated by commas (default: json)",
     )
     command.add_argument(
-        "--channel", metavar="N", help="a channel, from 1 on, or `each`; all are mixed by default"
+        "--channel", metavar="N", help="number of a channel from 1, or `each` (default: mix all)"
     )
     command.add_argument(
         "--segment_decoding",
         choices=SEGMENT_DECODINGS,
-        help="how frames become segments; the model's own by default",
+        help="decoding of emotion segments from frames (default: the model's own)",
     )
     command.add_argument(
-        "--segment_seconds", type=float, help="shortest segment, or window of the median"
+        "--segment_seconds", type=float, help="shortest segment, or window of median, in seconds"
     )
     command.add_argument(
-        "--speakers", metavar="RTTM", help="file with the turns of the speakers, by recording"
+        "--speakers", metavar="RTTM", help="file with the turns of the speakers of each recording"
     )
     again = command.add_mutually_exclusive_group()
-    again.add_argument("--keep", action="store_true", help="keep results that are out of date")
-    again.add_argument("--overwrite", action="store_true", help="replace all results")
-    command.add_argument("--data_root", help="what {data_root} stands for in manifests")
-    command.add_argument("--device", help="cpu, cuda or cuda:1; the first GPU where there is one")
+    again.add_argument(
+        "--keep", action="store_true", help="keep all existing results, even if out of date"
+    )
+    again.add_argument("--overwrite", action="store_true", help="replace all existing results")
+    command.add_argument("--data_root", help="folder for {data_root} in manifests")
+    command.add_argument("--device", help="cpu, cuda or cuda:1 (default: the first GPU, if any)")
     command.add_argument(
         "--quiet", action="store_true", help="no progress bar; notes and errors remain"
     )
