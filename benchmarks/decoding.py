@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Speed of decoding: batches and single utterances, greedy search and beam search.
+"""Speed of greedy and beam search, in batches and one utterance at a time.
 
 With ``--model FOLDER``, a trained model decodes 180 new synthetic utterances. Otherwise, the model
 has the paper's sizes and random weights, and decodes noise. Its blank bias is set so that it emits
@@ -36,11 +36,18 @@ MAX_SYMBOLS = 3
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--quick", action="store_true", help="a small model, few utterances")
-    parser.add_argument("--model", metavar="FOLDER", help="what training left in `pretrained`")
-    parser.add_argument("--batch_size", type=int, default=32)
-    parser.add_argument("--repetitions", type=int, default=3, help="the fastest one counts")
-    parser.add_argument("--output", metavar="JSON", type=Path, help="where the figures are kept")
+    parser.add_argument("--quick", action="store_true", help="use a small model and few utterances")
+    parser.add_argument("--model", metavar="FOLDER", help="folder `pretrained` of a training")
+    parser.add_argument(
+        "--batch_size", type=int, default=32, help="utterances in a batch (default: 32)"
+    )
+    parser.add_argument(
+        "--repetitions",
+        type=int,
+        default=3,
+        help="runs of each row; the fastest counts (default: 3)",
+    )
+    parser.add_argument("--output", metavar="JSON", type=Path, help="file for the results")
     options = parser.parse_args()
     torch.manual_seed(1)
     if options.model:

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""The cost of an epoch with a frozen wav2vec2-base: the published way, without and with the cache.
+"""Time and memory of an epoch on a frozen wav2vec2-base: published, without and with the cache.
 
 Every form trains the same ENT on the same utterances with the paper's losses, in its own process.
 The SSL model has the true size and random weights, so its speed is that of the real one. The
@@ -107,9 +107,11 @@ QUICK = Sizes(
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--quick", action="store_true", help="a small model, few utterances")
-    parser.add_argument("--threads", type=int, default=os.cpu_count())
-    parser.add_argument("--output", metavar="JSON", type=Path, help="where the figures are kept")
+    parser.add_argument("--quick", action="store_true", help="use a small model and few utterances")
+    parser.add_argument(
+        "--threads", type=int, default=os.cpu_count(), help="CPU threads (default: all)"
+    )
+    parser.add_argument("--output", metavar="JSON", type=Path, help="file for the results")
     options = parser.parse_args()
     sizes = QUICK if options.quick else Sizes()
     torch.set_num_threads(options.threads)

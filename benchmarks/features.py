@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""The cost of features by front end, on the sound files of a folder.
+"""Time that each front end needs for the features of the sound files in a folder.
 
 All models have the size of their base model and random weights, which take the same time as
 trained ones. For each file, all front ends take turns.
@@ -36,11 +36,13 @@ PADDED = "whisper, padded to 30 s"
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("folder", type=Path, help="with sound files")
-    parser.add_argument("--files", type=int, default=60, help="evenly spaced in the folder")
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--bf16", action="store_true", help="SpeechBrain's mixed precision")
-    parser.add_argument("--output", metavar="JSON", type=Path, help="where the figures are kept")
+    parser.add_argument("folder", type=Path, help="folder with sound files")
+    parser.add_argument(
+        "--files", type=int, default=60, help="number of files, evenly spaced (default: 60)"
+    )
+    parser.add_argument("--threads", type=int, default=1, help="CPU threads (default: 1)")
+    parser.add_argument("--bf16", action="store_true", help="use SpeechBrain's mixed precision")
+    parser.add_argument("--output", metavar="JSON", type=Path, help="file for the results")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     paths = sorted(path for path in options.folder.rglob("*") if path.suffix in (".flac", ".wav"))

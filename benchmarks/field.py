@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Robustness of the packed model, or of another one, to recordings that are not clean.
+"""Results of the model in the package, or of another, on recordings that are not clean.
 
 Test speakers of LibriSpeech and test actors of RAVDESS are altered: other levels, codecs, noise, a
 room. Further measurements: words recognised without speech, missed speech, speech without pauses,
@@ -68,16 +68,34 @@ class Part(NamedTuple):
 @exit_on_input_error
 def main():
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--librispeech", type=Path, required=True, metavar="FOLDER")
-    parser.add_argument("--ravdess", type=Path, required=True, metavar="FOLDER")
-    parser.add_argument("--part", default="test-speakers", help="of LibriSpeech, with alignments")
-    parser.add_argument("--ssl", metavar="FOLDER", help="openai/whisper-base")
-    parser.add_argument("--model", default=OPEN_ENGLISH, metavar="FOLDER", help="another model")
-    parser.add_argument("--recordings", type=int, default=20, help="of each corpus, evenly spaced")
-    parser.add_argument("--rows", nargs="+", choices=[*ROWS, *FURTHER], help="only these")
-    parser.add_argument("--minutes", type=float, default=5.0, help="of the long recording")
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--output", metavar="JSON", type=Path, help="where the figures are kept")
+    parser.add_argument(
+        "--librispeech", type=Path, required=True, metavar="FOLDER", help="LibriSpeech"
+    )
+    parser.add_argument("--ravdess", type=Path, required=True, metavar="FOLDER", help="RAVDESS")
+    parser.add_argument(
+        "--part", default="test-speakers", help="part of LibriSpeech with alignments"
+    )
+    parser.add_argument("--ssl", metavar="FOLDER", help="folder of openai/whisper-base")
+    parser.add_argument(
+        "--model",
+        default=OPEN_ENGLISH,
+        metavar="FOLDER",
+        help="model to measure (default: the one in the package)",
+    )
+    parser.add_argument(
+        "--recordings",
+        type=int,
+        default=20,
+        help="recordings of each corpus, evenly spaced (default: 20)",
+    )
+    parser.add_argument(
+        "--rows", nargs="+", choices=[*ROWS, *FURTHER], help="measure only these rows"
+    )
+    parser.add_argument(
+        "--minutes", type=float, default=5.0, help="minutes of the long recording (default: 5)"
+    )
+    parser.add_argument("--threads", type=int, default=2, help="CPU threads (default: 2)")
+    parser.add_argument("--output", metavar="JSON", type=Path, help="file for the results")
     options = parser.parse_args()
     options.rows = options.rows or [*ROWS, *FURTHER]
     torch.set_num_threads(options.threads)

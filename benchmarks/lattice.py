@@ -1,4 +1,4 @@
-"""The cost of the lattice losses: time and peak memory of three forms of the same computation.
+"""Time and peak memory of the lattice losses, in three forms of the same computation.
 
     python benchmarks/lattice.py [folder] [--quick] [--device cuda] [--peers | --huge]
 
@@ -437,13 +437,25 @@ def draw(rows, path):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("folder", nargs="?", type=Path, default=Path("results/benchmarks"))
-    parser.add_argument("--quick", action="store_true", help="small shapes: under a minute")
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
-    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument(
+        "folder",
+        nargs="?",
+        type=Path,
+        default=Path("results/benchmarks"),
+        help="folder for the results (default: results/benchmarks)",
+    )
+    parser.add_argument("--quick", action="store_true", help="small shapes, less than a minute")
+    parser.add_argument(
+        "--device", choices=("cpu", "cuda"), default="cpu", help="device (default: cpu)"
+    )
+    parser.add_argument("--threads", type=int, default=2, help="CPU threads (default: 2)")
     mode = parser.add_mutually_exclusive_group()
-    mode.add_argument("--peers", action="store_true", help="only other libraries' losses")
-    mode.add_argument("--huge", action="store_true", help="only a batch above 2^31 logits")
+    mode.add_argument(
+        "--peers", action="store_true", help="measure only the losses of other libraries"
+    )
+    mode.add_argument(
+        "--huge", action="store_true", help="measure only a batch of more than 2^31 logits"
+    )
     arguments = parser.parse_args()
     arguments.folder.mkdir(parents=True, exist_ok=True)
     if arguments.peers:

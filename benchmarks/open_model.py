@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Evaluation of the packed model on speakers and actors that are not in its training data.
+"""Results of the model in the package on test speakers and test actors.
 
 The script scores words of LibriSpeech's test speakers, and emotions of RAVDESS's actors 19 to 24,
 single and mixed. It repeats this with telephone bands, and counts words in noise, music and
@@ -61,16 +61,22 @@ TARGETS = {
 @exit_on_input_error
 def main():
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--librispeech", type=Path, required=True, metavar="FOLDER")
-    parser.add_argument("--ravdess", type=Path, required=True, metavar="FOLDER")
-    parser.add_argument("--ssl", metavar="FOLDER", help="openai/whisper-base, whole for its words")
-    parser.add_argument("--part", default="test-speakers", help="of LibriSpeech")
+    parser.add_argument(
+        "--librispeech", type=Path, required=True, metavar="FOLDER", help="LibriSpeech"
+    )
+    parser.add_argument("--ravdess", type=Path, required=True, metavar="FOLDER", help="RAVDESS")
+    parser.add_argument(
+        "--ssl",
+        metavar="FOLDER",
+        help="folder of openai/whisper-base; --whisper needs the whole model",
+    )
+    parser.add_argument("--part", default="test-speakers", help="part of LibriSpeech")
     parser.add_argument("--alignments", type=Path, metavar="FOLDER", help="LibriSpeech/alignments")
-    parser.add_argument("--whisper", action="store_true", help="score Whisper's words, too")
-    parser.add_argument("--every", type=int, default=1, help="only every so many files")
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--output", metavar="JSON", type=Path, help="where the figures are kept")
-    parser.add_argument("--card", action="store_true", help="put the table into the model card")
+    parser.add_argument("--whisper", action="store_true", help="also score Whisper's words")
+    parser.add_argument("--every", type=int, default=1, help="use only every Nth file (default: 1)")
+    parser.add_argument("--threads", type=int, default=2, help="CPU threads (default: 2)")
+    parser.add_argument("--output", metavar="JSON", type=Path, help="file for the results")
+    parser.add_argument("--card", action="store_true", help="write the table into the model card")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     model = EmotionTransducer.open_english(ssl=options.ssl)

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""The packed model compared with programs for Whisper, on the same files and threads.
+"""The model in the package compared with Whisper's programs, on the same files and threads.
 
 The script needs the extra ``peers``, a folder of openai/whisper-base, and one of its conversion for
 faster-whisper. Each program runs in its own process; peak memory is that of the process. Times
@@ -85,14 +85,22 @@ PEERS = {
 @exit_on_input_error
 def main():
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--librispeech", type=Path, required=True, metavar="FOLDER")
-    parser.add_argument("--ssl", required=True, metavar="FOLDER", help="openai/whisper-base, whole")
-    parser.add_argument("--ct2", required=True, metavar="FOLDER", help="for faster-whisper")
-    parser.add_argument("--part", default="test-speakers", help="of LibriSpeech, with alignments")
-    parser.add_argument("--every", type=int, default=4, help="only every so many files")
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--only", choices=PEERS, help="measure one, here; print JSON")
-    parser.add_argument("--output", metavar="JSON", type=Path, help="where the figures are kept")
+    parser.add_argument(
+        "--librispeech", type=Path, required=True, metavar="FOLDER", help="LibriSpeech"
+    )
+    parser.add_argument(
+        "--ssl", required=True, metavar="FOLDER", help="folder of the whole openai/whisper-base"
+    )
+    parser.add_argument(
+        "--ct2", required=True, metavar="FOLDER", help="its conversion for faster-whisper"
+    )
+    parser.add_argument(
+        "--part", default="test-speakers", help="part of LibriSpeech with alignments"
+    )
+    parser.add_argument("--every", type=int, default=4, help="use only every Nth file (default: 4)")
+    parser.add_argument("--threads", type=int, default=2, help="CPU threads (default: 2)")
+    parser.add_argument("--only", choices=PEERS, help="measure one in this process and print JSON")
+    parser.add_argument("--output", metavar="JSON", type=Path, help="file for the results")
     options = parser.parse_args()
     if options.only:
         print(json.dumps(measure(PEERS[options.only](options), options)))

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""EDER of each decoding of frame emotions, on validation utterances.
+"""EDER of each decoding of emotion segments, on utterances for validation.
 
 A trained model decodes a new synthetic look-alike of ZED with its own seed. The choice of a
 decoding therefore does not depend on a test set.
@@ -29,10 +29,14 @@ SECONDS = (0.1, 0.2, 0.3, 0.5, 0.7, 1.0)
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--model", metavar="FOLDER", required=True, help="left by training")
-    parser.add_argument("--utterances", type=int, default=180)
-    parser.add_argument("--seed", type=int, default=7, help="of the corpus that is spoken")
-    parser.add_argument("--output", metavar="JSON", type=Path, help="where the figures are kept")
+    parser.add_argument(
+        "--model", metavar="FOLDER", required=True, help="folder `pretrained` of a training"
+    )
+    parser.add_argument(
+        "--utterances", type=int, default=180, help="number of utterances (default: 180)"
+    )
+    parser.add_argument("--seed", type=int, default=7, help="seed of the synthetic corpus")
+    parser.add_argument("--output", metavar="JSON", type=Path, help="file for the results")
     options = parser.parse_args()
     trained = EmotionTransducer.from_hparams(source=options.model).mods
     heard = list(hear(trained, options.utterances, options.seed))

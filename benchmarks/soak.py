@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Endurance test: a corpus of IEMOCAP's size from synthesis to report, monitored from outside.
+"""Memory, files and processes of a corpus of IEMOCAP's size, from synthesis to report.
 
 `recipes/IEMOCAP/train.py` fills the cache of SSL features, trains three epochs on them, decodes the
 held-out session and writes the report. It runs on 5,531 synthetic utterances with a small random
@@ -76,8 +76,8 @@ class Look:
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--quick", action="store_true", help="few utterances")
-    parser.add_argument("--output", metavar="JSON", type=Path, help="where the figures are kept")
+    parser.add_argument("--quick", action="store_true", help="use few utterances")
+    parser.add_argument("--output", metavar="JSON", type=Path, help="file for the results")
     options = parser.parse_args()
     utterances, largest = (100, 4000) if options.quick else (5531, 100_000)
     with tempfile.TemporaryDirectory() as folder:

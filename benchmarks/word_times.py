@@ -42,13 +42,24 @@ RATE = 16000
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--model", metavar="FOLDER", required=True, help="left by training")
-    parser.add_argument("--alignments", metavar="FOLDER", type=Path, help="TextGrids with words")
-    parser.add_argument("--recordings", metavar="FOLDER", type=Path, help="of the TextGrids")
-    parser.add_argument("--whisper", metavar="FOLDER", help="a whole model, to compare with")
-    parser.add_argument("--utterances", type=int, default=180, help="at most")
-    parser.add_argument("--seed", type=int, default=7, help="of the corpus that is spoken")
-    parser.add_argument("--output", metavar="JSON", type=Path, help="where the figures are kept")
+    parser.add_argument(
+        "--model", metavar="FOLDER", required=True, help="folder `pretrained` of a training"
+    )
+    parser.add_argument(
+        "--alignments", metavar="FOLDER", type=Path, help="folder of TextGrids with words"
+    )
+    parser.add_argument(
+        "--recordings",
+        metavar="FOLDER",
+        type=Path,
+        help="folder of the recordings of the TextGrids",
+    )
+    parser.add_argument("--whisper", metavar="FOLDER", help="whole Whisper model to compare with")
+    parser.add_argument(
+        "--utterances", type=int, default=180, help="maximum number of utterances (default: 180)"
+    )
+    parser.add_argument("--seed", type=int, default=7, help="seed of the synthetic corpus")
+    parser.add_argument("--output", metavar="JSON", type=Path, help="file for the results")
     options = parser.parse_args()
     model = EmotionTransducer.from_hparams(source=options.model)
     if options.alignments is None:

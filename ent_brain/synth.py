@@ -663,12 +663,13 @@ def _write_ground_truth(folder, truth):
 @exit_on_input_error
 def main(argv=None):
     parser = argparse.ArgumentParser(
-        prog="python -m ent_brain.synth", description="Write a look-alike corpus of acted speech."
+        prog="python -m ent_brain.synth",
+        description="Synthesise a corpus in the layout of a real one.",
     )
     common = argparse.ArgumentParser(add_help=False)
-    common.add_argument("folder", help="new or empty")
-    common.add_argument("--utterances", type=int, required=True)
-    common.add_argument("--seed", type=int, default=0)
+    common.add_argument("folder", help="new or empty folder")
+    common.add_argument("--utterances", type=int, required=True, help="number of utterances")
+    common.add_argument("--seed", type=int, default=0, help="random seed (default: 0)")
     corpora = parser.add_subparsers(dest="corpus", required=True)
     for name, write in (("iemocap", write_iemocap), ("zed", write_zed), ("table", write_table)):
         corpora.add_parser(name, parents=[common]).set_defaults(write=write)

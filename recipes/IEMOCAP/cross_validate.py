@@ -3,8 +3,8 @@
 
 > python cross_validate.py hparams/ent.yaml --data_folder IEMOCAP_full_release
 
-Other options are passed to ``train.py``. If you run the command again, it keeps finished folds and
-resumes the others.
+Other options are passed to ``train.py``. If you run it again, it keeps finished folds and resumes
+the others.
 """
 
 import argparse
@@ -29,15 +29,18 @@ def read_arguments(arguments):
     parser = argparse.ArgumentParser(
         description="Cross-validate a recipe on IEMOCAP.", allow_abbrev=False
     )
-    parser.add_argument("yaml", help="one of hparams/")
+    parser.add_argument("yaml", help="YAML in hparams/")
     parser.add_argument(
-        "--output_folder", help="for all folds; results/cross_validation/<YAML's name> if not given"
+        "--output_folder",
+        help="folder of all folds (default: results/cross_validation/<YAML's name>)",
     )
     parser.add_argument(
-        "--sessions", default="1,2,3,4,5", help="sessions to leave out, one after another"
+        "--sessions",
+        default="1,2,3,4,5",
+        help="sessions to leave out, one in each fold (default: all)",
     )
     parser.add_argument(
-        "--devices", help="as cuda:0,cuda:1 or cpu,cpu: as many folds at once, each on its own"
+        "--devices", help="one fold at a time on each device, for example cuda:0,cuda:1 or cpu,cpu"
     )
     own, rest = parser.parse_known_args(arguments)
     if any(option.split("=")[0] == "--test_session" for option in rest):

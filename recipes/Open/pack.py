@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Copy an exported model into the package, and record its origin.
+"""Put the exported model of a training into the package, and record its results.
 
 > python pack.py results/ent/whisper_char31_neutral_True/42
 
@@ -24,8 +24,10 @@ RECORD = Path(__file__).with_name("open_english.json")
 def main():
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("folder", type=Path, help="output folder of the training")
-    parser.add_argument("--target", type=Path, default=OPEN_ENGLISH, help="of the packed model")
-    parser.add_argument("--record", type=Path, default=RECORD, help="JSON to write")
+    parser.add_argument(
+        "--target", type=Path, default=OPEN_ENGLISH, help="folder for the packed model"
+    )
+    parser.add_argument("--record", type=Path, default=RECORD, help="JSON file for the record")
     options = parser.parse_args()
     results = options.folder / RESULTS_FILE
     if not results.is_file():

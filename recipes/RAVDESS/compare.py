@@ -1,12 +1,12 @@
 #!/usr/bin/env python3
-"""Comparison of ways to learn emotions in time: utterance labels, intervals, frame classifier.
+"""Compare ways to learn emotions in time: utterance labels, intervals, and a frame classifier.
 
-The script trains each with several seeds, and makes one table.
+Trains each with several seeds and writes one table.
 
 > python compare.py --data_folder Audio_Speech_Actors_01-24
 
-If you run the command again, it keeps finished trainings and resumes the others. Other options are
-passed to ``train.py``.
+If you run it again, it keeps finished trainings and resumes the others. Other options are passed to
+``train.py``.
 """
 
 import argparse
@@ -38,7 +38,9 @@ def main():
     parser.add_argument(
         "--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS), metavar="NAME"
     )
-    parser.add_argument("--devices", help="as cpu,cpu: as many trainings at once, each on its own")
+    parser.add_argument(
+        "--devices", help="one training at a time on each device, for example cpu,cpu"
+    )
     own, rest = parser.parse_known_args()
     output_folder = Path(own.output_folder).absolute()
     table = compare(

@@ -1,13 +1,13 @@
 #!/usr/bin/env python3
-"""Ablation of the lattice loss: its modes, and none, for finding emotions in time.
+"""Compare lattice losses: how well each helps to find emotions in time.
 
-The script trains the demo YAMLs with each lattice mode on synthetic look-alikes of IEMOCAP and ZED,
-and makes one table.
+Trains the demo YAMLs with each lattice mode and without a lattice loss, on synthetic look-alikes of
+IEMOCAP and ZED, and writes one table.
 
 > python ablations.py --output_folder ablations --devices cpu,cpu
 
-If you run the command again, it keeps finished trainings and resumes the others. Other options are
-passed to ``train.py``.
+If you run it again, it keeps finished trainings and resumes the others. Other options are passed to
+``train.py``.
 """
 
 import argparse
@@ -37,12 +37,16 @@ def variants(models, modes, options):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.partition("\n\n")[0], allow_abbrev=False)
     parser.add_argument("--output_folder", type=Path, default=Path("results/ablations"))
-    parser.add_argument("--utterances", type=int, default=2500, help="of the IEMOCAP look-alike")
+    parser.add_argument(
+        "--utterances", type=int, default=2500, help="utterances of the IEMOCAP look-alike"
+    )
     parser.add_argument("--zed_utterances", type=int, default=180)
     parser.add_argument("--models", nargs="+", choices=("ent", "fent"), default=["ent", "fent"])
     parser.add_argument("--modes", nargs="+", choices=MODES, default=list(MODES), metavar="MODE")
     parser.add_argument("--seeds", type=int, nargs="+", default=[42])
-    parser.add_argument("--devices", help="as cpu,cpu: as many trainings at once, each on its own")
+    parser.add_argument(
+        "--devices", help="one training at a time on each device, for example cpu,cpu"
+    )
     own, rest = parser.parse_known_args()
     folder = own.output_folder.absolute()
     corpora = {"data_folder": folder / "iemocap", "zed_folder": folder / "zed"}
