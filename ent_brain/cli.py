@@ -185,7 +185,7 @@ def _parser():
         help="formats of annotate, separated by commas (default: json)",
     )
     command.add_argument("--name", default="live", help="name of the files (default: live)")
-    command.set_defaults(run=listen)
+    command.set_defaults(run=listen, words="own")
 
     command = commands.add_parser(
         "report",
@@ -223,9 +223,8 @@ def _add_model_options(command):
     command.add_argument(
         "--words",
         choices=WORDS,
-        default="own",
         help="own: the model's words; whisper: the words of Whisper's decoder, which needs the "
-        "whole Whisper (default: own)",
+        "whole Whisper (default: whisper if the whole Whisper is at hand, otherwise own)",
     )
     command.add_argument(
         "--language",
