@@ -232,9 +232,13 @@ def _add_model_options(command):
         metavar="CODE",
         help="language of Whisper's decoder (default: en)",
     )
+    command.add_argument("--device", help="cpu, cuda or cuda:1 (default: the first GPU, if any)")
 
 
 def _load_model(options, **settings):
+    check_device(options.device)
+    if options.device is not None:
+        settings["run_opts"] = {"device": options.device}
     return EmotionTransducer.from_hparams(
         options.model,
         revision=options.revision,
@@ -281,7 +285,6 @@ def _add_annotate(command):
     )
     again.add_argument("--overwrite", action="store_true", help="replace all existing results")
     command.add_argument("--data_root", help="folder for {data_root} in manifests")
-    command.add_argument("--device", help="cpu, cuda or cuda:1 (default: the first GPU, if any)")
     command.add_argument(
         "--quiet", action="store_true", help="no progress bar; notes and errors remain"
     )
@@ -341,9 +344,7 @@ def annotate(options, *preparations):
         for prepare in preparations:
             recordings, unprepared = _prepare_each(recordings, prepare)
             failed += unprepared
-        check_device(options.device)
-        device = {} if options.device is None else {"run_opts": {"device": options.device}}
-        model = _load_model(options, overrides=_segment_settings(options), **device)
+        model = _load_model(options, overrides=_segment_settings(options))
         if options.out is not None:
             recordings = _not_done(options, recordings, formats, model)
             if recordings:  # a folder with all results may be read-only

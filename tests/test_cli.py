@@ -601,9 +601,11 @@ def test_what_is_wrong_is_one_line(model, tmp_path, capsys, arguments, message):
     assert capsys.readouterr().err == f"error: {message.replace('{tmp}', str(tmp_path))}\n"
 
 
-def test_an_unknown_device_is_one_line(model, tmp_path, capsys):
-    assert run("annotate", write(tmp_path / "a.wav"), "--model", model, "--device", "gpu") == 1
-    [line] = capsys.readouterr().err.splitlines()
+@pytest.mark.parametrize("command", ["annotate", "listen", "app"])
+def test_an_unknown_device_is_one_line(model, tmp_path, capsys, command):
+    source = {"annotate": [write(tmp_path / "a.wav")], "listen": ["-"], "app": []}[command]
+    assert run(command, *source, "--model", model, "--device", "gpu") == 1
+    [line] = capsys.readouterr().err.splitlines()[-1:]
     assert line.startswith("error: device: 'gpu': ")
 
 
