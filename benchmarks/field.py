@@ -99,7 +99,7 @@ def main():
     options = parser.parse_args()
     options.rows = options.rows or [*ROWS, *FURTHER]
     torch.set_num_threads(options.threads)
-    model = EmotionTransducer.from_hparams(source=options.model, ssl=options.ssl)
+    model = EmotionTransducer.from_hparams(source=options.model, ssl=options.ssl, words="own")
     parts, found = choose_parts(options), {"altered copies": {}}
     with tempfile.TemporaryDirectory() as scratch:
         scratch, original = Path(scratch), None
@@ -368,7 +368,7 @@ def write_long(path, parts, minutes):
 def annotate_alone(options, path):
     """Text, real-time factor and peak memory of a file, measured in a new process."""
     torch.set_num_threads(options.threads)
-    model = EmotionTransducer.from_hparams(source=options.model, ssl=options.ssl)
+    model = EmotionTransducer.from_hparams(source=options.model, ssl=options.ssl, words="own")
     began = time.perf_counter()
     annotation = model.annotate_file(path, progressbar=False)
     took = time.perf_counter() - began

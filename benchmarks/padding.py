@@ -34,7 +34,7 @@ def main():
     parser.add_argument("--output", metavar="JSON", type=Path, help="where the figures are kept")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    model = EmotionTransducer.from_hparams(source=options.model, ssl=options.ssl)
+    model = EmotionTransducer.from_hparams(source=options.model, ssl=options.ssl, words="own")
     speech = utterances(options.librispeech / options.part, options.every)
     acted = recordings(options.ravdess, options.every)
     frontend, rows = model.mods.frontend, {}
