@@ -6,10 +6,13 @@ import re
 import shutil
 import sys
 import tempfile
+from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
+from itertools import chain
 from pathlib import Path
+from typing import NamedTuple
 
 import av
 import numpy as np
@@ -77,6 +80,17 @@ SEEKABLE = {"WAV", "WAVEX", "W64", "AIFF", "AU", "FLAC"}
 """soundfile's names of formats in which it finds any sample at once."""
 
 
+class Inspection(NamedTuple):
+    """What ``scan_audio`` computes from the samples of a sound file while it decodes them."""
+
+    function: Callable
+    """Takes blocks as ``read_blocks`` yields them."""
+    sample_rate: int
+    """Hz of the blocks."""
+    least: float = 0.0
+    """Seconds; a recording that is not longer is not inspected."""
+
+
 @dataclass(frozen=True)
 class Audio(os.PathLike):
     """A sound file that was looked through: what it holds, and how its channels become one.
@@ -104,6 +118,8 @@ class Audio(os.PathLike):
     """Folder of the temporary copy, which is removed with this object."""
     start: int = 0
     """First sample of a part."""
+    inspected: tuple = field(default=(None, None), compare=False, repr=False)
+    """Function of the inspection, and its result."""
 
     @property
     def seconds(self):
@@ -155,12 +171,15 @@ def find_audio(path):
     return min(found, key=lambda other: ENDINGS.index(other.suffix.lower()), default=None)
 
 
-def scan_audio(path, channel=None):
+def scan_audio(path, channel=None, inspection=None):
     """Look through a sound file: decode it once, without keeping it in memory.
 
     Formats and codecs are FFmpeg's, videos included. The duration is that of the decoded samples,
     not that of the header. If they differ, or part of the file is damaged, ``notes`` says so. WAV
     files of one channel with a header that fits the file are not decoded here.
+
+    An inspection gets the samples in the same decoding. Channels are then mixed with equal weights.
+    If ``mix_weights`` gives others in the end, the file is decoded again for the inspection.
 
     Arguments
     ---------
@@ -168,6 +187,7 @@ def scan_audio(path, channel=None):
         ``-`` is standard input. Pipes are copied to a temporary file. An ``Audio`` is returned.
     channel : int, optional
         The channel to use, from 1 on. By default the channels are mixed by ``mix_weights``.
+    inspection : Inspection, optional
 
     Returns
     -------
@@ -181,7 +201,7 @@ def scan_audio(path, channel=None):
     """
     if isinstance(path, Audio):
         return path
-    return _scan(path, channel, None)
+    return _scan(path, channel, inspection=inspection)
 
 
 def scan_part(path, start, duration, channel=None):
@@ -298,8 +318,11 @@ def read_blocks(audio, sample_rate):
     InputError
         If a sample is no sound.
     """
-    rate = audio.samplerate
-    stream = _read_mixed(audio)
+    yield from _resample_blocks(_read_mixed(audio), audio.samplerate, sample_rate)
+
+
+def _resample_blocks(stream, rate, sample_rate):
+    """Blocks of ``read_blocks`` from an iterator of samples [S] of any lengths."""
     kept, before, start = np.zeros(0, dtype=np.float32), 0, 0
     ended = False
     while not ended:
@@ -437,47 +460,115 @@ def resample(samples, rate, sample_rate):
     return resample_poly(samples, sample_rate // common, rate // common)
 
 
-def _scan(path, channel, blocks):
+def _scan(path, channel, blocks=None, inspection=None):
     """Look through a file, and append its blocks to ``blocks`` if that is a list."""
     path, label, copy = _find(path)
+    found = None
     with ffmpeg_errors() as errors:
         source = open_source(path, label)
-        frames, covariance, loudest = _survey(source, label, channel, blocks)
-    if not frames:
+        scan = _Scan(source, label, channel, errors)
+        if blocks is None and scan.is_needless(inspection):
+            scan.end(source.frames)
+        elif inspection is not None:
+            found = _inspect(inspection, scan)
+        else:
+            for block in scan:
+                if blocks is not None:
+                    blocks.append(block)
+    if not scan.frames:
         raise InputError(f"{label}: holds no audio: replace or remove it")
-    frames, notes, lost = source.summary(frames, errors)
-    if channel is not None:
-        if not 1 <= channel <= source.channels:
-            raise InputError(
-                f"{label}: has no channel {channel}: give one from 1 to {source.channels}"
-            )
-        weights = np.eye(source.channels)[channel - 1]
-    elif source.channels > 1:
-        weights, more = mix_weights(covariance, loudest)
-        notes += more
+    weights, notes = scan.equal_weights(), scan.notes
+    if channel is None and source.channels > 1:
+        weights, more = mix_weights(scan.covariance, scan.loudest)
+        notes = notes + more
+    shape = source.rate, source.channels, scan.frames
+    audio = Audio(path, label, *shape, tuple(weights.tolist()), tuple(notes), scan.lost, copy)
+    if found is None:
+        return audio
+    if not np.array_equal(weights, scan.equal_weights()):
+        found = inspection.function(read_blocks(audio, inspection.sample_rate))
+    return replace(audio, inspected=(inspection.function, found))
+
+
+def _inspect(inspection, scan):
+    """Result of an inspection of a whole scan; None if the recording is too short for it."""
+    stream, beginning, count = scan.mixed(), [], 0
+    for part in stream:
+        beginning.append(part)
+        count += len(part)
+        if count > inspection.least * scan.source.rate:
+            break
     else:
-        weights = np.ones(1)
-    shape = source.rate, source.channels, frames
-    return Audio(path, label, *shape, tuple(weights.tolist()), tuple(notes), lost, copy)
+        return None
+    parts = chain(beginning, stream)
+    found = inspection.function(_resample_blocks(parts, scan.source.rate, inspection.sample_rate))
+    for _ in parts:  # the scan is of the whole file
+        pass
+    return found
 
 
-def _survey(source, label, channel, blocks):
-    """Count a source's samples, and measure its channels for ``mix_weights``."""
-    covariance, loudest = 0.0, 0.0
-    if source.is_exact and blocks is None and (source.channels == 1 or channel is not None):
-        return source.frames, covariance, loudest
-    frames = 0
-    for block in source:
-        _check_sound(block, label)
-        frames += len(block)
-        if source.channels > 1:
-            centred = (block - block.mean(0)).astype(np.float64)
-            product = centred.T @ centred
-            covariance = covariance + product
-            loudest = np.maximum(loudest, np.diag(product) / len(block))
-        if blocks is not None:
-            blocks.append(block)
-    return frames, covariance, loudest
+class _Scan:
+    """The decoding of a source once, in which samples are counted and channels are measured."""
+
+    def __init__(self, source, label, channel, errors):
+        self.source, self.label, self.channel, self.errors = source, label, channel, errors
+        self.frames, self.notes, self.lost = 0, [], False
+        self.covariance = self.loudest = 0.0
+
+    def is_needless(self, inspection):
+        """Whether all is known without the samples."""
+        source = self.source
+        if not source.is_exact or (source.channels > 1 and self.channel is None):
+            return False
+        return inspection is None or source.frames <= inspection.least * source.rate
+
+    def __iter__(self):
+        """Blocks float32 [S, C] of the source."""
+        frames = 0
+        for block in self.source:
+            _check_sound(block, self.label)
+            frames += len(block)
+            if self.source.channels > 1:
+                centred = (block - block.mean(0)).astype(np.float64)
+                product = centred.T @ centred
+                self.covariance = self.covariance + product
+                self.loudest = np.maximum(self.loudest, np.diag(product) / len(block))
+            yield block
+        self.end(frames)
+
+    def end(self, frames):
+        """Set what is known at the end: ``frames`` to use, ``notes`` and ``lost``."""
+        if frames:
+            self.frames, self.notes, self.lost = self.source.summary(frames, self.errors)
+
+    def equal_weights(self):
+        """Weights of the channels [C]: equal ones, or those of one channel.
+
+        ``InputError`` if the source lacks the channel.
+        """
+        count = self.source.channels
+        if self.channel is None:
+            return np.ones(count) / count
+        if not 1 <= self.channel <= count:
+            raise InputError(
+                f"{self.label}: has no channel {self.channel}: give one from 1 to {count}"
+            )
+        return np.eye(count)[self.channel - 1]
+
+    def mixed(self):
+        """Blocks float32 [S] with equal weights of the channels: the samples to use."""
+        waiting, given = None, 0
+        for block in self:
+            if waiting is None:
+                waiting, weights = np.zeros(0, dtype=np.float32), self.equal_weights()
+                # The end of the source tells how much of the last samples is padding.
+                most_padding = math.ceil(DURATION_TOLERANCE * self.source.rate) + 1
+            waiting = np.concatenate((waiting, _mix(block, weights)))
+            ready = max(0, len(waiting) - most_padding)
+            yield waiting[:ready]
+            given, waiting = given + ready, waiting[ready:]
+        if waiting is not None:
+            yield waiting[: self.frames - given]
 
 
 def _read_mixed(audio):

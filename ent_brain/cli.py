@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from ent_brain import versions
 from ent_brain.annotation import Annotation
-from ent_brain.audio import STDIN, scan_audio, scan_part
+from ent_brain.audio import STDIN, scan_part
 from ent_brain.errors import SHOWN_PROBLEMS, InputError, exit_on_input_error
 from ent_brain.export import OPEN_ENGLISH, find_model
 from ent_brain.formats import FORMATS, describe_formats
@@ -466,7 +466,7 @@ def annotate_all(model, recordings):
             if recording.channel == "each":
                 yield recording, _annotate_channels(model, recording), None
                 continue
-            audio = _scan(recording, recording.channel)
+            audio = _scan(model, recording, recording.channel, longest)
             check_passages(recording.passages or (), audio.seconds, audio.label)
             if audio.seconds > longest:
                 if recording.passages is None:
@@ -506,18 +506,18 @@ def annotate_all(model, recordings):
             yield recording, _complete(recording, annotation), None
 
 
-def _scan(recording, channel):
+def _scan(model, recording, channel, least=0.0):
     """The sound file of a recording, or its part of the file (``Audio``)."""
     if recording.part is None:
-        return scan_audio(recording.path, channel)
+        return model.scan(recording.path, channel, least)
     return scan_part(recording.path, *recording.part, channel)
 
 
 def _annotate_channels(model, recording):
     """Annotate each channel of a recording alone (``Annotation``)."""
-    count = _scan(recording, channel=1).channels
-    audios = [_scan(recording, number) for number in range(1, count + 1)]
-    channels = [model.annotate_file(audio, progressbar=False) for audio in audios]
+    first = _scan(model, recording, 1)
+    others = [_scan(model, recording, number) for number in range(2, first.channels + 1)]
+    channels = [model.annotate_file(audio, progressbar=False) for audio in [first, *others]]
     return join_channels(Path(recording.name).name, channels)
 
 

@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 from ent_brain.alignment import MOST_NODES, align, align_tokens, word_times
 from ent_brain.annotation import Heard, annotate
-from ent_brain.audio import LOUDEST, read_blocks, scan_audio
+from ent_brain.audio import LOUDEST, Inspection, read_blocks, scan_audio
 from ent_brain.decoding import TokenPath, judge_events, judge_frames, search
 from ent_brain.emotions import EmotionSet
 from ent_brain.errors import SHOWN_PROBLEMS, InputError, one_line
@@ -254,9 +254,35 @@ class EmotionTransducer(Pretrained):
             reason = " ".join(map(one_line, parts))
             raise InputError(f"{folder}: makes no model ({reason}): export again") from error
 
+    def scan(self, path, channel=None, least=0.0):
+        """Look through a sound file as ``scan_audio`` does, and find its speech on the way.
+
+        The ``_file`` methods do this first. They take the result in place of the path, and then
+        decode the file once more.
+
+        Arguments
+        ---------
+        path : str, Path or Audio
+        channel : int, optional
+            The channel to use, from 1 on. By default the channels are mixed.
+        least : float
+            Seconds; speech is found only in a recording that is longer.
+
+        Returns
+        -------
+        Audio
+
+        Raises
+        ------
+        InputError
+            As ``scan_audio`` does.
+        """
+        inspection = Inspection(self._survey_blocks, self.mods.frontend.sample_rate, least)
+        return scan_audio(path, channel, inspection)
+
     def transcribe_file(self, path):
         """Words of a sound file (str), normalised as in training."""
-        return _text(self._hear_file(scan_audio(path), progressbar=False))
+        return _text(self._hear_file(self.scan(path), progressbar=False))
 
     def transcribe_batch(self, wavs, wav_lens=None):
         """Words of waveforms [B, S] with relative lengths [B], list[str]."""
@@ -275,7 +301,7 @@ class EmotionTransducer(Pretrained):
         InputError
             If the file cannot be read, has less than 0.1 s of speech, or the model has no emotions.
         """
-        audio = scan_audio(path)
+        audio = self.scan(path)
         probabilities = _probabilities(self._hear_file(audio, progressbar=False), audio.label)
         return probabilities, self.emotions.names[int(probabilities.argmax())]
 
@@ -334,7 +360,7 @@ class EmotionTransducer(Pretrained):
         InputError
             If the file cannot be read, holds no audio or lacks the channel.
         """
-        audio = scan_audio(path, channel)
+        audio = self.scan(path, channel)
         heard = self._hear_file(audio, progressbar)
         return self._annotate(audio.path.stem, heard, audio.notes)
 
@@ -385,9 +411,9 @@ class EmotionTransducer(Pretrained):
             Also if the model has no words, a passage is not within the recording, or one is too
             long to align at once.
         """
-        audio = scan_audio(path, channel)
+        audio = self.scan(path, channel)
         spans, encoded = [], []
-        survey = _survey(read_blocks(audio, self.mods.frontend.sample_rate), self.mods.frontend)
+        survey = self._survey(audio)
         for windows, wavs, lens in self._read(audio, survey, progressbar):
             encoded += self._encode_each(wavs, lens)
             spans += [(window.start, window.start + len(window.wav)) for window in windows]
@@ -435,10 +461,20 @@ class EmotionTransducer(Pretrained):
         decoding = self.hparams.segment_decoding, self.hparams.segment_seconds
         return SegmentDecoder(self.emotions, self.mods.frontend.frame_duration, *decoding)
 
+    def _survey(self, audio):
+        """What ``scan`` found in a sound file, or what another decoding finds (``Survey``)."""
+        function, survey = audio.inspected
+        if function == self._survey_blocks:
+            return survey
+        return self._survey_blocks(read_blocks(audio, self.mods.frontend.sample_rate))
+
+    def _survey_blocks(self, blocks):
+        return _survey(blocks, self.mods.frontend)
+
     def _hear_file(self, audio, progressbar):
         """What the model makes of a sound file (``Audio``), ``Heard``."""
         rate, seconds = self.mods.frontend.sample_rate, audio.seconds
-        survey = _survey(read_blocks(audio, rate), self.mods.frontend)
+        survey = self._survey(audio)
         [heard] = self._hear_speech(
             [(survey, read_blocks(audio, rate))], self._progress(audio, progressbar)
         )

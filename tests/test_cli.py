@@ -16,7 +16,7 @@ import pytest
 import soundfile
 import torch
 
-from ent_brain import __version__, cli
+from ent_brain import __version__, audio, cli
 from ent_brain.annotation import FORMATS, Annotation
 from ent_brain.errors import exit_on_input_error
 from ent_brain.export import export
@@ -257,6 +257,73 @@ def test_what_was_noticed_is_said_once_and_in_the_json(model, tmp_path, capsys, 
     assert captured.err == f"note: {path}: {note}\n"
     [line] = captured.out.splitlines()
     assert json.loads(line)["notes"] == [note]
+
+
+@pytest.fixture
+def decodings(monkeypatch):
+    """Names of the files that are decoded, each as often as it is (list)."""
+    names = []
+
+    class Counted:
+        def __init__(self, source):
+            self.source = source
+
+        def __getattr__(self, name):
+            return getattr(self.source, name)
+
+        def __iter__(self):
+            names.append(self.source.path.name)
+            return iter(self.source)
+
+    open_source = audio.open_source
+    monkeypatch.setattr(audio, "open_source", lambda *args: Counted(open_source(*args)))
+    return names
+
+
+@pytest.mark.parametrize(
+    ("name", "seconds", "gains", "options", "count"),
+    [
+        ("long.flac", 5.0, (1,), [], 2),
+        ("long.mp3", 5.0, (1, 0.5), [], 2),
+        ("long.wav", 5.0, (1,), [], 2),
+        ("long.wav", 5.0, (1, 0.5), [], 2),
+        ("short.flac", 0.6, (1, 0.5), [], 2),
+        ("short.wav", 0.6, (1,), [], 1),  # its header tells the length
+        ("silent channel.flac", 5.0, (1, 0), [], 3),
+        ("inverted channel.flac", 5.0, (1, -1), [], 3),
+        ("one channel.flac", 5.0, (1, -1), ["--channel", "2"], 2),
+        ("each channel.flac", 5.0, (1, -1), ["--channel", "each"], 2 * 2),
+        ("each channel.flac", 0.6, (1, -1), ["--channel", "each"], 2 * 2),
+    ],
+)
+def test_a_recording_is_decoded_once_to_look_through_it_and_once_to_hear_it(
+    model, tmp_path, decodings, name, seconds, gains, options, count
+):
+    """How channels are mixed is known at the end alone: if one is left out, once more."""
+    wav, _ = soundfile.read(write(tmp_path / "mono.wav", seconds))
+    path = tmp_path / name
+    soundfile.write(path, np.outer(wav, gains), RATE)
+    assert run("annotate", path, "--model", model, "--out", tmp_path / "out", *options) == 0
+    assert decodings == [name] * count
+
+
+@pytest.mark.parametrize("gains", [(1,), (1, 0.5), (1, 0), (1, -1)])
+@pytest.mark.parametrize("kind", ["wav", "flac", "mp3", "ogg"])
+def test_what_is_found_while_a_file_is_looked_through_is_what_another_look_finds(
+    model, tmp_path, kind, gains
+):
+    loaded = EmotionTransducer.from_hparams(source=model)
+    wav, _ = soundfile.read(write(tmp_path / "mono.wav", 23.3), dtype="float32")
+    wav[5 * RATE : 7 * RATE] = 0
+    path = tmp_path / f"a.{kind}"
+    soundfile.write(path, np.outer(wav, gains) + 0.01, RATE * 3 // 2)
+    found, plain = loaded.scan(path), audio.scan_audio(path)
+    assert found == plain
+    (expected, *numbers), (speech, *others) = loaded._survey(plain), found.inspected[1]
+    assert numbers == others
+    assert expected[:3] == speech[:3]
+    np.testing.assert_array_equal(expected.spectrum, speech.spectrum)
+    assert loaded.scan(path, least=found.seconds).inspected == (None, None)
 
 
 def test_what_is_too_short_for_words_is_noted(model, tmp_path, capsys):
