@@ -111,13 +111,15 @@ def open_source(path, label):
 @contextmanager
 def ffmpeg_errors():
     """Collect the messages of FFmpeg's that tell errors (list)."""
-    level = av.logging.get_level()
+    level, skip_repeated = av.logging.get_level(), av.logging.get_skip_repeated()
     av.logging.set_level(av.logging.ERROR)
+    av.logging.set_skip_repeated(False)  # the file before may have had the same error
     try:
         with av.logging.Capture() as errors:
             yield errors
     finally:
         av.logging.set_level(level)
+        av.logging.set_skip_repeated(skip_repeated)
 
 
 class SoundfileSource:
@@ -217,8 +219,9 @@ class MediaSource:
         notes, lost = [], False
         seconds = frames / self.rate - self.lead
         if self.announced is not None:
-            # In a video the sound may end before the picture.
-            whole = abs(self.announced - self.reached) <= DURATION_TOLERANCE
+            # In a video the sound may end before the picture, unless its own length is known.
+            whole = not self.stream.duration
+            whole &= abs(self.announced - self.reached) <= DURATION_TOLERANCE
             lost = self.announced - seconds > DURATION_TOLERANCE and not whole
             if lost or seconds - self.announced > DURATION_TOLERANCE:
                 notes.append(
@@ -286,10 +289,10 @@ class MediaSource:
                             end = float((packet.pts + (packet.duration or 0)) * packet.time_base)
                             self.reached = max(self.reached, end - start)
                         continue
-                    self.decoded_bytes += packet.size
                     try:
                         yield from packet.decode()
-                    except av.FFmpegError:
+                        self.decoded_bytes += packet.size
+                    except av.FFmpegError:  # some packets hold more frames than their duration
                         self.failed += float((packet.duration or 0) * packet.time_base)
                 return
             except av.FFmpegError as error:  # a damaged place: FFmpeg looks for the next packet
@@ -337,7 +340,11 @@ class MediaSource:
                 converter = av.AudioResampler("flt", self.layout, self.rate)
                 self.resampler = key, converter
             frame.pts = None
-            frames = self.resampler[1].resample(frame)
+            try:
+                frames = self.resampler[1].resample(frame)
+            except av.FFmpegError:  # damaged, with tens of channels
+                self.failed += frame.samples / frame.sample_rate
+                return
         else:
             frames = [frame]
         for each in frames:
