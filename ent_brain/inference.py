@@ -1,5 +1,6 @@
 """A trained model in use: from a sound file to its words, its emotions and their times."""
 
+import math
 from dataclasses import replace
 from itertools import islice
 from typing import NamedTuple
@@ -34,7 +35,7 @@ from ent_brain.speakers import Turn, name_speakers
 from ent_brain.speech import MARGIN, NARROW, Speech, find_speech, highest_frequency
 from ent_brain.tokens import CharacterTokens, CharTokens, SentencePieceTokens
 from ent_brain.transcripts import Passage, check_passages, spell
-from ent_brain.windows import cut, join, join_rows, read_windows
+from ent_brain.windows import cut, join, join_rows
 
 WORDS = ("own", "whisper")
 """Whose words may be written down: the transducer's, or those of Whisper's decoder."""
@@ -506,9 +507,10 @@ class EmotionTransducer(Pretrained):
 
         def windows():
             for row, (survey, blocks) in enumerate(recordings):
+                blocks = map(survey.apply, blocks)  # an offset would hide the pauses
                 for window in cut(blocks, _stretches(survey.speech), rate, longest, step):
                     spans[row].append((window.start, window.start + len(window.wav)))
-                    yield survey.apply(window.wav)
+                    yield window.wav
 
         results, stream = [], windows()
         while wavs := list(islice(stream, max(WINDOWS_AT_ONCE, len(recordings)))):
@@ -541,9 +543,10 @@ class EmotionTransducer(Pretrained):
         """Yield some windows of a whole sound file, their waveforms [B, S] and lengths [B]."""
         frontend, longest = self.mods.frontend, self.hparams.longest_window
         rate, tell = frontend.sample_rate, self._progress(audio, progressbar)
-        stream = read_windows(audio, rate, longest, frontend.frame_samples)
+        blocks = map(survey.apply, read_blocks(audio, rate))
+        stream = cut(blocks, [(0, math.inf)], rate, longest, frontend.frame_samples)
         while windows := list(islice(stream, WINDOWS_AT_ONCE)):
-            wavs = [survey.apply(window.wav) for window in windows]
+            wavs = [window.wav for window in windows]
             lens = torch.tensor([len(wav) for wav in wavs])
             padded = torch.nn.utils.rnn.pad_sequence(wavs, batch_first=True)
             yield windows, padded, lens / padded.size(1)
