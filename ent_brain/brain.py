@@ -4,6 +4,7 @@ import math
 import os
 from collections import defaultdict
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -19,10 +20,8 @@ from speechbrain.utils.distributed import (
 from speechbrain.utils.logger import get_logger
 from torch.utils.data import SequentialSampler
 
-from ent_brain.alignment import align
 from ent_brain.checkpoints import load_random_state, save_random_state
 from ent_brain.dataio import ShareOfBatches
-from ent_brain.decoding import judge_events, search
 from ent_brain.errors import InputError, one_line
 from ent_brain.files import read_json, write_json
 from ent_brain.lattice import Lattice
@@ -41,7 +40,7 @@ from ent_brain.losses import (
 from ent_brain.metrics import TransducerStats
 from ent_brain.model import Streams
 from ent_brain.processes import gather, part_random_states, take_turns
-from ent_brain.segments import SegmentDecoder
+from ent_brain.recognizer import Recognizer
 
 logger = get_logger(__name__)
 
@@ -300,21 +299,10 @@ class EmotionTransducerBrain(sb.Brain):
         output = modules["model"](features, frame_lens, batch.tokens.data, token_lens)
         hypotheses = []
         if stage != sb.Stage.TRAIN:
-            beam_size = self.hparams.beam_size if stage == sb.Stage.TEST else 1
-            found = search(
-                self.raw_modules.model,
-                output.encoded,
-                frame_lens,
-                beam_size,
-                max_symbols=self.hparams.max_symbols,
-            )
-            hypotheses = [best for (best,) in found]
-        if stage == sb.Stage.TEST:
-            hypotheses = align(self.raw_modules.model, output.encoded, frame_lens, hypotheses)
-        if stage != sb.Stage.TRAIN:
-            hypotheses = judge_events(
-                self.raw_modules.model, output.encoded, hypotheses, self.segment_decoder
-            )
+            is_test, recognizer = stage == sb.Stage.TEST, self.recognizer
+            if not is_test:
+                recognizer = replace(recognizer, beam_size=1)
+            hypotheses = recognizer.recognize(output.encoded, frame_lens, aligned=is_test)
         return SimpleNamespace(
             output=output, frame_lens=frame_lens, token_lens=token_lens, hypotheses=hypotheses
         )
@@ -344,14 +332,9 @@ class EmotionTransducerBrain(sb.Brain):
         return lattice.dense()[0].softmax(-1).cpu()
 
     @property
-    def segment_decoder(self):
-        """Decoder of frame emotions (SegmentDecoder)."""
-        return SegmentDecoder(
-            self.emotions,
-            self.raw_modules.frontend.frame_duration,
-            self.hparams.segment_decoding,
-            self.hparams.segment_seconds,
-        )
+    def recognizer(self):
+        """The steps from encoded speech to words, emotions and times (Recognizer)."""
+        return Recognizer.from_hparams(self.raw_modules, self.emotions, self.hparams)
 
     def _known_intervals(self, batch):
         """Intervals from the manifest of each utterance with a known emotion."""
@@ -541,8 +524,7 @@ class EmotionTransducerBrain(sb.Brain):
         """Id, hypothesis and entry of each utterance of this process in the stage so far."""
         self.stats = TransducerStats(
             self.tokens if self.hparams.rnnt_weight or self.hparams.ctc_weight else None,
-            self.segment_decoder,
-            self.raw_modules.frontend.frame_offset,
+            self.recognizer.decoder,
         )
 
     def on_stage_end(self, stage, stage_loss, epoch=None):

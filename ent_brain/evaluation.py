@@ -12,8 +12,7 @@ import torch
 from speechbrain.utils.distributed import if_main_process, main_process_only
 
 from ent_brain import versions
-from ent_brain.alignment import word_times
-from ent_brain.annotation import Heard, annotate
+from ent_brain.annotation import annotate
 from ent_brain.brain import HISTORY_FILE
 from ent_brain.dataio import read_audio
 from ent_brain.emotions import describe_label_map
@@ -84,7 +83,7 @@ def report(brain, train_set, valid_set, test_sets, hparams):
     sets = {"Training": train_set, "Validation": valid_set}
     sets |= {f"Test set {name}": dataset for name, dataset in test_sets.items()}
     facts = describe_training(sets, hparams, brain.device)
-    _publish(rows, facts, scored, folder, progressbar=not brain.noprogressbar)
+    _publish(rows, facts, scored, brain.recognizer, folder, progressbar=not brain.noprogressbar)
 
 
 def _rows(name, stats, history):
@@ -122,7 +121,7 @@ def _describe(brain, name, dataset, folder):
         of_emotion = [u for u in stats.hypotheses if dataset.data[u]["entry"]["emotion"] == emotion]
         for utterance in sorted(of_emotion)[:1]:
             item, hypothesis = dataset.data[utterance], stats.hypotheses[utterance]
-            annotation = _annotation(stats, utterance, item["entry"])
+            annotation = _annotation(stats, utterance, item["entry"], brain.recognizer)
             wav = read_audio(item["wav"], sample_rate, item["start"], item["duration"])
             picture = folder / f"timeline_{label}_{emotion.replace(' ', '_')}.png"
             plot_timeline(picture, wav.numpy(), sample_rate, annotation, item["entry"]["segments"])
@@ -201,27 +200,21 @@ def _words(stats, hypothesis):
     return stats.tokens.words(hypothesis.tokens) if stats.words else []
 
 
-def _annotation(stats, utterance, entry):
+def _annotation(stats, utterance, entry, recognizer):
     """What was heard in an utterance of a test set that has been scored."""
-    hypothesis, decoder = stats.hypotheses[utterance], stats.decoder
-    log_probs = hypothesis.emotion_log_probs
-    labels = None
-    if log_probs is not None:
-        labels = decoder.labels(log_probs, hypothesis.event_log_probs)
-    words = _words(stats, hypothesis)
-    placed = decoder.frame_duration, entry["duration"], stats.frame_offset
-    times = word_times(words, hypothesis.frames, *placed)
-    heard = Heard(entry["duration"], times, log_probs, labels, hypothesis.utterance_log_probs)
+    hypothesis, decoder = stats.hypotheses[utterance], recognizer.decoder
+    heard = recognizer.heard(hypothesis, _words(stats, hypothesis), entry["duration"])
     return annotate(utterance, heard, decoder.frame_duration, decoder.emotions)
 
 
-def _utterances(name, dataset, stats):
+def _utterances(name, dataset, stats, recognizer):
     """Yield what was heard in each utterance of a test set, beside what is known of it."""
     rates = stats.by_utterance()
     for utterance in stats.hypotheses:
         item = dataset.data[utterance]
         entry = item["entry"]
-        annotation, emotions = _annotation(stats, utterance, entry), stats.decoder.emotions
+        annotation = _annotation(stats, utterance, entry, recognizer)
+        emotions = stats.decoder.emotions
         segments = entry["segments"]
         reference = replace(
             annotation,
@@ -241,13 +234,13 @@ def _utterances(name, dataset, stats):
 
 
 @main_process_only
-def _publish(rows, facts, scored, folder, progressbar):
+def _publish(rows, facts, scored, recognizer, folder, progressbar):
     text = f"{results_table(rows)}\n\n{facts}\n"
     write_json(rows, folder / RESULTS_FILE)
     with whole_or_nothing(folder / "results.md") as partial:
         partial.write_text(text, encoding="utf-8")
     # One after the other: as Python's numbers, frames need ten times what they do in tensors.
-    utterances = (each for test_set in scored for each in _utterances(*test_set))
+    utterances = (each for test_set in scored for each in _utterances(*test_set, recognizer))
     write_utterances(utterances, folder / UTTERANCES_FILE)
     page = write_report(folder, progressbar)
     print(

@@ -13,7 +13,7 @@ from tqdm import tqdm
 from ent_brain.alignment import MOST_NODES, align, align_tokens, word_times
 from ent_brain.annotation import Heard, annotate
 from ent_brain.audio import LOUDEST, Inspection, read_blocks, scan_audio
-from ent_brain.decoding import TokenPath, judge_events, judge_frames, search
+from ent_brain.decoding import TokenPath
 from ent_brain.emotions import EmotionSet
 from ent_brain.errors import SHOWN_PROBLEMS, InputError, one_line
 from ent_brain.export import (
@@ -29,7 +29,7 @@ from ent_brain.frontend import SSLFrontend
 from ent_brain.level import STEP, gain, step_means, step_powers
 from ent_brain.manifest import SAMPLE_RATE
 from ent_brain.model import Streams
-from ent_brain.segments import SegmentDecoder
+from ent_brain.recognizer import Recognizer
 from ent_brain.settings import check_device, wrong_values
 from ent_brain.speakers import Turn, name_speakers
 from ent_brain.speech import MARGIN, NARROW, Speech, find_speech, highest_frequency
@@ -457,10 +457,9 @@ class EmotionTransducer(Pretrained):
         return annotate(name, heard, frame_duration, emotions, notes, words_by)
 
     @property
-    def segment_decoder(self):
-        """What tells the emotions of frames from their probabilities (SegmentDecoder)."""
-        decoding = self.hparams.segment_decoding, self.hparams.segment_seconds
-        return SegmentDecoder(self.emotions, self.mods.frontend.frame_duration, *decoding)
+    def recognizer(self):
+        """The steps from encoded speech to words, emotions and times (Recognizer)."""
+        return Recognizer.from_hparams(self.mods, self.emotions, self.hparams)
 
     def _survey(self, audio):
         """What ``scan`` found in a sound file, or what another decoding finds (``Survey``)."""
@@ -534,7 +533,7 @@ class EmotionTransducer(Pretrained):
         seconds = speech.samples / rate
         if not spans:
             return Heard(seconds, [], None, None, None, (NO_SPEECH,))
-        frames = frontend.count_frames(max(speech.samples, int(SHORTEST * rate)))
+        frames = self._count_frames(speech.samples)
         spoken = _spoken_frames(speech, frames, step)
         joined = join(spans, results, rate, step, frames, spoken)
         return self._only_speech(joined._replace(seconds=seconds), speech)
@@ -552,10 +551,10 @@ class EmotionTransducer(Pretrained):
             yield windows, padded, lens / padded.size(1)
             tell((windows[-1].start + len(windows[-1].wav)) / rate)
 
-    def _count_frames(self, spans):
-        """Frames (int) of a recording that windows cover."""
+    def _count_frames(self, samples):
+        """Frames (int) of a recording of so many samples."""
         frontend = self.mods.frontend
-        return frontend.count_frames(max(spans[-1][1], int(SHORTEST * frontend.sample_rate)))
+        return frontend.count_frames(max(samples, int(SHORTEST * frontend.sample_rate)))
 
     def _hear_batch(self, wavs, wav_lens):
         """What the model makes of waveforms [B, S] or [S] that somebody gives, list[Heard]."""
@@ -620,8 +619,8 @@ class EmotionTransducer(Pretrained):
 
     def _align(self, name, spans, encoded, speech, text, label, notes=()):
         """Annotate a recording whose words are known, from its encoded windows."""
-        frontend, model = self.mods.frontend, self.mods.model
-        if not model.token_joints:
+        frontend, recognizer = self.mods.frontend, self.recognizer
+        if not self.mods.model.token_joints:
             raise InputError("model: has no words to align. Load one that has.")
         rate, frame_samples = frontend.sample_rate, frontend.frame_samples
         seconds = spans[-1][1] / rate
@@ -629,7 +628,7 @@ class EmotionTransducer(Pretrained):
             without = Heard(seconds, [], None, None, None, (NO_SPEECH,))
             return self._annotate(name, without, notes, "transcript")
         counts = [len(each.streams.emotion) for each in encoded]
-        rows, parts = join_rows(spans, counts, frame_samples, self._count_frames(spans))
+        rows, parts = join_rows(spans, counts, frame_samples, self._count_frames(spans[-1][1]))
         joined = zip(*(each.streams for each in encoded), strict=True)
         streams = Streams(*(torch.cat(stream)[rows][None] for stream in joined))
         passages = [Passage(text)] if isinstance(text, str) else text
@@ -641,10 +640,9 @@ class EmotionTransducer(Pretrained):
                 path = TokenPath(*map(list, zip(*within, strict=True)) if within else ([], []), 0.0)
                 part = Streams(*(stream[:, begin:end] for stream in streams))
                 lens = torch.tensor([end - begin], device=self.device)
-                found = judge_frames(model, part, lens, [path])
-                [found] = judge_events(model, part, found, self.segment_decoder)
+                [found] = recognizer.judge(part, lens, [path])
                 words_of = self.hparams.tokens.words(found.tokens)
-                heard.append(self._heard(found, words_of, each.samples / rate))
+                heard.append(recognizer.heard(found, words_of, each.samples / rate))
         parts = [
             (begin * frame_samples, end * frame_samples) for begin, end in parts if begin < end
         ]
@@ -742,34 +740,23 @@ class EmotionTransducer(Pretrained):
     @torch.no_grad()
     def _hear(self, wavs, wav_lens):
         """What the model makes of waveforms, list[Heard]."""
-        frontend, model = self.mods.frontend, self.mods.model
+        recognizer, rate = self.recognizer, self.mods.frontend.sample_rate
         encoded, frame_lens, samples, features = self._encode(wavs, wav_lens)
-        hypotheses = [
-            best
-            for (best,) in search(
-                model,
-                encoded,
-                frame_lens,
-                # Where Whisper writes the words, only whether there are any is asked here.
-                self.hparams.beam_size if self.whisper is None else 1,
-                max_symbols=self.hparams.max_symbols,
-            )
-        ]
         if self.whisper is None:
-            hypotheses = align(model, encoded, frame_lens, hypotheses)
+            hypotheses = recognizer.recognize(encoded, frame_lens)
             words = [self.hparams.tokens.words(hypothesis.tokens) for hypothesis in hypotheses]
         else:
-            # Where the model itself hears no word, Whisper makes some up.
-            rows = [row for row, each in enumerate(hypotheses) if each.tokens]
+            # Where the model itself finds no word, Whisper invents some.
+            found = replace(recognizer, beam_size=1).search(encoded, frame_lens)
+            rows = [row for row, each in enumerate(found) if each.tokens]
             texts = self._ask_whisper(wavs, samples, features, rows)
             spelled = [spell(text, self.hparams.tokens, self.language) for text in texts]
             words = [each.words for each in spelled]
             paths = [TokenPath(each.tokens, [], 0.0) for each in spelled]
-            paths = align(model, encoded, frame_lens, paths)
-            hypotheses = judge_frames(model, encoded, frame_lens, paths)
-        hypotheses = judge_events(model, encoded, hypotheses, self.segment_decoder)
-        lengths = [count / frontend.sample_rate for count in samples.tolist()]  # not in float32
-        return [self._heard(*parts) for parts in zip(hypotheses, words, lengths, strict=True)]
+            paths = align(self.mods.model, encoded, frame_lens, paths)
+            hypotheses = recognizer.judge(encoded, frame_lens, paths)
+        lengths = [count / rate for count in samples.tolist()]  # not in float32
+        return [recognizer.heard(*parts) for parts in zip(hypotheses, words, lengths, strict=True)]
 
     def _ask_whisper(self, wavs, samples, features, rows):
         """Whisper's texts (list[str]) of waveforms [B, S]; empty but for some rows."""
@@ -782,16 +769,6 @@ class EmotionTransducer(Pretrained):
             for row, text in zip(rows, found, strict=True):
                 texts[row] = text
         return texts
-
-    def _heard(self, hypothesis, words, seconds):
-        frontend = self.mods.frontend
-        of_frames, of_utterance = hypothesis.emotion_log_probs, hypothesis.utterance_log_probs
-        labels = None
-        if of_frames is not None:
-            labels = self.segment_decoder.labels(of_frames, hypothesis.event_log_probs)
-        placed = frontend.frame_duration, seconds, frontend.frame_offset
-        times = word_times(words, hypothesis.frames, *placed)
-        return Heard(seconds, times, of_frames, labels, of_utterance)
 
 
 class Survey(NamedTuple):

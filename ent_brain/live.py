@@ -117,7 +117,7 @@ class Listener:
         if not self._spans:
             raise InputError(f"{name}: no audio. Check the microphone, or what is piped in.")
         rate, frame_samples = self.sample_rate, self._frontend.frame_samples
-        frames = self._frontend.count_frames(max(self._total, int(SHORTEST * rate)))
+        frames = self._model._count_frames(self._total)
         joined = join(self._spans, self._results, rate, frame_samples, frames)
         joined = joined._replace(words=self._settled, seconds=self.seconds)
         if self.seconds < SHORTEST:

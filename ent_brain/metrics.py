@@ -288,12 +288,10 @@ class TransducerStats:
         None if the model has no words; words are then not scored.
     decoder : SegmentDecoder
         Decoder of frame emotions.
-    frame_offset : float
-        ``Frontend.frame_offset`` in seconds, for the times of words.
     """
 
-    def __init__(self, tokens, decoder, frame_offset=0.0):
-        self.tokens, self.decoder, self.frame_offset = tokens, decoder, frame_offset
+    def __init__(self, tokens, decoder):
+        self.tokens, self.decoder = tokens, decoder
         self.words = WordErrorStats()
         self.emotions = EmotionStats(decoder.emotions)
         # The model and its baselines: neutral everywhere, and the utterance's emotion everywhere.

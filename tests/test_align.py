@@ -201,7 +201,7 @@ def test_known_words_are_where_they_would_be_if_the_model_had_heard_them(
         [found] = judge_frames(mods, encoded, frame_lens, [TokenPath(tokens, [0] * 16, 0.0)])
         return [[found]]
 
-    monkeypatch.setattr("ent_brain.inference.search", search)
+    monkeypatch.setattr("ent_brain.recognizer.search", search)
     heard, aligned = model.annotate_file(path), model.align_file(path, "some other words")
     assert [word.text for word in heard.words] == ["SOME", "OTHER", "WORDS"]
     assert [word[1:3] for word in aligned.words] == [word[1:3] for word in heard.words]

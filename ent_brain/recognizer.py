@@ -1,0 +1,115 @@
+"""Words, emotions and their times from encoded speech: the steps that tests and use share."""
+
+from dataclasses import dataclass
+
+from ent_brain.alignment import align, word_times
+from ent_brain.annotation import Heard
+from ent_brain.decoding import judge_events, judge_frames, search
+from ent_brain.model import TransducerModel
+from ent_brain.segments import SegmentDecoder
+
+
+@dataclass(frozen=True)
+class Recognizer:
+    """Searches for words, aligns them, judges emotions, and gives both their times.
+
+    Arguments
+    ---------
+    model : ENT or FENT
+        In eval mode.
+    decoder : SegmentDecoder
+        Chooses the emotions of frames.
+    frame_offset : float
+        Seconds: ``Frontend.frame_offset``.
+    beam_size, max_symbols : int
+        As for ``decoding.search``.
+    """
+
+    model: TransducerModel
+    decoder: SegmentDecoder
+    frame_offset: float
+    beam_size: int
+    max_symbols: int
+
+    @classmethod
+    def from_hparams(cls, modules, emotions, hparams):
+        """Make one with the settings of a recipe or of an export.
+
+        Arguments
+        ---------
+        modules : torch.nn.ModuleDict
+            ``frontend`` and ``model``.
+        emotions : EmotionSet
+        hparams : SimpleNamespace
+            ``segment_decoding``, ``segment_seconds``, ``beam_size`` and ``max_symbols``.
+        """
+        frontend = modules["frontend"]
+        decoding = hparams.segment_decoding, hparams.segment_seconds
+        decoder = SegmentDecoder(emotions, frontend.frame_duration, *decoding)
+        sizes = hparams.beam_size, hparams.max_symbols
+        return cls(modules["model"], decoder, frontend.frame_offset, *sizes)
+
+    def search(self, encoded, frame_lens):
+        """Find the best hypothesis (Hypothesis) of each utterance, as ``decoding.search`` does."""
+        sizes = {"beam_size": self.beam_size, "max_symbols": self.max_symbols}
+        found = search(self.model, encoded, frame_lens, **sizes)
+        return [best for (best,) in found]
+
+    def recognize(self, encoded, frame_lens, aligned=True):
+        """Recognize the tokens and emotions of a batch.
+
+        Arguments
+        ---------
+        encoded : Streams
+            [B, T, D] each.
+        frame_lens : Tensor
+            [B] int
+        aligned : bool
+            Whether tokens are moved to their frames on the best path.
+
+        Returns
+        -------
+        list[Hypothesis]
+        """
+        hypotheses = self.search(encoded, frame_lens)
+        if aligned:
+            hypotheses = align(self.model, encoded, frame_lens, hypotheses)
+        return judge_events(self.model, encoded, hypotheses, self.decoder)
+
+    def judge(self, encoded, frame_lens, paths):
+        """Judge the emotions of a batch whose tokens are known.
+
+        Arguments
+        ---------
+        encoded, frame_lens
+            As for ``recognize``.
+        paths : list[TokenPath]
+
+        Returns
+        -------
+        list[Hypothesis]
+        """
+        hypotheses = judge_frames(self.model, encoded, frame_lens, paths)
+        return judge_events(self.model, encoded, hypotheses, self.decoder)
+
+    def heard(self, hypothesis, words, seconds):
+        """Label the frames of an utterance and time its words.
+
+        Arguments
+        ---------
+        hypothesis : Hypothesis
+        words : list[tuple[str, int, int]]
+            As ``tokens.words`` gives them.
+        seconds : float
+            Duration of the utterance.
+
+        Returns
+        -------
+        Heard
+        """
+        log_probs, labels = hypothesis.emotion_log_probs, None
+        if log_probs is not None:
+            labels = self.decoder.labels(log_probs, hypothesis.event_log_probs)
+        placed = self.decoder.frame_duration, seconds, self.frame_offset
+        times = word_times(words, hypothesis.frames, *placed)
+        return Heard(seconds, times, log_probs, labels, hypothesis.utterance_log_probs)
