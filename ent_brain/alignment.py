@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ent_brain.decoding import pad_tokens
 from ent_brain.losses import arc_log_probs
+from ent_brain.segments import TimedWord
 from ent_brain.tokens import BLANK
 
 MOST_NODES = 2**27
@@ -189,13 +190,13 @@ def word_times(words, frames, frame_duration, duration, offset=0.0):
 
     Returns
     -------
-    list[tuple[str, float, float]]
-        Text, start and end in seconds. Every word has a duration, and no two words overlap.
+    list[TimedWord]
+        In seconds. Every word has a duration, and no two words overlap.
 
     Example
     -------
     >>> word_times([("I", 0, 1), ("SEE", 2, 5)], [2, 4, 5, 6, 8], 0.04, 0.41)
-    [('I', 0.08, 0.2), ('SEE', 0.2, 0.41)]
+    [TimedWord(text='I', start=0.08, end=0.2), TimedWord(text='SEE', start=0.2, end=0.41)]
     """
     # A word cannot start in a last frame that the recording fills by less than half.
     last = max(0, math.ceil(duration / frame_duration - 0.5) - 1)
@@ -210,14 +211,13 @@ def word_times(words, frames, frame_duration, duration, offset=0.0):
         seen[frame] += 1
     limits = [*starts[1:], duration]
     times = [
-        (text, start, min(limit, (final + 1) * frame_duration + WORD_TAIL))
+        TimedWord(text, start, min(limit, (final + 1) * frame_duration + WORD_TAIL))
         for (text, _, _), (_, final), start, limit in zip(
             words, spans, starts, limits, strict=False
         )
     ]
-    return [
-        (text, max(0.0, start + offset), min(duration, end + offset)) for text, start, end in times
-    ]
+    moved = (word.moved(offset) for word in times)
+    return [TimedWord(text, max(0.0, start), min(duration, end)) for text, start, end in moved]
 
 
 def _frames_of(frames, first, end):

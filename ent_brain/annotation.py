@@ -254,7 +254,7 @@ class Heard(NamedTuple):
     seconds: float
     """Duration of the recording or the window."""
     words: list
-    """(text, start, end) in seconds, from ``alignment.word_times``."""
+    """TimedWord in seconds, from ``alignment.word_times``."""
     frame_log_probs: Tensor | None
     """[T, E]; None if the model has no emotions."""
     labels: list | None

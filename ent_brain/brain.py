@@ -340,7 +340,7 @@ class EmotionTransducerBrain(sb.Brain):
         """Intervals from the manifest of each utterance with a known emotion."""
         known = [entry["intervals"] for entry in batch.entry if entry["emotion"] is not None]
         if not self.hparams.rnnt_weight:  # the lattice has only one position
-            known = [[(*span[:3], 0, 1) for span in spans] for spans in known]
+            known = [[s._replace(token_start=0, token_end=1) for s in spans] for spans in known]
         return known
 
     def compute_objectives(self, predictions, batch, stage):
@@ -498,7 +498,7 @@ class EmotionTransducerBrain(sb.Brain):
             return cross_entropy(head_logits, emotions)
         of_intervals = self.raw_modules.model.classify_intervals(encoded, predicted, intervals)
         owners = [row for row, spans in enumerate(intervals) for _ in spans]
-        labels = [span[0] for spans in intervals for span in spans]
+        labels = [span.emotion for spans in intervals for span in spans]
         rows = torch.tensor([*range(len(intervals)), *owners], device=emotions.device)
         losses = cross_entropy(
             torch.cat((head_logits, of_intervals)),

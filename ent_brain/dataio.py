@@ -14,6 +14,7 @@ from torch.utils.data import BatchSampler, Sampler
 from ent_brain import augment
 from ent_brain.audio import load_audio, load_part, resample
 from ent_brain.errors import InputError, raise_problems
+from ent_brain.lattice import Span
 from ent_brain.level import bring_to_level
 from ent_brain.manifest import (
     DATA_ROOT,
@@ -258,9 +259,8 @@ def interval_spans(intervals, tokens, emotions, frame_samples, frames):
 
     Returns
     -------
-    list[tuple]
-        (emotion, frame_start, frame_end, token_start, token_end), ends excluded. Together they
-        cover all frames and all positions.
+    list[Span]
+        Together they cover all frames and all positions.
 
     Raises
     ------
@@ -273,8 +273,9 @@ def interval_spans(intervals, tokens, emotions, frame_samples, frames):
     >>> from ent_brain.emotions import PUBLISHED
     >>> from ent_brain.tokens import CharTokens
     >>> known = [Interval(0, 470, "neutral", "OH"), Interval(470, 1600, "sad", "NO")]
-    >>> interval_spans(known, CharTokens(), PUBLISHED, frame_samples=320, frames=5)
-    [(3, 0, 1, 0, 3), (2, 1, 5, 3, 6)]
+    >>> _, sad = interval_spans(known, CharTokens(), PUBLISHED, frame_samples=320, frames=5)
+    >>> sad
+    Span(emotion=2, frame_start=1, frame_end=5, token_start=3, token_end=6)
     """
     ids = tokens.encode(" ".join(interval.transcript for interval in intervals))
     spans, frame, position = [], 0, 0
@@ -289,7 +290,7 @@ def interval_spans(intervals, tokens, emotions, frame_samples, frames):
             raise InputError(f"{interval.transcript!r} has other tokens within the utterance")
         if not frame < end:
             raise InputError(f"interval of samples {interval.start} to {interval.end}: no frame")
-        spans.append((emotions.index(interval.emotion), frame, end, position, stop + last))
+        spans.append(Span(emotions.index(interval.emotion), frame, end, position, stop + last))
         frame, position = end, stop
     return spans
 

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ent_brain.lattice import Lattice
+from ent_brain.lattice import Lattice, Span
 from ent_brain.model import Streams
 from ent_brain.tokens import BLANK
 
@@ -172,11 +172,11 @@ def judge_events(model, encoded, hypotheses, decoder):
         for emotion, (a, b) in decoder.events(log_probs).items():
             c = bisect_left(frames, a)
             d = bisect_left(frames, b) if b < len(log_probs) else len(own_tokens) + 1
-            intervals[-1].append((emotion, a, b, c, max(c + 1, d)))
+            intervals[-1].append(Span(emotion, a, b, c, max(c + 1, d)))
     logits = model.classify_intervals(encoded, model.predict(tokens, token_lens), intervals)
     judged = logits.float().log_softmax(-1).cpu().split([len(spans) for spans in intervals])
     return [
-        hypothesis._replace(event_log_probs=_own_emotion(log_probs, [span[0] for span in spans]))
+        hypothesis._replace(event_log_probs=_own_emotion(log_probs, [s.emotion for s in spans]))
         for hypothesis, spans, log_probs in zip(hypotheses, intervals, judged, strict=True)
     ]
 

@@ -5,6 +5,7 @@ from itertools import pairwise
 import torch
 
 from ent_brain.emotions import PUBLISHED
+from ent_brain.lattice import Span
 from ent_brain.pooling import aligned_emotions, log_probability
 from ent_brain.transducer import reduce_losses
 
@@ -97,9 +98,9 @@ def aligned_events(
 
     Returns
     -------
-    list
-        Intervals of each utterance without gaps, the event and what is neutral before or after it,
-        as ``supervised_lattice_loss`` takes them. A token belongs to where its frame is expected.
+    list[list[Span]]
+        Of each utterance without gaps: the event and what is neutral before or after it. A token
+        belongs to where its frame is expected.
 
     Example
     -------
@@ -108,8 +109,9 @@ def aligned_events(
     >>> output = torch.tensor([[0.0], [0.0], [9.0], [-9.0]]), torch.zeros(4)
     >>> lattice = Lattice(rows, torch.zeros(1, 1, 1), *output)
     >>> lens, sad = (torch.tensor([3]), torch.tensor([0])), torch.tensor([2])
-    >>> aligned_events(lattice, torch.ones(1, 3, 1), sad, *lens, shortest=1)
-    [[(3, 0, 1, 0, 1), (2, 1, 3, 0, 1)]]
+    >>> [(calm, event)] = aligned_events(lattice, torch.ones(1, 3, 1), sad, *lens, shortest=1)
+    >>> event
+    Span(emotion=2, frame_start=1, frame_end=3, token_start=0, token_end=1)
     """
     probs = aligned_emotions(emotion_lattice, posteriors, token_lens)
     _, gains = _event_gains(probs, emotions, frame_lens, neutral)
@@ -129,7 +131,7 @@ def aligned_events(
         for a, b in pairwise(borders):
             c, d = passed[row][a], passed[row][b] if b < frames else tokens + 1
             felt = emotion if [a, b] == event else neutral
-            intervals[row].append((felt, a, b, c, max(c + 1, d)))
+            intervals[row].append(Span(felt, a, b, c, max(c + 1, d)))
     return intervals
 
 

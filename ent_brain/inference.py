@@ -649,7 +649,7 @@ class EmotionTransducer(Pretrained):
         parts[-1] = parts[-1][0], spans[-1][1]
         joined = join(parts, heard, rate, frame_samples, len(rows))
         joined = self._only_speech(joined, speech)
-        joined = joined._replace(words=[word[:3] for word in words], seconds=seconds)
+        joined = joined._replace(words=[word for word, _ in words], seconds=seconds)
         annotation = self._annotate(name, joined, (*notes, *told), "transcript")
         turns = [
             Turn(each.start, seconds if each.end is None else each.end, each.speaker)
@@ -663,7 +663,7 @@ class EmotionTransducer(Pretrained):
             annotation,
             words=tuple(
                 word._replace(speaker=speaker)
-                for word, (*_, speaker) in zip(annotation.words, words, strict=True)
+                for word, (_, speaker) in zip(annotation.words, words, strict=True)
             ),
         )
 
@@ -673,7 +673,7 @@ class EmotionTransducer(Pretrained):
         Returns
         -------
         list, list, list[str]
-            (text, start, end, speaker) of each word; (token, frame) of each token; notes. The first
+            Each word (TimedWord) with its speaker; (token, frame) of each token; notes. The first
             two by time.
         """
         frame_duration, tokens = self.mods.frontend.frame_duration, self.hparams.tokens
@@ -697,13 +697,13 @@ class EmotionTransducer(Pretrained):
             limit = min(seconds, end * frame_duration) - offset
             frame_offset = self.mods.frontend.frame_offset
             times = word_times(spelling.words, frames, frame_duration, limit, frame_offset)
-            for (word, first, last), (_, start, stop) in zip(spelling.words, times, strict=True):
-                span = (start + offset, stop + offset)
+            for (_, first, last), word in zip(spelling.words, times, strict=True):
+                word = word.moved(offset)
                 if passage.is_word:
-                    span = passage.start, until
-                words.append((word, *span, passage.speaker))
+                    word = word._replace(start=passage.start, end=until)
+                words.append((word, passage.speaker))
                 if first < last and sum(scores[first:last]) < IMPLAUSIBLE * (last - first):
-                    implausible.append(f"{word} at {span[0]:.2f} s")
+                    implausible.append(f"{word.text} at {word.start:.2f} s")
             if emissions and frames:  # the space between two passages, where tokens have one
                 emissions += [(token, begin + frames[0]) for token in tokens.encode(" ")]
             emissions += zip(spelling.tokens, [begin + frame for frame in frames], strict=True)
@@ -713,7 +713,7 @@ class EmotionTransducer(Pretrained):
             notes.append(f"the model's tokens cannot spell {_count(unspelled)}")
         if implausible:
             notes.append(f"the recording may not have {_count(implausible)}")
-        words.sort(key=lambda word: word[1])
+        words.sort(key=lambda pair: pair[0].start)
         return words, sorted(emissions, key=lambda emission: emission[1]), notes
 
     @torch.no_grad()

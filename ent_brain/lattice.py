@@ -69,6 +69,19 @@ class Lattice(NamedTuple):
         return logits if logits.dtype == torch.float64 else logits.float()
 
 
+class Span(NamedTuple):
+    """An interval of one emotion in an utterance's lattice; its ends are excluded."""
+
+    emotion: int
+    """Class index."""
+    frame_start: int
+    frame_end: int
+    token_start: int
+    """Token position u."""
+    token_end: int
+    """U+1 at most, because an utterance has one position more than tokens."""
+
+
 class Tile(NamedTuple):
     """A rectangle of nodes: some utterances, a run of their frames, all their token positions."""
 

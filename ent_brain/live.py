@@ -60,7 +60,7 @@ class Listener:
         self._wav, self._start, self._total = torch.zeros(0), 0, 0
         self._overlap = 0
         self._next = self._hop  # samples of the stream at which the window is heard again
-        self._settled = []  # (text, start, end) in seconds
+        self._settled = []  # TimedWord, in seconds of the stream
         self._spans, self._results = [], []  # of the windows that have ended
 
     @property
@@ -167,18 +167,17 @@ class Listener:
     def _settle(self, result, limit):
         """Words of the window that are new and end before ``limit``, in seconds of the stream."""
         offset = self._start / self.sample_rate
-        words = [(text, start + offset, end + offset) for text, start, end in result.words]
+        words = [word.moved(offset) for word in result.words]
         words = words[self._count_settled(words) :]
-        count = next((i for i, word in enumerate(words) if word[2] > limit), len(words))
+        count = next((i for i, word in enumerate(words) if word.end > limit), len(words))
         if not count:
             return []
-        free = self._settled[-1][2] if self._settled else 0.0
-        words = [(text, max(start, free), max(end, free)) for text, start, end in words[:count]]
+        free = self._settled[-1].end if self._settled else 0.0
+        words = [_not_before(word, free) for word in words[:count]]
         self._settled += words
-        within = [(text, start - offset, end - offset) for text, start, end in words]
         told = annotate(
             "",
-            result._replace(words=[(text, max(a, 0.0), max(b, 0.0)) for text, a, b in within]),
+            result._replace(words=[_not_before(word.moved(-offset), 0.0) for word in words]),
             self._frontend.frame_duration,
             self._model.emotions,
         )
@@ -191,15 +190,19 @@ class Listener:
         """Number of the first words of a window that have been settled."""
         if not self._settled:
             return 0
-        text, start, end = self._settled[-1]
+        last = self._settled[-1]
         same = [
-            (abs(word[1] - start), index + 1)
+            (abs(word.start - last.start), index + 1)
             for index, word in enumerate(words)
-            if word[0] == text and abs(word[1] - start) <= SAME_WORD
+            if word.text == last.text and abs(word.start - last.start) <= SAME_WORD
         ]
         if same:
             return min(same)[1]
-        return sum((word[1] + word[2]) / 2 <= end for word in words)
+        return sum((word.start + word.end) / 2 <= last.end for word in words)
+
+
+def _not_before(word, time):
+    return word._replace(start=max(word.start, time), end=max(word.end, time))
 
 
 def listen_to(chunks, listener):

@@ -541,18 +541,18 @@ class TransducerModel(nn.Module):
         ---------
         encoded, predicted : Streams
             [B, T, D] and [B, U+1, D] each.
-        intervals : list
-            Of each utterance, as ``losses.supervised_lattice_loss`` takes them.
+        intervals : list[list[Span]]
+            Of each utterance.
 
         Returns
         -------
         Tensor
             [K, E] of the intervals of all utterances.
         """
-        spans = [(row, *span[1:]) for row, known in enumerate(intervals) for span in known]
+        spans = [(row, span) for row, known in enumerate(intervals) for span in known]
         return self.pooled_head(
-            torch.stack([encoded.emotion[row, a:b].mean(0) for row, a, b, _, _ in spans]),
-            torch.stack([predicted.emotion[row, c:d].mean(0) for row, _, _, c, d in spans]),
+            torch.stack([encoded.emotion[row, a:b].mean(0) for row, (_, a, b, _, _) in spans]),
+            torch.stack([predicted.emotion[row, c:d].mean(0) for row, (*_, c, d) in spans]),
         )
 
 

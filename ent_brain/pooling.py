@@ -8,6 +8,7 @@ from torch.autograd.function import once_differentiable
 
 from ent_brain.emotions import PUBLISHED
 from ent_brain.lattice import (
+    Span,
     backpropagate,
     node_logits,
     split_tensors,
@@ -180,9 +181,8 @@ def supervised_lattice_loss(lattice, intervals, frame_lens, token_lens, reductio
     ---------
     lattice : Lattice
         Of the emotion joint.
-    intervals : list
-        For each utterance a list of (emotion, frame_start, frame_end, token_start, token_end),
-        ends excluded; token ends count positions, so that U+1 is the last.
+    intervals : list[list[Span]]
+        Intervals of each utterance.
     frame_lens, token_lens : Tensor
         [B] int.
     reduction : str
@@ -211,7 +211,7 @@ def supervised_lattice_loss(lattice, intervals, frame_lens, token_lens, reductio
                 )
     most = max(len(spans) for spans in intervals)
     # An interval that ends at frame 0 has an empty region: the padding of shorter lists.
-    padded = [list(spans) + [(0, 0, 0, 0, 0)] * (most - len(spans)) for spans in intervals]
+    padded = [list(spans) + [Span(0, 0, 0, 0, 0)] * (most - len(spans)) for spans in intervals]
     spans = torch.tensor(padded, device=lattice.enc.device).view(len(intervals), most, 5)
     return reduce_losses(_Regions.apply(spans, frame_lens, token_lens, *lattice), reduction)
 
@@ -229,8 +229,8 @@ def supervised_aligned_loss(
         Of the emotion joint.
     posteriors : Tensor
         [B, T, U+1] of ``transducer_alignment``.
-    intervals : list
-        As for ``supervised_lattice_loss``; here each frame lies in one of them.
+    intervals : list[list[Span]]
+        Intervals of each utterance; each frame lies in one of them.
     frame_lens, token_lens : Tensor
         [B] int.
     reduction : str
@@ -351,7 +351,7 @@ class _Regions(torch.autograd.Function):
 
 
 def _inside(span, t, u):
-    """Whether nodes lie in the region of a span [B, 5, ...] (emotion, a, b, c, d)."""
+    """Whether nodes lie in the region of a span [B, 5, ...], the numbers of a ``Span``."""
     _, a, b, c, d = span.unbind(1)
     return (t < b) & (u < d) & ((t >= a) | (u >= c))
 

@@ -26,6 +26,7 @@ from ent_brain.dataio import (
 from ent_brain.errors import InputError, one_line, raise_problems
 from ent_brain.evaluation import report
 from ent_brain.files import read_json, sweep, write_json
+from ent_brain.lattice import Span
 from ent_brain.losses import SUPERVISED_MODES
 from ent_brain.manifest import read_manifest
 from ent_brain.mixing import mix
@@ -445,7 +446,7 @@ def _add_whole_intervals(datasets, corpora, emotions):
             entry, positions = item["entry"], item["positions"]
             if item["corpus"] in corpora and entry["emotion"] and entry["intervals"] is None:
                 frames = item["nodes"] // positions
-                span = emotions.index(entry["emotion"]), 0, frames, 0, positions
+                span = Span(emotions.index(entry["emotion"]), 0, frames, 0, positions)
                 entry["intervals"] = [span]
 
 

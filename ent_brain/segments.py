@@ -14,6 +14,18 @@ ROUNDING = 0.05
 """Time in seconds by which a segment may end after its recording, because annotators round."""
 
 
+class TimedWord(NamedTuple):
+    """A word with its times: seconds, or samples where a function says so."""
+
+    text: str
+    start: float
+    end: float
+
+    def moved(self, time):
+        """The word so much later, or earlier if it is below 0."""
+        return self._replace(start=self.start + time, end=self.end + time)
+
+
 class Segment(NamedTuple):
     """An interval of one emotion: times in seconds, emotion by name."""
 

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ent_brain.annotation import Heard
 from ent_brain.audio import read_blocks, scan_audio
+from ent_brain.segments import TimedWord
 
 OVERLAP = 0.3
 """Share of a window that overlaps with the next one if there is no pause between them."""
@@ -163,9 +164,9 @@ def join(spans, results, sample_rate, frame_samples, frame_count, spoken=None):
 
     Example
     -------
-    >>> parts = [Heard(0.1, [("OH", 0.0, 0.1)], None, None, None)] * 2
-    >>> join([(0, 1600), (1600, 3200)], parts, 16000, 320, 10).words
-    [('OH', 0.0, 0.1), ('OH', 0.1, 0.2)]
+    >>> parts = [Heard(0.1, [TimedWord("OH", 0.0, 0.1)], None, None, None)] * 2
+    >>> join([(0, 1600), (1600, 3200)], parts, 16000, 320, 10).words[1]
+    TimedWord(text='OH', start=0.1, end=0.2)
     """
     if len(results) == 1:
         return results[0]
@@ -173,7 +174,7 @@ def join(spans, results, sample_rate, frame_samples, frame_count, spoken=None):
     left_end = 0
     for (start, end), result in zip(spans, results, strict=True):
         own = [
-            (text, start + round(a * sample_rate), start + round(b * sample_rate))
+            TimedWord(text, round(a * sample_rate), round(b * sample_rate)).moved(start)
             for text, a, b in result.words
         ]
         # A window that ends inside the one before contributes nothing after its own end.
@@ -198,7 +199,7 @@ def join(spans, results, sample_rate, frame_samples, frame_count, spoken=None):
             result.utterance_log_probs.exp() * float(counted[begin:end].sum() / counted.sum())
             for result, (begin, end) in zip(results, parts, strict=True)
         ).log()
-    words = [(text, a / sample_rate, b / sample_rate) for text, a, b in _parted(words)]
+    words = [TimedWord(text, a / sample_rate, b / sample_rate) for text, a, b in _parted(words)]
     return Heard(spans[-1][1] / sample_rate, words, rows, labels, utterance)
 
 
@@ -262,6 +263,8 @@ def _source_rows(firsts, counts, parts):
 def _joint(left, right, low, high, same_word):
     """Choose where to join the words of two windows that overlap from ``low`` to ``high``.
 
+    The words (TimedWord) have their times in samples.
+
     Returns
     -------
     (int, int, int)
@@ -271,19 +274,19 @@ def _joint(left, right, low, high, same_word):
         return len(left), sum(_middle(word) < low for word in right), low
     first = next((i for i in reversed(range(len(left))) if _middle(left[i]) < low), -1) + 1
     count = sum(_middle(word) < high for word in right)
-    texts = [[word[0] for word in words] for words in (left[first:], right[:count])]
+    texts = [[word.text for word in words] for words in (left[first:], right[:count])]
     blocks = SequenceMatcher(None, *texts, autojunk=False).get_matching_blocks()
     center = (low + high) // 2
     pairs = [(first + a + i, b + i) for a, b, size in blocks for i in range(size)]
     common = [
-        (abs(left[a][2] - center), a + 1, b + 1)
+        (abs(left[a].end - center), a + 1, b + 1)
         for a, b in pairs
-        if abs(left[a][1] - right[b][1]) <= same_word
+        if abs(left[a].start - right[b].start) <= same_word
         and (b + 1 == len(right) or _middle(left[a]) < _middle(right[b + 1]))
     ]
     if common:
         _, keep, skip = min(common)
-        return keep, skip, min(max(left[keep - 1][2], low), high)
+        return keep, skip, min(max(left[keep - 1].end, low), high)
     middles = [_middle(word) for word in (*left[first:], *right[:count])]
     marks = sorted({low, high, *(middle for middle in middles if low < middle < high)})
     _, joint = max((b - a, (a + b) // 2) for a, b in pairwise(marks))
@@ -292,14 +295,15 @@ def _joint(left, right, low, high, same_word):
 
 
 def _middle(word):
-    return (word[1] + word[2]) // 2
+    return (word.start + word.end) // 2
 
 
 def _parted(words):
     """Shorten words so that none overlaps the next, because words of two windows may."""
-    parted = [list(word) for word in words]
-    for a, b in pairwise(parted):
-        if a[2] > b[1]:
-            edge = min(max((a[2] + b[1]) // 2, _middle(a)), _middle(b))
-            a[2] = b[1] = edge
-    return [tuple(word) for word in parted]
+    parted = []
+    for word in words:
+        if parted and (before := parted[-1]).end > word.start:
+            edge = min(max((before.end + word.start) // 2, _middle(before)), _middle(word))
+            parted[-1], word = before._replace(end=edge), word._replace(start=edge)
+        parted.append(word)
+    return parted

@@ -361,7 +361,7 @@ def test_intervals_reach_the_batch_and_tell_the_segments(tmp_path):
     manifest.write_text(json.dumps(entries))
     batch = PaddedBatch([dataset_of(manifest)[0]])
     assert batch.entry[0]["segments"] == [Segment(0.4, 1.0, "sad")]
-    assert batch.entry[0]["intervals"] == [[3, 0, 20, 0, 3], [2, 20, 51, 3, 6]]
+    assert batch.entry[0]["intervals"] == [(3, 0, 20, 0, 3), (2, 20, 51, 3, 6)]
 
 
 # --- speeds

@@ -19,6 +19,7 @@ from ent_brain.errors import InputError
 from ent_brain.export import export
 from ent_brain.inference import EmotionTransducer
 from ent_brain.live import Listener
+from ent_brain.segments import TimedWord
 
 RATE = 16000
 
@@ -96,7 +97,10 @@ def test_no_word_is_lost_doubled_or_late():
     def hear_bursts(wav):
         loud = np.diff([0, *(wav.abs() > 0).tolist(), 0])
         bounds = zip(np.flatnonzero(loud == 1), np.flatnonzero(loud == -1), strict=True)
-        words = [(f"W{round(100 * float(wav[a:b].max()))}", a / RATE, b / RATE) for a, b in bounds]
+        words = [
+            TimedWord(f"W{round(100 * float(wav[a:b].max()))}", a / RATE, b / RATE)
+            for a, b in bounds
+        ]
         return Heard(len(wav) / RATE, words, None, None, None)
 
     frontend = SimpleNamespace(sample_rate=RATE, frame_samples=640, frame_duration=0.04)
@@ -106,6 +110,7 @@ def test_no_word_is_lost_doubled_or_late():
         hparams=SimpleNamespace(longest_window=8.0),
         emotions=PUBLISHED,
         _hear_window=hear_bursts,
+        _count_frames=frontend.count_frames,
     )
     wav = torch.zeros(60 * RATE // 2)
     for number in range(60):

@@ -88,13 +88,13 @@ class Row:
     emotion: str | None  # as written
     speaker: str | None
     split: str | None  # train, valid or test
-    intervals: tuple | None  # (start, end, emotion as written, transcript or None) each
+    intervals: tuple[Interval, ...] | None  # emotion as written; transcript or None
 
     @property
     def labels(self):
         """All emotion labels of the row, as written (list[str])."""
         labels = [] if self.emotion is None else [self.emotion]
-        return labels + [interval[2] for interval in self.intervals or ()]
+        return labels + [interval.emotion for interval in self.intervals or ()]
 
 
 @dataclass(frozen=True)
@@ -488,7 +488,7 @@ def _read_intervals(value):
     try:
         intervals = json.loads(value) if isinstance(value, str) else value
         read = [
-            (each["start"], each["end"], each["emotion"], each.get("transcript"))
+            Interval(each["start"], each["end"], each["emotion"], each.get("transcript"))
             for each in intervals
         ]
         fits = all(
@@ -504,7 +504,7 @@ def _read_intervals(value):
         raise InputError(
             'intervals are not a list as [{"emotion": "sad", "start": 0.5, "end": 1.5}] in JSON'
         )
-    return tuple(sorted(read, key=lambda interval: interval[:2]))
+    return tuple(sorted(read, key=lambda interval: (interval.start, interval.end)))
 
 
 def _label_key(label):
@@ -741,7 +741,7 @@ def draw_groups(groups, shares, seed):
 def _draft(row, names, normalize):
     """Convert a row to an utterance, without checking its audio."""
     segments = intervals = None
-    if row.intervals and row.intervals[0][3] is not None:
+    if row.intervals and row.intervals[0].transcript is not None:
         intervals = tuple(
             Interval(start, end, names[emotion], normalize(words))
             for start, end, emotion, words in row.intervals
