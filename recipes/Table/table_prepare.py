@@ -38,16 +38,17 @@ from ent_brain.manifest import (
 )
 from ent_brain.segments import Segment
 from ent_brain.tokens import normalize_transcript
+from ent_brain.transcripts import FILE_COLUMN, TEXT_COLUMN, column_key
 
 logger = get_logger(__name__)
 
 COLUMNS = {
     "ID": "id, utt_id, utt, utterance, utterance_id, name",
-    "wav": "wav, file, path, filename, file_name, audio",
+    "wav": FILE_COLUMN,
     "start": "start",
     "stop": "stop, end",
     "duration": "duration, length",
-    "transcript": "transcript, wrd, words, text, sentence, transcription",
+    "transcript": TEXT_COLUMN,
     "emotion": "emotion, emo, label",
     "speaker": "speaker, spk_id, spk, client_id, speaker_id",
     "split": "split, set, subset, partition",
@@ -270,7 +271,7 @@ _COLUMN_OF, _SPLIT_OF = _synonyms(COLUMNS), _synonyms(SPLITS)
 
 def _column(name):
     """Return our name (str) of a table's column; None for unknown columns."""
-    return _COLUMN_OF.get("_".join(name.replace("-", " ").casefold().split()))
+    return _COLUMN_OF.get(column_key(name))
 
 
 def _lines(path):
