@@ -68,8 +68,8 @@ class ChannelNorm(nn.Module):
         """Take the features [B, T, L, D] of a batch with [B] lengths into the averages."""
         if self.batches >= NORM_BATCHES:
             return
-        rows = zip(features, frame_lens.tolist(), strict=True)
-        frames = torch.cat([row[:count] for row, count in rows]).to(self.mean.dtype)
+        valid = torch.arange(features.size(1), device=features.device) < frame_lens[:, None]
+        frames = features[valid].to(self.mean.dtype)
         self.batches += 1
         variance, mean = torch.var_mean(frames, 0, correction=0)
         self.mean += (mean - self.mean) / self.batches
@@ -101,29 +101,26 @@ class ScalarMix(nn.Module):
         in that precision nor what a gradient needs of them are held.
         """
         mix = self.gamma * self.weights.softmax(0)
-        mix_frames = _mixed
         if norm is not None:
-            factor, offset = norm()
-            mix, mix_frames = torch.stack((factor, offset)) * mix[:, None], _mixed_channels
+            mix = torch.stack(norm()) * mix[:, None]
         mixed = [
-            checkpoint(mix_frames, block, mix, use_reentrant=False, preserve_rng_state=False)
+            checkpoint(_mixed, block, mix, use_reentrant=False, preserve_rng_state=False)
             for block in features.flatten(0, 1).split(MIX_FRAMES)
         ]
         return torch.cat(mixed).unflatten(0, features.shape[:2])
 
 
 def _mixed(frames, mix):
-    """Layers of frames [N, layers, D] weighted by [layers]: [N, D]."""
-    # One product a frame; einsum or autocast would copy the features once more.
-    with torch.autocast(frames.device.type, enabled=False):
-        return (mix.expand(len(frames), 1, -1) @ frames.to(mix.dtype)).squeeze(1)
+    """Sum the layers of frames [N, L, D]: [N, D].
 
-
-def _mixed_channels(frames, mix):
-    """Layers of frames [N, layers, D] with a weight and an offset for each channel: [N, D]."""
-    factor, offset = mix
+    ``mix`` is a weight of each layer, [L]; or a factor and an offset of each channel, [2, L, D].
+    """
     with torch.autocast(frames.device.type, enabled=False):
-        return (frames.to(mix.dtype) * factor).sum(1) - offset.sum(0)
+        frames = frames.to(mix.dtype)
+        if mix.dim() == 1:  # one product a frame: einsum would copy the features once more
+            return (mix.expand(len(frames), 1, -1) @ frames).squeeze(1)
+        factor, offset = mix
+        return (frames * factor).sum(1) - offset.sum(0)
 
 
 class Encoder(nn.Module):
@@ -484,18 +481,17 @@ class TransducerModel(nn.Module):
         """Encoder streams [B, T, D] of features [B, T, L, D] with [B] lengths."""
         if self.norm and self.training:
             self.norm.observe(features, frame_lens)
-        if not self.mixes:
-            features = features.to(next(self.parameters()).dtype)
-            if self.norm:
-                factor, offset = self.norm()
-                features = features * factor - offset
-            features = features.squeeze(2)
-            encoded = self._encode(features, frame_lens)
-            return Streams(encoded, encoded)
-        # Both mixes pass through the one encoder, as one batch.
-        mixed = torch.cat([mix(features, self.norm) for mix in self.mixes])
-        encoded = self._encode(mixed, frame_lens.repeat(len(self.mixes))).chunk(len(self.mixes))
+        # All mixes pass through the one encoder, as one batch.
+        mixed = [mix(features, self.norm) for mix in self.mixes] or [self._only_layer(features)]
+        encoded = self._encode(torch.cat(mixed), frame_lens.repeat(len(mixed))).chunk(len(mixed))
         return Streams(encoded[0], encoded[-1])
+
+    def _only_layer(self, features):
+        """Return the only layer of features [B, T, 1, D], normalised on request: [B, T, D]."""
+        if self.norm:
+            mixed = _mixed(features.flatten(0, 1), torch.stack(self.norm()))
+            return mixed.unflatten(0, features.shape[:2])
+        return features.squeeze(2).to(next(self.parameters()).dtype)
 
     def _encode(self, features, frame_lens):
         """Encode mixed features [B, T, D], layer upon layer."""

@@ -162,6 +162,13 @@ def test_channel_norm_is_the_mean_over_the_first_batches():
     assert norm.mean.item() == pytest.approx(4.5)  # enough batches were seen
 
 
+def test_channel_norm_takes_float16_features_in_mixed_precision():
+    norm, features = ChannelNorm(1, 1), torch.tensor([1.0, 3.0]).half().view(1, 2, 1, 1)
+    with torch.autocast("cpu", torch.bfloat16):
+        norm.observe(features, torch.tensor([2]))
+    assert (norm.mean.item(), norm.deviation.item()) == (2.0, 1.0)
+
+
 @pytest.mark.parametrize("layers", [1, 3])
 def test_model_takes_features_as_a_cache_keeps_them(layers):
     model, features = small_model(ENT, feature_layers=layers), random_features(layers).half()
