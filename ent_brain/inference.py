@@ -436,9 +436,10 @@ class EmotionTransducer(Pretrained):
         -------
         list[Annotation]
         """
-        alone, lens = self._check_batch(wavs, wav_lens)
+        alone = self._check_batch(wavs, wav_lens)
         surveys = [_survey([wav], self.mods.frontend) for wav in alone]
-        encoded = self._encode_each(_prepare(alone, surveys), lens)
+        prepared = [survey.apply(wav) for survey, wav in zip(surveys, alone, strict=True)]
+        encoded = self._encode_each(*_pad(prepared))
         names = list(map(str, range(len(encoded))) if names is None else names)
         for key, values in (("names", names), ("texts", texts)):
             if isinstance(values, str) or len(values) != len(encoded):
@@ -513,9 +514,7 @@ class EmotionTransducer(Pretrained):
 
         results, stream = [], windows()
         while wavs := list(islice(stream, max(WINDOWS_AT_ONCE, len(recordings)))):
-            lens = torch.tensor([len(wav) for wav in wavs])
-            padded = torch.nn.utils.rnn.pad_sequence(wavs, batch_first=True)
-            results += self._hear(padded, lens / padded.size(1))
+            results += self._hear(*_pad(wavs))
             if tell:
                 tell(spans[-1][-1][1] / rate)
         if tell:
@@ -545,10 +544,7 @@ class EmotionTransducer(Pretrained):
         blocks = map(survey.apply, read_blocks(audio, rate))
         stream = cut(blocks, [(0, math.inf)], rate, longest, frontend.frame_samples)
         while windows := list(islice(stream, WINDOWS_AT_ONCE)):
-            wavs = [window.wav for window in windows]
-            lens = torch.tensor([len(wav) for wav in wavs])
-            padded = torch.nn.utils.rnn.pad_sequence(wavs, batch_first=True)
-            yield windows, padded, lens / padded.size(1)
+            yield windows, *_pad([window.wav for window in windows])
             tell((windows[-1].start + len(windows[-1].wav)) / rate)
 
     def _count_frames(self, samples):
@@ -558,17 +554,17 @@ class EmotionTransducer(Pretrained):
 
     def _hear_batch(self, wavs, wav_lens):
         """What the model makes of waveforms [B, S] or [S] that somebody gives, list[Heard]."""
-        alone, _ = self._check_batch(wavs, wav_lens)
+        alone = self._check_batch(wavs, wav_lens)
         return self._hear_speech([(_survey([wav], self.mods.frontend), [wav]) for wav in alone])
 
     def _hear_window(self, wav):
         """What the model makes of samples [S] that are a part of a recording (``Heard``)."""
         survey = _survey([wav], self.mods.frontend)
-        [heard] = self._hear(_prepare([wav], [survey]), torch.ones(1))
+        [heard] = self._hear(*_pad([survey.apply(wav)]))
         return self._only_speech(heard, survey.speech)
 
     def _check_batch(self, wavs, wav_lens):
-        """Waveforms (list of [S]) and relative lengths [B] of what somebody gives."""
+        """Waveforms (list of [S]), without their padding, of what somebody gives."""
         wavs = torch.as_tensor(wavs)
         shape = list(wavs.shape)
         wavs = wavs[None] if wavs.dim() == 1 else wavs
@@ -591,7 +587,7 @@ class EmotionTransducer(Pretrained):
                 raise InputError(
                     f"wavs: waveform {index} has samples that are no sound. Replace it."
                 )
-        return alone, lens
+        return alone
 
     def _only_speech(self, heard, speech):
         """What was heard of a recording, with neutral frames where nobody speaks."""
@@ -809,10 +805,11 @@ def _survey(blocks, frontend):
     return Survey(speech, offset, gain(powers.clamp(min=0), frontend.level))
 
 
-def _prepare(wavs, surveys):
-    """Waveforms (list of [S]) as the model is to hear them, padded: [B, S]."""
-    prepared = [survey.apply(wav) for wav, survey in zip(wavs, surveys, strict=True)]
-    return torch.nn.utils.rnn.pad_sequence(prepared, batch_first=True)
+def _pad(wavs):
+    """Waveforms (list of [S]) as a batch [B, S], and their relative lengths [B]."""
+    lens = torch.tensor([len(wav) for wav in wavs])
+    padded = torch.nn.utils.rnn.pad_sequence(wavs, batch_first=True)
+    return padded, lens / padded.size(1)
 
 
 def _spoken_frames(speech, frames, step):

@@ -217,6 +217,8 @@ def test_a_batch_is_aligned_as_its_recordings_alone(model, tmp_path):
     for path, text, annotation in zip(files, texts, found, strict=True):
         alone = model.align_file(path, text)
         assert (annotation.words, annotation.segments) == (alone.words, alone.segments)
+    wider = torch.nn.functional.pad(padded, (0, 4000))  # padding behind the longest, too
+    assert model.align_batch(wider, texts, lens / wider.size(1), "012") == found
     assert [len(annotation.words) for annotation in found] == [2, 0, 1]
     assert 0.48 <= found[2].words[0].start < found[2].words[0].end <= 1.0
     for wrong in ("one two three", ["one"]):
