@@ -33,16 +33,7 @@ class Recognizer:
 
     @classmethod
     def from_hparams(cls, modules, emotions, hparams):
-        """Make one with the settings of a recipe or of an export.
-
-        Arguments
-        ---------
-        modules : torch.nn.ModuleDict
-            ``frontend`` and ``model``.
-        emotions : EmotionSet
-        hparams : SimpleNamespace
-            ``segment_decoding``, ``segment_seconds``, ``beam_size`` and ``max_symbols``.
-        """
+        """Combine ``frontend`` and ``model`` with the settings of a recipe or an export."""
         frontend = modules["frontend"]
         decoding = hparams.segment_decoding, hparams.segment_seconds
         decoder = SegmentDecoder(emotions, frontend.frame_duration, *decoding)
@@ -56,20 +47,9 @@ class Recognizer:
         return [best for (best,) in found]
 
     def recognize(self, encoded, frame_lens, aligned=True):
-        """Recognize the tokens and emotions of a batch.
+        """Find the tokens and emotions of encoder streams [B, T, D] with [B] lengths.
 
-        Arguments
-        ---------
-        encoded : Streams
-            [B, T, D] each.
-        frame_lens : Tensor
-            [B] int
-        aligned : bool
-            Whether tokens are moved to their frames on the best path.
-
-        Returns
-        -------
-        list[Hypothesis]
+        Returns list[Hypothesis]. ``aligned`` moves the tokens to their frames on the best path.
         """
         hypotheses = self.search(encoded, frame_lens)
         if aligned:
@@ -77,35 +57,14 @@ class Recognizer:
         return judge_events(self.model, encoded, hypotheses, self.decoder)
 
     def judge(self, encoded, frame_lens, paths):
-        """Judge the emotions of a batch whose tokens are known.
-
-        Arguments
-        ---------
-        encoded, frame_lens
-            As for ``recognize``.
-        paths : list[TokenPath]
-
-        Returns
-        -------
-        list[Hypothesis]
-        """
+        """Judge the emotions of known tokens (list[TokenPath]): list[Hypothesis]."""
         hypotheses = judge_frames(self.model, encoded, frame_lens, paths)
         return judge_events(self.model, encoded, hypotheses, self.decoder)
 
     def heard(self, hypothesis, words, seconds):
-        """Label the frames of an utterance and time its words.
+        """Label the frames of an utterance (Hypothesis) and time its words: Heard.
 
-        Arguments
-        ---------
-        hypothesis : Hypothesis
-        words : list[tuple[str, int, int]]
-            As ``tokens.words`` gives them.
-        seconds : float
-            Duration of the utterance.
-
-        Returns
-        -------
-        Heard
+        ``words`` are those of ``tokens.words``; ``seconds`` is the utterance's duration.
         """
         log_probs, labels = hypothesis.emotion_log_probs, None
         if log_probs is not None:
