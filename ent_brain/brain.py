@@ -23,12 +23,12 @@ from torch.utils.data import SequentialSampler
 from ent_brain.checkpoints import load_random_state, save_random_state
 from ent_brain.dataio import ShareOfBatches
 from ent_brain.errors import InputError, one_line
+from ent_brain.events import event_loss, most_probable_events
 from ent_brain.files import read_json, write_json
 from ent_brain.lattice import Lattice
 from ent_brain.losses import (
     SUPERVISED_MODES,
-    aligned_event_loss,
-    aligned_events,
+    aligned_emotions,
     aligned_pooling_loss,
     ctc_loss,
     lattice_pooling_loss,
@@ -456,16 +456,19 @@ class EmotionTransducerBrain(sb.Brain):
         elif mode in WITHOUT_WORDS_MODES:
             if posteriors is None:  # no transcript: one position, with probability 1
                 posteriors = torch.ones(*emotion_lattice.enc.shape[:2], 1, device=emotions.device)
-            aligned = emotion_lattice, posteriors
             if mode == "supervised_aligned":
-                terms["lattice"] = supervised_aligned_loss(*aligned, intervals, *lens)
+                terms["lattice"] = supervised_aligned_loss(
+                    emotion_lattice, posteriors, intervals, *lens
+                )
             else:
+                frame_lens, token_lens = lens
+                frame_probs = aligned_emotions(emotion_lattice, posteriors, token_lens)
                 frame_duration = self.raw_modules.frontend.frame_duration
                 shortest = max(1, round(hparams.aligned_seconds / frame_duration))
-                event = (*aligned, emotions, *lens, shortest, neutral)
-                terms["lattice"] = aligned_event_loss(*event)
+                terms["lattice"] = event_loss(frame_probs, emotions, frame_lens, shortest, neutral)
                 if hparams.head_weight and hparams.head_intervals:
-                    intervals = aligned_events(*event)
+                    known = emotions, *lens, shortest, neutral
+                    intervals = most_probable_events(frame_probs, posteriors, *known)
         elif mode == "aligned":
             terms["lattice"] = aligned_pooling_loss(
                 token_lattices,

@@ -66,8 +66,13 @@ def aligned_event_loss(
     >>> aligned_event_loss(lattice, torch.ones(1, 3, 1), sad, *lens, shortest=1)  # knows nothing
     tensor(1.3863)
     """
-    probs = aligned_emotions(emotion_lattice, posteriors, token_lens)
-    calm, gains = _event_gains(probs, emotions, frame_lens, neutral)
+    frame_probs = aligned_emotions(emotion_lattice, posteriors, token_lens)
+    return event_loss(frame_probs, emotions, frame_lens, shortest, neutral, reduction)
+
+
+def event_loss(frame_probs, emotions, frame_lens, shortest, neutral, reduction="mean"):
+    """Compute ``aligned_event_loss`` from the emotions [B, T, E] of ``aligned_emotions``."""
+    calm, gains = _event_gains(frame_probs, emotions, frame_lens, neutral)
     starts, ends, latest = _event_borders(gains, frame_lens, shortest)
     gains = gains * EVIDENCE
     begun = (-gains).masked_fill(~starts, -LARGEST_GAIN).logcumsumexp(1).gather(1, latest)
@@ -113,8 +118,17 @@ def aligned_events(
     >>> event
     Span(emotion=2, frame_start=1, frame_end=3, token_start=0, token_end=1)
     """
-    probs = aligned_emotions(emotion_lattice, posteriors, token_lens)
-    _, gains = _event_gains(probs, emotions, frame_lens, neutral)
+    frame_probs = aligned_emotions(emotion_lattice, posteriors, token_lens)
+    known = emotions, frame_lens, token_lens
+    return most_probable_events(frame_probs, posteriors, *known, shortest, neutral)
+
+
+@torch.no_grad()
+def most_probable_events(
+    frame_probs, posteriors, emotions, frame_lens, token_lens, shortest, neutral
+):
+    """Find ``aligned_events`` in the emotions [B, T, E] of ``aligned_emotions``."""
+    _, gains = _event_gains(frame_probs, emotions, frame_lens, neutral)
     starts, ends, latest = _event_borders(gains, frame_lens, shortest)
     begun, start = (-gains).masked_fill(~starts, -LARGEST_GAIN).cummax(1)
     best = (gains + begun.gather(1, latest)).masked_fill(~ends, -LARGEST_GAIN).argmax(1)

@@ -15,6 +15,7 @@ from speechbrain.utils.train_logger import FileTrainLogger
 from torch.nn.functional import cross_entropy
 from torch.optim.lr_scheduler import LambdaLR
 
+from ent_brain import pooling
 from ent_brain.brain import EmotionTransducerBrain
 from ent_brain.checkpoints import WholeCheckpointer
 from ent_brain.dataio import make_batch_sampler, make_dataset
@@ -644,6 +645,17 @@ def test_intervals_known_or_found_are_learnt_from(
         expected = torch.stack(surprises).mean()
     assert terms["lattice"] == pytest.approx(float(expected.detach()), rel=1e-5)
     assert all(p.grad is not None for p in plain.parameters())
+
+
+def test_a_step_evaluates_the_emotions_of_its_frames_once(tmp_path, dataset, monkeypatch):
+    passes, node_logits = [], pooling.node_logits
+    monkeypatch.setattr(pooling, "node_logits", lambda *a: passes.append(a) or node_logits(*a))
+    brain = make_brain(tmp_path, lattice_mode="aligned_event", head_intervals=True)
+    brain.on_stage_start(sb.Stage.TRAIN)
+    batch = a_batch(dataset)
+    outputs = brain.compute_forward(batch, sb.Stage.TRAIN)
+    brain.compute_objectives(outputs, batch, sb.Stage.TRAIN)
+    assert len(passes) == 1
 
 
 def test_a_test_set_need_not_tell_intervals(tmp_path, dataset):
