@@ -14,6 +14,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
 
 from open_model import RATE, known_segments, test_actors, test_mixtures, utterances
+from PIL import Image  # matplotlib depends on it
 
 from ent_brain.dataio import read_audio
 from ent_brain.errors import exit_on_input_error
@@ -22,6 +23,9 @@ from ent_brain.report import plot_timeline
 from ent_brain.segments import Segment
 
 EMOTION = "angry"
+COLOURS = 64
+"""Colours of a picture, so that its file is small."""
+
 LONGEST = 8.0
 """Seconds of LibriSpeech's recording, so that its words can be read."""
 
@@ -39,7 +43,9 @@ def main():
         for name, (path, segments) in choose(options, Path(scratch)).items():
             annotation = model.annotate_file(path, progressbar=False)
             wav = read_audio(path, RATE).numpy()
-            plot_timeline(options.output / f"{name}.png", wav, RATE, annotation, segments)
+            picture = options.output / f"{name}.png"
+            plot_timeline(picture, wav, RATE, annotation, segments)
+            Image.open(picture).quantize(COLOURS).save(picture, optimize=True)
             print(f"{name}.png: {path.name}: {annotation.emotion}: {annotation.text}")
 
 

@@ -3,6 +3,7 @@
 import hashlib
 import shutil
 import struct
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from ent_brain import export as export_room
 from ent_brain import inference as inference_room
 from ent_brain.annotation import Annotation
 from ent_brain.cache import weights_digest
+from ent_brain.dataio import read_audio
 from ent_brain.errors import InputError
 from ent_brain.export import (
     DECODER_FILES,
@@ -27,6 +29,7 @@ from ent_brain.export import (
 from ent_brain.files import read_json
 from ent_brain.frontend import SSLFrontend
 from ent_brain.inference import EmotionTransducer
+from ent_brain.speech import find_speech
 
 RECORD = Path(__file__).parents[1] / "recipes" / "Open" / "open_english.json"
 ENCODER = "openai/whisper-base@e37978b90ca9030d5170a5c07aadb050351a65bb"
@@ -207,3 +210,37 @@ def test_the_packaged_files_are_those_that_the_recipe_s_log_names():
     card = (OPEN_ENGLISH / "README.md").read_text()
     assert "CC BY-NC-SA 4.0" in card
     assert ENCODER in (OPEN_ENGLISH / HPARAMS_FILE).read_text()
+
+
+SHARED = Path(__file__).resolve().parents[2] / "shared"
+REAL_ENCODER = SHARED / "models" / "whisper-base"
+REAL = {
+    "ravdess/Actor_19/03-01-05-01-01-01-19.flac": "KIDS ARE TALKING BY THE DOOR",
+    "ravdess/Actor_20/03-01-04-02-02-01-20.flac": "DOGS ARE SITTING BY THE DOOR",
+}
+READ_SPEECH = "librispeech/test-speakers/4088/158077/4088-158077-0006.opus"
+
+
+@pytest.fixture(scope="module")
+def open_english():
+    if not REAL_ENCODER.is_dir():
+        pytest.skip(f"no {REAL_ENCODER}")
+    return EmotionTransducer.open_english(ssl=REAL_ENCODER)
+
+
+@pytest.mark.parametrize("name", REAL)
+def test_words_are_where_they_are_said(open_english, name):
+    """An encoder of the whole utterance puts the words of RAVDESS at its start and its end."""
+    path = SHARED / "data" / name
+    annotation = open_english.annotate_file(path, progressbar=False)
+    assert (annotation.text, annotation.words_by) == (REAL[name], "model")
+    [(first, last)] = find_speech([read_audio(path, 16000)]).regions
+    for word in annotation.words:
+        assert first / 16000 - 0.4 <= word.start < word.end <= last / 16000 + 0.1
+    gaps = [b.start - a.end for a, b in pairwise(annotation.words)]
+    assert max(gaps) < 0.3
+
+
+def test_read_speech_is_neutral(open_english):
+    path = SHARED / "data" / READ_SPEECH
+    assert open_english.annotate_file(path, progressbar=False).emotion == "neutral"
