@@ -224,6 +224,7 @@ def train(rank, form, folder, sizes, threads):
             **dict.fromkeys(("lm_weight", "ctc_weight", "fastemit"), 0.0),
             **{"lattice_mode": "one", "warmup_epochs": 0},
             **{"head_intervals": False, "segment_decoding": "argmax", "segment_seconds": 0.3},
+            **{"beam_size": 1, "max_symbols": 32},
             "number_of_epochs": form.epochs,
             "lr_schedule": lambda optimizer, **_: transformers.get_constant_schedule(optimizer),
         },

@@ -64,7 +64,7 @@ def test_two_folds_are_run_once_and_summarized(iemocap, tmp_path):
         (folder / "session_4" / name).unlink()
     status, said = call(folder, "--noprogressbar", **options)
     assert status == 0, said
-    assert "session 2: finished before" in said
+    assert "session 2: already finished" in said
     assert "session 4: training" in said
     assert (folder / "session_2" / "results.json").stat().st_mtime_ns == written
     assert "Going into epoch" not in said
