@@ -263,9 +263,8 @@ class EmotionTransducer(Pretrained):
 
         Arguments
         ---------
-        path : str, Path or Audio
-        channel : int, optional
-            The channel to use, from 1 on. By default the channels are mixed.
+        path, channel
+            As for ``scan_audio``.
         least : float
             Seconds; speech is found only in a recording that is longer.
 
