@@ -334,7 +334,7 @@ class EmotionTransducerBrain(sb.Brain):
     @property
     def recognizer(self):
         """The steps from encoded speech to words, emotions and times (Recognizer)."""
-        return Recognizer.from_hparams(self.raw_modules, self.emotions, self.hparams)
+        return Recognizer.from_hparams(self.raw_modules, self.tokens, self.emotions, self.hparams)
 
     def _known_intervals(self, batch):
         """Intervals from the manifest of each utterance with a known emotion."""

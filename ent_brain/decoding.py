@@ -23,6 +23,9 @@ PRUNING_THRESHOLD = 6.0
 """Pruning threshold in nats. Hypotheses this far below the best one rarely win, but keep the whole
 batch at the current frame."""
 
+FUSION_THRESHOLD = 12.0
+"""Pruning threshold in nats with a language model, which judges a word only at its end."""
+
 ROUNDS_BETWEEN_CHECKS = 8
 """Number of rounds between two checks whether all utterances have ended. A check makes the CPU wait
 for the GPU."""
@@ -112,11 +115,14 @@ def beam_search(model, features, frame_lens, beam_size=4, n_best=1, max_symbols=
 
 
 @torch.no_grad()
-def search(model, encoded, frame_lens, beam_size=1, n_best=1, max_symbols=32):
+def search(model, encoded, frame_lens, beam_size=1, n_best=1, max_symbols=32, language_model=None):
     """``beam_search`` over encoder streams that ``model.encode`` has already computed.
 
     A beam size of 1 uses greedy search, several frames at a time. A model without a token joint has
     no lattice. Its tokens are the best path of the CTC head for any beam size.
+
+    ``language_model`` (language_model.TokenScorer) adds to the score of each token in the beam.
+    Greedy search and the CTC head do not use it.
     """
     if not 1 <= n_best <= beam_size:
         raise ValueError(f"n_best {n_best}: not from 1 to beam_size {beam_size}")
@@ -127,7 +133,8 @@ def search(model, encoded, frame_lens, beam_size=1, n_best=1, max_symbols=32):
     elif beam_size == 1:
         paths = _greedy_paths(model, encoded, frame_lens, max_symbols)
     else:
-        paths = _beam_paths(model, encoded, frame_lens, beam_size, n_best, max_symbols)
+        sizes = beam_size, n_best, max_symbols
+        paths = _beam_paths(model, encoded, frame_lens, *sizes, language_model)
     counts = torch.tensor([len(n_paths) for n_paths in paths], device=frame_lens.device)
     hypotheses = iter(
         judge_frames(
@@ -317,7 +324,7 @@ def _ctc_paths(model, encoded, frame_lens):
     ]
 
 
-def _beam_paths(model, encoded, frame_lens, beam_size, n_best, max_symbols):
+def _beam_paths(model, encoded, frame_lens, beam_size, n_best, max_symbols, language_model=None):
     """The most probable paths of each utterance, [[TokenPath]], the best first.
 
     In each round, every hypothesis at the current frame either passes to the next frame or emits a
@@ -337,10 +344,17 @@ def _beam_paths(model, encoded, frame_lens, beam_size, n_best, max_symbols):
     passed = torch.zeros_like(slots, dtype=torch.bool)
     sequence = torch.zeros_like(slots)  # hash of the tokens, equal for equal sequences
     time, symbols = torch.zeros_like(last), torch.zeros_like(last)
+    threshold = PRUNING_THRESHOLD
+    if language_model is not None:
+        threshold = FUSION_THRESHOLD
+        contexts = [[language_model.start] * beam_size for _ in rows]
     history = []
     while len(history) % ROUNDS_BETWEEN_CHECKS or bool((time <= last).any()):
         nodes = [lattice.at(rows, time.minimum(last), slots) for lattice in lattices]
         log_probs = torch.cat(nodes, -1).log_softmax(-1)
+        if language_model is not None:
+            gains = [language_model.gains(context) for row in contexts for context in row]
+            log_probs = log_probs + torch.stack(gains).view(log_probs.shape).to(device)
         greedy = log_probs[:, 0].argmax(-1, keepdim=True)
         waits = passed | (time > last)
         greedy_emits = (greedy != BLANK) & ~waits[:, :1]
@@ -372,7 +386,7 @@ def _beam_paths(model, encoded, frame_lens, beam_size, n_best, max_symbols):
         total = totals.logsumexp(-1)
         is_greedy = candidate == torch.where(greedy_emits, beam_size, 0)
         holds_greedy = (same & is_greedy[:, None]).any(-1) & most_probable
-        survives = most_probable & (total >= total.amax(1, keepdim=True) - PRUNING_THRESHOLD)
+        survives = most_probable & (total >= total.amax(1, keepdim=True) - threshold)
         total = total.masked_fill(~(survives | holds_greedy), -torch.inf)
         kept = total.masked_fill(holds_greedy, torch.inf).topk(beam_size).indices
 
@@ -380,6 +394,11 @@ def _beam_paths(model, encoded, frame_lens, beam_size, n_best, max_symbols):
             values.gather(1, kept) for values in (total, sequence, token, parent)
         )
         history.append(torch.stack((token, time.expand_as(token), parent)))
+        if language_model is not None:
+            contexts = [
+                [language_model.advance(row[slot], new) for slot, new in zip(*moved, strict=True)]
+                for row, *moved in zip(contexts, parent.tolist(), token.tolist(), strict=True)
+            ]
         passed = at_next.gather(1, kept) | (score == -torch.inf)
         finished = passed.all(1, keepdim=True)
         passed = passed & ~finished
@@ -398,6 +417,9 @@ def _beam_paths(model, encoded, frame_lens, beam_size, n_best, max_symbols):
             tuple(torch.where(emits.view(1, -1, 1), n, o) for n, o in zip(new, old, strict=True))
             for new, old in zip(stepped, states, strict=True)
         ]
+    if language_model is not None:
+        ends = [[language_model.end(context) for context in row] for row in contexts]
+        score = score + torch.tensor(ends, device=device)
     return _trace(torch.stack(history).cpu(), *(best.cpu() for best in score.topk(n_best)))
 
 

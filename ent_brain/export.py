@@ -49,7 +49,7 @@ CONSTRUCTORS = {
     *("ent_brain.frontend.FbankFrontend", "ent_brain.frontend.SSLFrontend"),
     *("ent_brain.model.ENT", "ent_brain.model.FENT"),
     *("ent_brain.tokens.CharTokens", "ent_brain.tokens.CharacterTokens"),
-    "ent_brain.tokens.SentencePieceTokens",
+    *("ent_brain.tokens.SentencePieceTokens", "ent_brain.language_model.WordFusion"),
     "sentencepiece.SentencePieceProcessor",
     "speechbrain.utils.parameter_transfer.Pretrainer",
 }
@@ -161,6 +161,8 @@ def export(brain, folder, longest_window, results="Not measured.", utterances=0,
     else:
         normalization = f"    normalization: {brain.tokens.normalization}"
         lines += [f"tokens: {_tag(brain.tokens)}", normalization, ""]
+    if fusion := getattr(brain.hparams, "language_model", None):
+        lines += [f"language_model: {_tag(fusion)}", _indented(fusion.settings), ""]
     lines += [
         f"emotions: [{', '.join(brain.emotions)}]",
         f"neutral: {'null' if brain.emotions.neutral is None else brain.emotions.neutral}",

@@ -26,6 +26,7 @@ from ent_brain.export import (
     has_decoder,
 )
 from ent_brain.frontend import SSLFrontend
+from ent_brain.language_model import WordFusion
 from ent_brain.level import STEP, gain, step_means, step_powers
 from ent_brain.manifest import SAMPLE_RATE
 from ent_brain.model import Streams
@@ -138,6 +139,9 @@ class EmotionTransducer(Pretrained):
                 for key, size in sizes.items()
                 if model.settings[key] != size
             ]
+        fusion = getattr(self.hparams, "language_model", None)
+        if not isinstance(fusion, WordFusion | None):
+            problems.append(f"language_model: {fusion}: no language model of this package")
         if not problems and self.hparams.longest_window < 2 * frontend.frame_duration:
             problems.append(
                 f"longest_window: {self.hparams.longest_window}: give two frames or more"
@@ -459,7 +463,7 @@ class EmotionTransducer(Pretrained):
     @property
     def recognizer(self):
         """The steps from encoded speech to words, emotions and times (Recognizer)."""
-        return Recognizer.from_hparams(self.mods, self.emotions, self.hparams)
+        return Recognizer.from_hparams(self.mods, self.hparams.tokens, self.emotions, self.hparams)
 
     def _survey(self, audio):
         """What ``scan`` found in a sound file, or what another decoding finds (``Survey``)."""

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from ent_brain.alignment import align, word_times
 from ent_brain.annotation import Heard
 from ent_brain.decoding import judge_events, judge_frames, search
+from ent_brain.language_model import TokenScorer
 from ent_brain.model import TransducerModel
 from ent_brain.segments import SegmentDecoder
 
@@ -21,7 +22,7 @@ class Recognizer:
         Chooses the emotions of frames.
     frame_offset : float
         Seconds: ``Frontend.frame_offset``.
-    beam_size, max_symbols : int
+    beam_size, max_symbols, language_model
         As for ``decoding.search``.
     """
 
@@ -30,20 +31,23 @@ class Recognizer:
     frame_offset: float
     beam_size: int
     max_symbols: int
+    language_model: TokenScorer | None
 
     @classmethod
-    def from_hparams(cls, modules, emotions, hparams):
+    def from_hparams(cls, modules, tokens, emotions, hparams):
         """Combine ``frontend`` and ``model`` with the settings of a recipe or an export."""
         frontend = modules["frontend"]
         decoding = hparams.segment_decoding, hparams.segment_seconds
         decoder = SegmentDecoder(emotions, frontend.frame_duration, *decoding)
         sizes = hparams.beam_size, hparams.max_symbols
-        return cls(modules["model"], decoder, frontend.frame_offset, *sizes)
+        fusion = getattr(hparams, "language_model", None)
+        language_model = None if fusion is None else fusion.scorer(tokens)
+        return cls(modules["model"], decoder, frontend.frame_offset, *sizes, language_model)
 
     def search(self, encoded, frame_lens):
         """Find the best hypothesis (Hypothesis) of each utterance, as ``decoding.search`` does."""
         sizes = {"beam_size": self.beam_size, "max_symbols": self.max_symbols}
-        found = search(self.model, encoded, frame_lens, **sizes)
+        found = search(self.model, encoded, frame_lens, **sizes, language_model=self.language_model)
         return [best for (best,) in found]
 
     def recognize(self, encoded, frame_lens, aligned=True):

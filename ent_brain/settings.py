@@ -72,7 +72,7 @@ KEYS_READ_BY_CODE = {
     *("table", "test_share", "corpus_weights"),
     *("mixed", "keep_neutral", "mixed_folder", "mixed_speeds", "variants"),
     *("curriculum_epochs", "only_fill_cache", "average_checkpoints", "speeds"),
-    "max_batch_utterances",
+    *("max_batch_utterances", "language_model"),
 }
 """Top-level keys that the recipes' code reads, beside SpeechBrain's run options."""
 

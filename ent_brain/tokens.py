@@ -144,20 +144,20 @@ NORMALIZATIONS = {"published": normalize_transcript, "unicode": normalize_unicod
 """Normalisations by their names in recipes and exports."""
 
 
-def _words(pieces, boundary):
-    """Join pieces to words; the boundary, alone or before a piece, starts another word.
+def _words(texts):
+    """Join texts of tokens to words; a space, alone or before letters, starts another word.
 
     A word starts at its first letter, not at a separate boundary.
     """
     words = []
-    for index, piece in enumerate(pieces):
-        text = piece.removeprefix(boundary)
-        if not words or piece.startswith(boundary):
-            words.append([text, index, index + 1])
+    for index, text in enumerate(texts):
+        letters = text.removeprefix(" ")
+        if not words or text.startswith(" "):
+            words.append([letters, index, index + 1])
         else:
             if not words[-1][0]:
                 words[-1][1] = index
-            words[-1][0] += text
+            words[-1][0] += letters
             words[-1][2] = index + 1
     return [tuple(word) for word in words if word[0]]
 
@@ -180,6 +180,10 @@ class _Tokens:
     def normalize(self, text):
         """Normalise a text (str) for ``encode``."""
         return NORMALIZATIONS[self.normalization](text)
+
+    def words(self, ids):
+        """Words of token ids and where they stand: (text, first, end) with the end excluded."""
+        return _words([self.text(index) for index in ids])
 
     def decode(self, ids):
         """Transcript (str) of token ids. ``<unk>`` is written out, because it is an error."""
@@ -207,9 +211,9 @@ class _Characters(_Tokens):
             for character in transcript
         ]
 
-    def words(self, ids):
-        """Words of token ids and where they stand: (text, first, end) with the end excluded."""
-        return _words([" " if self._names[i] == SPACE else self._names[i] for i in ids], " ")
+    def text(self, index):
+        """Text (str) of a token id; a space starts a word."""
+        return " " if self._names[index] == SPACE else self._names[index]
 
     def unknown(self, transcript):
         """Characters (str) of a normalised transcript that become ``<unk>``."""
@@ -395,12 +399,11 @@ class SentencePieceTokens(_Tokens):
         """Token ids (list[int]) of a normalised transcript."""
         return self.processor.encode(transcript)
 
-    def words(self, ids):
-        """Words of token ids and where they stand: (text, first, end) with the end excluded."""
-        end = len(self) - 1
-        return _words(
-            ["<sos/eos>" if i == end else self.processor.id_to_piece(i) for i in ids], WORD_START
-        )
+    def text(self, index):
+        """Text (str) of a token id; a space starts a word."""
+        if index == len(self) - 1:
+            return CHARACTERS[-1]
+        return self.processor.id_to_piece(index).replace(WORD_START, " ")
 
     def unknown(self, transcript):
         """Characters (str) of a normalised transcript that become ``<unk>``."""

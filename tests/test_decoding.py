@@ -1,5 +1,6 @@
 import functools
 import itertools
+import math
 from collections import Counter
 
 import oracles
@@ -11,8 +12,10 @@ from ent_brain import decoding
 from ent_brain.alignment import align
 from ent_brain.decoding import LOOK_AHEAD, beam_search, greedy_search, judge_events
 from ent_brain.emotions import PUBLISHED
+from ent_brain.language_model import LETTERS, UNKNOWN_SHARE, EnglishTrigram, TokenScorer
 from ent_brain.model import ENT, FENT
 from ent_brain.segments import SegmentDecoder
+from ent_brain.tokens import CharacterTokens, CharTokens
 
 FRAME_LENS = torch.tensor([40, 7, 1, 25, 40])
 MODELS = pytest.mark.parametrize("model_class", [ENT, FENT])
@@ -284,6 +287,48 @@ def test_a_beam_that_holds_everything_sums_over_all_paths(
         assert max(Counter(hypothesis.frames).values(), default=0) <= max_symbols
     scores = [hypothesis.score for hypothesis in found]
     assert scores == sorted(scores, reverse=True)
+
+
+@MODELS
+def test_a_language_model_adds_the_probability_of_the_words(model_class, monkeypatch):
+    monkeypatch.setattr(decoding, "FUSION_THRESHOLD", torch.inf)
+    tokens, frames, max_symbols = CharacterTokens("AT"), 2, 2
+    model = random_model(model_class, vocab_size=len(tokens))
+    features, lens = random_features()[:1, :frames], torch.tensor([frames])
+    read = NodeReader(PlainModel(model), features[0])
+    paths = oracles.every_path(read, frames, max_symbols)
+    scorer, ngram = TokenScorer(tokens, weight=0.7, word_bonus=0.3), EnglishTrigram()
+    size = 2 * len(paths)
+    encoded = model.encode(features, lens)
+    [found] = decoding.search(model, encoded, lens, size, size, max_symbols, scorer)
+    assert len(found) == len(paths)
+    written = set()
+    for hypothesis in found:
+        expected, before = paths[tuple(hypothesis.tokens)], ()
+        known = (index for index in hypothesis.tokens if index not in (1, len(tokens) - 1))
+        for word in tokens.decode(known).lower().split():
+            if word in ngram:  # "tat" is not
+                log_prob = math.log(1 - UNKNOWN_SHARE) + ngram.log_prob(word, before)
+                before = (word, *before)[:2]
+            else:
+                log_prob = math.log(UNKNOWN_SHARE) - (len(word) + 1) * math.log(LETTERS)
+                before = ()
+            expected += 0.7 * log_prob + 0.3
+            written.add(word)
+        assert hypothesis.score == pytest.approx(expected, abs=1e-4)
+    assert {"a", "at", "t", "tat", "ta"} <= written
+
+
+def test_a_language_model_that_says_nothing_changes_no_hypothesis():
+    model, features = random_model(ENT, vocab_size=31), random_features()
+    encoded = model.encode(features, FRAME_LENS)
+    silent = TokenScorer(CharTokens(), weight=0.0, word_bonus=0.0)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(decoding, "FUSION_THRESHOLD", decoding.PRUNING_THRESHOLD)
+        fused = decoding.search(model, encoded, FRAME_LENS, 4, 2, language_model=silent)
+    for ours, alone in zip(fused, decoding.search(model, encoded, FRAME_LENS, 4, 2), strict=True):
+        for each, expected in zip(ours, alone, strict=True):
+            assert_same(each, expected)
 
 
 @MODELS

@@ -19,6 +19,7 @@ from ent_brain.errors import InputError
 from ent_brain.export import HPARAMS_FILE, export
 from ent_brain.frontend import SSL_MODELS, SSLFrontend
 from ent_brain.inference import EmotionTransducer
+from ent_brain.language_model import WordFusion
 
 PRETRAINER = "speechbrain.utils.parameter_transfer.Pretrainer"
 SSL = "ent_brain.frontend.SSLFrontend"
@@ -68,6 +69,28 @@ def test_it_loads_from_wherever_it_is_moved(folder, tmp_path):
     moved.parent.mkdir()
     folder.rename(moved)
     assert EmotionTransducer.from_hparams(source=str(moved)).annotate_batch(WAVS, LENS) == expected
+
+
+def test_a_language_model_goes_with_it(trained, tmp_path):
+    brain = trained()
+    alone = export_and_load(brain, tmp_path / "alone")
+    brain.hparams.language_model = WordFusion(0.7, 0.3)
+    fused = export_and_load(brain, tmp_path / "fused")
+    assert alone.recognizer.language_model is None
+    scorer = fused.recognizer.language_model
+    assert (scorer.weight, scorer.word_bonus) == (0.7, 0.3)
+    assert alone.transcribe_batch(WAVS, LENS) != fused.transcribe_batch(WAVS, LENS)
+    edit(tmp_path / "fused", "weight: 0.7", "weight: much")
+    assert "makes no model" in refusal(tmp_path / "fused")
+    edit(tmp_path / "fused", "weight: much", "weight: -1")
+    assert "language_model: weight -1: give a number, 0 or more" in refusal(tmp_path / "fused")
+    edit(tmp_path / "alone", "emotions: [", "language_model: 3\nemotions: [")
+    assert "language_model: 3: no language model of this package" in refusal(tmp_path / "alone")
+
+
+def export_and_load(brain, path):
+    export(brain, path, 2.5)
+    return EmotionTransducer.from_hparams(source=path)
 
 
 def test_speechbrain_s_own_loader_takes_the_same_folder(folder):
