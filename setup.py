@@ -21,10 +21,10 @@ setup(
     entry_points={"console_scripts": ["ent-brain = ent_brain.__main__:main"]},
     python_requires=">=3.10",
     install_requires=[
-        # torchaudio 2.11 is the last release and imports only beside the torch it was built for;
-        # an unbounded torch would be newer, and SpeechBrain imports torchaudio.
-        "torch>=2.11,<2.12",
-        "torchaudio>=2.11,<2.12",
+        # torchaudio, which SpeechBrain imports, needs the torch of its own version. 2.11 is its last
+        # release, and torch goes on: without the upper bound, pip would install two versions.
+        "torch>=2.8,<2.12",
+        "torchaudio>=2.8,<2.12",
         "speechbrain>=1.1,<1.2",
         "transformers>=5.0,<6",
         "hyperpyyaml>=1.2.3",
