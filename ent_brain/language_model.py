@@ -138,12 +138,17 @@ class TokenScorer:
             for index, text in enumerate(texts)
         ]
         self.starts_word = torch.tensor([bool(text) and text[0] == " " for text in self.texts])
-        self._found = {}
+        self._gains, self._spellings = {}, {}
 
     def gains(self, state):
         """Nats [V] that each next token adds to the score; 0 for blank."""
-        if state not in self._found:
-            letters = state[1]
+        if state not in self._gains:
+            self._gains[state] = self._spelling(state[1]) + self.starts_word * self.end(state)
+        return self._gains[state]
+
+    def _spelling(self, letters):
+        """Nats [V] for the letters of each next token, without the end of the word before it."""
+        if letters not in self._spellings:
             before = self._log_beginning(letters)
             row = [
                 0.0
@@ -153,9 +158,8 @@ class TokenScorer:
                 else self._log_beginning(letters + text) - before
                 for text in self.texts
             ]
-            row = self.weight * torch.tensor(row)
-            self._found[state] = row + self.starts_word * self.end(state)
-        return self._found[state]
+            self._spellings[letters] = self.weight * torch.tensor(row)
+        return self._spellings[letters]
 
     def advance(self, state, token):
         """Return the state after a token (int)."""
