@@ -23,9 +23,6 @@ PRUNING_THRESHOLD = 6.0
 """Pruning threshold in nats. Hypotheses this far below the best one rarely win, but keep the whole
 batch at the current frame."""
 
-FUSION_THRESHOLD = 12.0
-"""Pruning threshold in nats with a language model, which judges a word only at its end."""
-
 ROUNDS_BETWEEN_CHECKS = 8
 """Number of rounds between two checks whether all utterances have ended. A check makes the CPU wait
 for the GPU."""
@@ -344,9 +341,7 @@ def _beam_paths(model, encoded, frame_lens, beam_size, n_best, max_symbols, lang
     passed = torch.zeros_like(slots, dtype=torch.bool)
     sequence = torch.zeros_like(slots)  # hash of the tokens, equal for equal sequences
     time, symbols = torch.zeros_like(last), torch.zeros_like(last)
-    threshold = PRUNING_THRESHOLD
     if language_model is not None:
-        threshold = FUSION_THRESHOLD
         contexts = [[language_model.start] * beam_size for _ in rows]
     history = []
     while len(history) % ROUNDS_BETWEEN_CHECKS or bool((time <= last).any()):
@@ -386,7 +381,7 @@ def _beam_paths(model, encoded, frame_lens, beam_size, n_best, max_symbols, lang
         total = totals.logsumexp(-1)
         is_greedy = candidate == torch.where(greedy_emits, beam_size, 0)
         holds_greedy = (same & is_greedy[:, None]).any(-1) & most_probable
-        survives = most_probable & (total >= total.amax(1, keepdim=True) - threshold)
+        survives = most_probable & (total >= total.amax(1, keepdim=True) - PRUNING_THRESHOLD)
         total = total.masked_fill(~(survives | holds_greedy), -torch.inf)
         kept = total.masked_fill(holds_greedy, torch.inf).topk(beam_size).indices
 

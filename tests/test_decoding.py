@@ -291,7 +291,7 @@ def test_a_beam_that_holds_everything_sums_over_all_paths(
 
 @MODELS
 def test_a_language_model_adds_the_probability_of_the_words(model_class, monkeypatch):
-    monkeypatch.setattr(decoding, "FUSION_THRESHOLD", torch.inf)
+    monkeypatch.setattr(decoding, "PRUNING_THRESHOLD", torch.inf)
     tokens, frames, max_symbols = CharacterTokens("AT"), 2, 2
     model = random_model(model_class, vocab_size=len(tokens))
     features, lens = random_features()[:1, :frames], torch.tensor([frames])
@@ -323,9 +323,7 @@ def test_a_language_model_that_says_nothing_changes_no_hypothesis():
     model, features = random_model(ENT, vocab_size=31), random_features()
     encoded = model.encode(features, FRAME_LENS)
     silent = TokenScorer(CharTokens(), weight=0.0, word_bonus=0.0)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(decoding, "FUSION_THRESHOLD", decoding.PRUNING_THRESHOLD)
-        fused = decoding.search(model, encoded, FRAME_LENS, 4, 2, language_model=silent)
+    fused = decoding.search(model, encoded, FRAME_LENS, 4, 2, language_model=silent)
     for ours, alone in zip(fused, decoding.search(model, encoded, FRAME_LENS, 4, 2), strict=True):
         for each, expected in zip(ours, alone, strict=True):
             assert_same(each, expected)
