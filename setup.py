@@ -21,8 +21,8 @@ setup(
     entry_points={"console_scripts": ["ent-brain = ent_brain.__main__:main"]},
     python_requires=">=3.10",
     install_requires=[
-        # torchaudio, which SpeechBrain imports, needs the torch of its own version. 2.11 is its last
-        # release, and torch goes on: without the upper bound, pip would install two versions.
+        # SpeechBrain imports torchaudio, which needs the torch of its own version. Its last release
+        # is 2.11; torch has newer ones, and without a bound pip would install two versions.
         "torch>=2.8,<2.12",
         "torchaudio>=2.8,<2.12",
         "speechbrain>=1.1,<1.2",

@@ -41,7 +41,7 @@ class Hypothesis(NamedTuple):
     """[E] for the utterance, from the pooled head, or the mean over frames if there is no head."""
     score: float
     """Log-probability in nats of the path's tokens and blanks. Beam search sums over all paths in
-    the beam with these tokens."""
+    the beam with these tokens. A language model adds its own score."""
     event_log_probs: Tensor | None = None
     """[E] from ``judge_events``."""
 
