@@ -268,7 +268,10 @@ def _kernel(arcs, frame_lens, token_lens):
     """
     lengths = [n.to(arcs.device, torch.int32) for n in (frame_lens, token_lens)]
     targets = torch.ones(arcs[0, :, 0, 1:].shape, dtype=torch.int32, device=arcs.device)
-    nll, grad = torch.ops.torchaudio.rnnt_loss_forward(
+    operators = torch.ops.torchaudio
+    # torchaudio 2.8 has the operator under the loss's own name.
+    operator = getattr(operators, "rnnt_loss_forward", None) or operators.rnnt_loss
+    nll, grad = operator(
         arcs.movedim(0, -1).contiguous(),
         targets,
         *lengths,
