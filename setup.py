@@ -33,7 +33,7 @@ setup(
         "matplotlib>=3.8",
         "soundfile>=0.12",
         "av>=14",
-        "pocketsphinx>=5.1,<6",  # its trigram of English words
+        "pocketsphinx>=5.0.4,<6",  # its trigram of English words
         "pympi-ling>=1.70",
         "silero-vad>=6.2,<7",
         # SpeechBrain needs these too; our own code imports them.
