@@ -9,12 +9,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import soundfile
 import torch
+from test_live import speech
 
+from ent_brain.annotation import Word
 from ent_brain.audio import load_audio
 from ent_brain.emotions import PUBLISHED
+from ent_brain.export import export
 from ent_brain.files import read_json
 from ent_brain.frontend import SSLFrontend
+from ent_brain.inference import EmotionTransducer
 
 ROOT = Path(__file__).parents[1]
 
@@ -214,3 +219,41 @@ def test_figures_of_altered_copies(field):
         "same text": pytest.approx(100 / 3),
         "same emotion": pytest.approx(200 / 3),
     }
+
+
+@pytest.fixture
+def live(monkeypatch):
+    """``benchmarks/live.py``, imported."""
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    return importlib.import_module("live")
+
+
+def test_only_correct_words_that_a_listener_settles_have_a_delay(live, monkeypatch):
+    known = [("A", 0.0, 1.0), ("B", 1.0, 2.0), ("C", 2.0, 3.5), ("D", 4.0, 5.0)]
+    monkeypatch.setattr(live, "known_words", lambda alignments, path: known)
+    settled = [("A", 2.0), ("X", 2.5), ("C", 5.0), ("D", math.nan)]
+    words = [Word(text, 0.0, time, None, None) for text, time in settled]
+    heard = {Path("a"): (words, 1.0, 5.0), Path("b"): (words[:1], 2.0, 5.0)}
+    assert live.score(heard, dict.fromkeys(heard, "A B C D"), None) == {
+        "WER": 50.0,
+        "delay, median": 1.0,
+        "delay, 90th percentile": pytest.approx(1.4),
+        "delay, maximum": 1.5,
+        "words with a delay": 3,
+        "CPU s per s": 0.3,
+    }
+
+
+def test_a_stream_has_the_words_of_its_chunks(live, trained, tmp_path):
+    export(trained(), tmp_path / "model", longest_window=5.0)
+    model = EmotionTransducer.from_hparams(source=tmp_path / "model")
+    wav = speech(12)
+    soundfile.write(tmp_path / "a.wav", wav.numpy(), live.RATE, subtype="FLOAT")
+    words, took, seconds = live.listen(model, wav, 0.7)
+    text, thirds = live.measure_stream(model, tmp_path / "a.wav")
+    assert text.split() == [word.text for word in words] and len(words) > 2
+    assert took > 0 and seconds == pytest.approx(12.0)
+    times = [word.end for word in words]
+    assert math.isnan(times[-1])
+    assert times[0] == pytest.approx(round(times[0] / 0.7) * 0.7)
+    assert [row["MB"] > 50 and row["CPU s per minute"] > 0 for row in thirds.values()] == 3 * [True]
