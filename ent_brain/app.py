@@ -176,6 +176,8 @@ def make_app(model, title="Words and emotions", minutes=MOST_MINUTES):
         gr.HTML(f"<h1>{escape(title)}</h1>")
         with gr.Row():
             file = gr.File(label="Drop a sound or video file", height=140)
+            # Gradio's own function leaves an empty temporary file for each recording.
+            file.preprocess = lambda upload: upload and upload.path
             spoken = gr.Audio(label="or speak", sources=["microphone"], type="filepath", buttons=[])
             with gr.Column(min_width=200):
                 channels = gr.Radio([MIXED, EACH], value=MIXED, label="Channels")

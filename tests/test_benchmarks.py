@@ -13,7 +13,7 @@ import soundfile
 import torch
 from test_live import speech
 
-from ent_brain.annotation import Word
+from ent_brain.annotation import Annotation, Word
 from ent_brain.audio import load_audio
 from ent_brain.emotions import PUBLISHED
 from ent_brain.export import export
@@ -26,8 +26,13 @@ ROOT = Path(__file__).parents[1]
 
 def run_quickly(name, *options):
     """Return the output of ``benchmarks/<name>.py --quick`` with one thread."""
+    return run(name, "--quick", *options)
+
+
+def run(name, *options):
+    """Return the output of ``benchmarks/<name>.py`` with one thread."""
     done = subprocess.run(
-        [sys.executable, str(ROOT / "benchmarks" / f"{name}.py"), "--quick", *map(str, options)],
+        [sys.executable, str(ROOT / "benchmarks" / f"{name}.py"), *map(str, options)],
         env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
@@ -257,3 +262,35 @@ def test_a_stream_has_the_words_of_its_chunks(live, trained, tmp_path):
     assert math.isnan(times[-1])
     assert times[0] == pytest.approx(round(times[0] / 0.7) * 0.7)
     assert [row["MB"] > 50 and row["CPU s per minute"] > 0 for row in thirds.values()] == 3 * [True]
+
+
+def test_the_app_leaves_no_file_of_its_sessions(trained, tmp_path):
+    pytest.importorskip("gradio")
+    export(trained(), tmp_path / "model", longest_window=2.0)
+    (tmp_path / "recordings").mkdir()
+    for name in ("one", "two"):
+        soundfile.write(tmp_path / "recordings" / f"{name}.wav", speech(1.5).numpy(), 16000)
+    arguments = [tmp_path / "recordings", "--model", tmp_path / "model", "--sessions", 2]
+    arguments += ["--minutes", 0.03, "--output", tmp_path / "soak.json"]
+    printed = run("app_soak", *arguments)
+    found = read_json(tmp_path / "soak.json")
+    assert found["errors"] == {} and found["requests"] >= 2
+    assert found["files after the sessions"] == found["files after the app"] == 0
+    assert f"| requests | {found['requests']} |" in printed
+    assert 100 < found["memory"]["late"] < 2500, "MB"
+
+
+def test_a_wrong_or_incomplete_result_of_the_app_is_an_error(monkeypatch, tmp_path):
+    pytest.importorskip("gradio")
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    app_soak = importlib.import_module("app_soak")
+    annotation = Annotation("one", 1.0, "", (), None, None, (), (), (), 0.04, ())
+
+    def results():
+        (tmp_path / "one.html").write_text("page")
+        return [tmp_path / "one.html", *map(Path, annotation.write(tmp_path, app_soak.FORMATS))]
+
+    assert app_soak.check(results(), Path("one.wav")) is None
+    assert list(tmp_path.iterdir()) == []
+    assert app_soak.check(results(), Path("two.wav")) == "another's result"
+    assert app_soak.check(results()[:3], Path("one.wav")) == "missing files"
