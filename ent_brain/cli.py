@@ -93,9 +93,9 @@ examples:
 
 LISTEN = """\
 Transcribe the microphone. Each word is a line of JSON with its times, its emotion and the emotion's
-probability, and appears at most 2 s after it was said. Ctrl-C prints the last words and ends the
-command. With --out, it also writes the result to files. The microphone needs
-pip install 'ent_brain[listen]'.
+probability. The usual delay after the end of the word is at most 1.5 s plus the computing time.
+Ctrl-C prints the last words and ends the command. With --out, it also writes the result to files.
+The microphone needs pip install 'ent_brain[listen]'.
 """
 
 EXAMPLES = """\

@@ -23,8 +23,9 @@ HOP = 0.5
 """Seconds of new audio after which the window is heard again."""
 
 LAG = 1.0
-"""Seconds that a word must be old to be settled: what follows it can still change it. A word is
-thus settled at most ``HOP + LAG`` after its end, and the time that hearing takes."""
+"""Age in seconds at which a word is settled, because the audio that follows can still change it.
+The delay after the end of a word is thus at most ``HOP + LAG`` = 1.5 s of audio, plus the computing
+time. It is longer if the model recognises the word late. ``benchmarks/live.py`` measures it."""
 
 PREFERRED, LONGEST = 4.0, 10.0
 """Seconds of a window after which it ends at its longest pause, and after which it ends anyway: the

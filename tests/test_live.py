@@ -6,13 +6,14 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
-from ent_brain import live
+from ent_brain import cli, live
 from ent_brain.annotation import Annotation, Heard
 from ent_brain.emotions import PUBLISHED
 from ent_brain.errors import InputError
@@ -187,3 +188,12 @@ def test_the_command_ends_with_everything_written(folder, heard, tmp_path, inter
     assert (tmp_path / "live.csv").is_file()
     if not interrupted:
         assert said.duration == annotation.duration
+
+
+def test_the_delay_is_the_same_everywhere(capsys):
+    delay = f"at most {live.HOP + live.LAG:g} s plus the computing time"
+    page = Path(__file__).parents[1] / "docs" / "app.md"
+    with pytest.raises(SystemExit):
+        cli.main(["listen", "--help"])
+    for text in (page.read_text("utf-8"), capsys.readouterr().out):
+        assert delay in " ".join(text.split())
