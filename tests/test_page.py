@@ -336,11 +336,13 @@ def open_page(browser, path):
     return browser
 
 
-def wait(browser, script):
+def wait(browser, script, seconds=20):
     """Wait until a script returns a true value, and return it."""
     from selenium.webdriver.support.ui import WebDriverWait
 
-    return WebDriverWait(browser, 20, 0.02).until(lambda b: b.execute_script(f"return {script}"))
+    return WebDriverWait(browser, seconds, 0.02).until(
+        lambda b: b.execute_script(f"return {script}")
+    )
 
 
 def press(browser, *keys):
@@ -521,3 +523,46 @@ def test_a_click_on_a_moment_plays_it(browser, tmp_path):
     wait(browser, "document.querySelectorAll('#word-details tbody tr').length === 3")
     assert find(browser, "#word-details tbody tr").text == "OH 0.10 0.30 neutral 0.90"
     assert browser.get_log("browser") == []
+
+
+def set_colors(browser, dark):
+    """Let pages be dark or light."""
+    features = [{"name": "prefers-color-scheme", "value": "dark" if dark else "light"}]
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": features})
+
+
+def serious_faults(browser):
+    """Rules of axe-core that the page seriously violates, each with the first element."""
+    pytest.importorskip("axe_core_python")
+    from axe_core_python.base import AXE_SCRIPT
+
+    browser.execute_script(AXE_SCRIPT)
+    script = "axe.run({iframes: false}).then(arguments[0])"
+    violations = browser.execute_async_script(script)["violations"]
+    return [
+        (each["id"], each["nodes"][0]["html"][:200])
+        for each in violations
+        if each["impact"] in ("serious", "critical")
+    ]
+
+
+@pytest.mark.parametrize("dark", [False, True])
+def test_axe_finds_no_serious_fault(browser, tmp_path, dark):
+    audio = write_tone(tmp_path / "tone.wav")
+    utterances = [make_utterance(f"u{number}", audio, number) for number in range(4)]
+    write_page(tmp_path / "report.html", "report", RESULTS, utterances)
+    recordings = [Utterance(each.annotation, each.audio) for each in utterances]
+    write_recordings(tmp_path / "recordings.html", "calls", recordings)
+    write_recordings(tmp_path / "one.html", "call", recordings[:1])
+    set_colors(browser, dark)
+    try:
+        for name in ("report", "recordings", "one"):
+            open_page(browser, tmp_path / f"{name}.html")
+            for summary in browser.find_elements("css selector", "summary"):
+                if summary.is_displayed():
+                    summary.click()
+            wait(browser, "document.querySelectorAll('.word').length >= 3")
+            find(browser, ".word").click()
+            assert serious_faults(browser) == [], name
+    finally:
+        set_colors(browser, False)
