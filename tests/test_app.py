@@ -12,7 +12,7 @@ import soundfile
 
 pytest.importorskip("gradio")
 
-from test_page import find, start_chromium, wait  # noqa: E402
+from test_page import find, serious_faults, set_colors, start_chromium, wait  # noqa: E402
 
 from ent_brain import app  # noqa: E402
 from ent_brain.annotation import Annotation  # noqa: E402
@@ -21,17 +21,20 @@ from ent_brain.export import export  # noqa: E402
 from ent_brain.formats import FORMATS  # noqa: E402
 from ent_brain.inference import EmotionTransducer  # noqa: E402
 
-# Gradio's own call of pandas.
-pytestmark = pytest.mark.filterwarnings("ignore:.*no_silent_downcasting")
+# Gradio's own calls of pandas.
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:.*no_silent_downcasting", "ignore:The copy keyword is deprecated"
+)
 
 RATE = 16000
+MINUTES = 30
 HOSTILE = "<img src=x onerror=alert(1)><script>.wav"
 MICROPHONE = ("--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream")
 
 
-def write(path, seconds=1.5, channels=1):
-    wav = 0.1 * np.random.default_rng(0).normal(size=(int(seconds * RATE), channels))
-    soundfile.write(path, wav, RATE)
+def write(path, seconds=1.5, channels=1, rate=RATE):
+    wav = 0.1 * np.random.default_rng(0).normal(size=(int(seconds * rate), channels))
+    soundfile.write(path, wav, rate)
     return path
 
 
@@ -51,7 +54,7 @@ def served(model, tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(app.tempfile, "tempdir", str(tmp_path_factory.mktemp("scratch")))
         patch.setenv("GRADIO_TEMP_DIR", "")  # the app sets it
-        served = app.serve(model, port=port, minutes=0.5, prevent_thread_lock=True)
+        served = app.serve(model, port=port, minutes=MINUTES, prevent_thread_lock=True)
         folder = next(Path(app.tempfile.gettempdir()).iterdir())
         yield SimpleNamespace(address=f"http://127.0.0.1:{port}", folder=folder, app=served[0])
 
@@ -74,8 +77,8 @@ def upload(browser, path):
     find(browser, "input[type=file]").send_keys(str(path))
 
 
-def wait_for_player(browser):
-    wait(browser, "document.querySelector('#player iframe').srcdoc")
+def wait_for_player(browser, seconds=20):
+    wait(browser, "document.querySelector('#player iframe').srcdoc", seconds)
     browser.switch_to.frame(find(browser, "#player iframe"))
     wait(browser, "document.querySelector('#words .word, #words')?.textContent")
 
@@ -131,11 +134,29 @@ def test_a_broken_file_with_a_hostile_name_is_told_as_text(opened, tmp_path):
 
 
 def test_a_recording_that_is_too_long_is_refused(opened, tmp_path):
-    upload(opened, write(tmp_path / "long.wav", seconds=31))
+    upload(opened, write(tmp_path / "long.wav", 60 * MINUTES + 30, rate=1000))
     wait(opened, "document.querySelector('.toast-body')")
-    assert "lasts 0.5 minutes. Cut it to 0.5 minutes." in find(opened, ".toast-body").get_property(
+    assert "lasts 30.5 minutes. Cut it to 30 minutes." in find(opened, ".toast-body").get_property(
         "textContent"
     )
+
+
+def test_the_longest_recording_is_shown_and_played(opened, request, tmp_path):
+    if not request.config.getoption("--long"):
+        pytest.skip("annotates half an hour: give --long")
+    wav, _ = soundfile.read(write(tmp_path / "short.wav", seconds=20))
+    soundfile.write(tmp_path / "long.flac", np.tile(wav, 3 * MINUTES), RATE)
+    upload(opened, tmp_path / "long.flac")
+    wait_for_player(opened, seconds=300)
+    wait(opened, f"Math.abs(audio.duration - {60 * MINUTES}) < 1")
+    last = opened.find_elements("css selector", ".word")[-1]
+    last.click()
+    wait(opened, "[...document.querySelectorAll('.word')].at(-1).hasAttribute('aria-current')")
+    started = opened.execute_script("return audio.currentTime")
+    find(opened, "#play").click()
+    assert started > 60 * MINUTES - 60
+    wait(opened, f"audio.currentTime > {started + 0.1} || audio.ended")
+    opened.switch_to.default_content()
 
 
 def test_an_annotation_can_be_cancelled(opened, served, tmp_path, monkeypatch):
@@ -213,25 +234,9 @@ def test_the_keyboard_is_enough(opened, tmp_path):
     opened.switch_to.default_content()
 
 
-def serious_faults(browser):
-    """Rules of axe-core that the page seriously violates, each with the first element."""
-    pytest.importorskip("axe_core_python")
-    from axe_core_python.base import AXE_SCRIPT
-
-    browser.execute_script(AXE_SCRIPT)
-    script = "axe.run({iframes: false}).then(arguments[0])"
-    violations = browser.execute_async_script(script)["violations"]
-    return [
-        (each["id"], each["nodes"][0]["html"][:200])
-        for each in violations
-        if each["impact"] in ("serious", "critical")
-    ]
-
-
 @pytest.mark.parametrize("dark", [False, True])
 def test_axe_finds_no_serious_fault(browser, served, tmp_path, dark):
-    features = [{"name": "prefers-color-scheme", "value": "dark" if dark else "light"}]
-    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": features})
+    set_colors(browser, dark)
     browser.get(served.address)
     wait(browser, "document.querySelector('input[type=file]')")
     assert serious_faults(browser) == []
