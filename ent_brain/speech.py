@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from torch.nn.functional import conv1d, pad
+from torch.nn.functional import conv1d, interpolate, pad
 
 from ent_brain.manifest import SAMPLE_RATE
 
@@ -17,6 +17,10 @@ STEP, CONTEXT = 512, 64
 
 STEPS_AT_ONCE = 313
 """Number of steps (10 s) that are brought to one level and computed together."""
+
+OCTAVE = 2
+"""Factor by which a recording is slowed down to be heard a second time, an octave lower. silero-vad
+misses most of some shouts and high voices, but finds them then."""
 
 LASTING = 9
 """Number of steps (0.3 s) for the median of the power, so that a click is not the loudest sound."""
@@ -120,19 +124,22 @@ def find_speech(blocks):
     >>> find_speech([torch.zeros(16000)]).regions
     []
     """
-    probabilities, spectrum, state, before, total = [], np.zeros(129), None, None, 0
-    context = torch.zeros(CONTEXT)
+    probabilities, spectrum, before, total = [], np.zeros(129), None, 0
+    state = lower_state = None
+    context = lower_context = torch.zeros(CONTEXT)
     for wav in _of_equal_length(blocks):
         total += len(wav)
-        wav = torch.cat((context, pad(wav, (0, -len(wav) % STEP))))
-        context = wav[-CONTEXT:]
-        steps = wav.unfold(0, CONTEXT + STEP, STEP)
-        steps = steps - steps.mean(1, keepdim=True)
+        wav = pad(wav, (0, -len(wav) % STEP))
+        steps, context = _cut(wav, context)
         level = _loudest(steps.square().mean(1))
         loudest = max(level, before or level, 10 ** (FAINTEST / 10))
         before = level
         gain = (10 ** (LEVEL / 10) / loudest) ** 0.5
         found, state, power = _probabilities(steps * gain, state)
+        lower = interpolate(wav[None, None], scale_factor=OCTAVE, mode="linear")[0, 0]
+        steps, lower_context = _cut(lower, lower_context)
+        of_lower, lower_state, _ = _probabilities(steps * gain, lower_state)
+        found = found.maximum(of_lower.view(-1, OCTAVE).amax(1))
         probabilities.append(found.numpy())
         spectrum += power[found >= STARTS].sum(0).numpy()
     probabilities = np.concatenate(probabilities) if probabilities else np.zeros(0)
@@ -151,6 +158,13 @@ def highest_frequency(spectrum):
     """
     used = np.flatnonzero(spectrum > spectrum.max() * 10 ** (BAND_FLOOR / 10))
     return float(used.max(initial=0) * SAMPLE_RATE / 2 / (len(spectrum) - 1))
+
+
+def _cut(wav, context):
+    """Cut samples into steps [T, CONTEXT + STEP] without offset; and the next ``context``."""
+    wav = torch.cat((context, wav))
+    steps = wav.unfold(0, CONTEXT + STEP, STEP)
+    return steps - steps.mean(1, keepdim=True), wav[-CONTEXT:]
 
 
 def _of_equal_length(blocks, size=STEPS_AT_ONCE * STEP):

@@ -15,7 +15,7 @@ RATE = 16000
 def spoken(ravdess):
     """A sentence, 3.5 s, with silence around it."""
     path = sorted(ravdess.rglob("*.flac"))[87]
-    return torch.from_numpy(soundfile.read(path, dtype="float32")[0])
+    return torch.from_numpy(read(path))
 
 
 def colored(exponent, seconds=10):
@@ -36,6 +36,18 @@ NO_SPEECH = {
     "clicks": (np.arange(len(TIME)) % 3777 == 0).astype(float),
     "breathing": colored(1) * np.maximum(0, np.sin(2 * np.pi * 0.3 * TIME)) ** 2,
 }
+
+
+def test_a_shout_is_speech(ravdess):
+    for path in ravdess.glob("Actor_06/03-01-0[345]-02-*.flac"):  # strong emotions, a high voice
+        regions = find_speech([torch.from_numpy(read(path))]).regions
+        assert sum(end - first for first, end in regions) > 0.9 * RATE
+        assert 0.3 < regions[0][0] / RATE < 1.5
+        assert regions[-1][1] / RATE > 1.5
+
+
+def read(path):
+    return soundfile.read(path, dtype="float32")[0]
 
 
 @pytest.mark.parametrize("level", [-60, -40, -20, 0])
