@@ -328,17 +328,12 @@ class TransducerModel(nn.Module):
     encoder_layers : int
         Bidirectional LSTMs, or convolutions, one upon the other.
     encoder_dropout : float
-        Of the encoder's input and of the output of each of its layers and of the emotion's, in
-        training.
+        Of the encoder's input and of the output of each of its layers, in training.
     encoder_context : int, optional
         Frames that each layer of the encoder sees (``ShortEncoder``), an odd number; None: all, by
         bidirectional LSTMs.
     predictor_context : int, optional
         Tokens that the predictor sees (``ShortPredictor``); None: all, by an LSTM.
-    emotion_layers : int
-        Bidirectional LSTMs upon the encoder whose output the emotion stream alone reads. With
-        ``encoder_context``, words then come from the frames around them, and emotions from the
-        whole utterance.
     normalize_features : bool
         Whether each channel of each layer of the features has mean 0 and deviation 1 over the
         first ``NORM_BATCHES`` batches of training.
@@ -381,7 +376,6 @@ class TransducerModel(nn.Module):
         encoder_context=None,
         predictor_context=None,
         normalize_features=False,
-        emotion_layers=0,
     ):
         super().__init__()
         if lm_head and not token_joint:
@@ -393,8 +387,6 @@ class TransducerModel(nn.Module):
                 raise ValueError(f"{name}: {share}: give a share, 0 to 1")
         if encoder_layers < 1:
             raise ValueError(f"encoder_layers: {encoder_layers}: give a whole number above 0")
-        if emotion_layers < 0:
-            raise ValueError(f"emotion_layers: {emotion_layers}: give a whole number, 0 or more")
         if encoder_context is not None and (encoder_context < 1 or encoder_context % 2 == 0):
             raise ValueError(f"encoder_context: {encoder_context}: give an odd number, or null")
         if predictor_context is not None and predictor_context < 1:
@@ -419,7 +411,6 @@ class TransducerModel(nn.Module):
             "encoder_context": encoder_context,
             "predictor_context": predictor_context,
             "normalize_features": normalize_features,
-            "emotion_layers": emotion_layers,
         }
         """Arguments that make this model again."""
         # Without words there is no vocabulary stream: its parts would never be trained.
@@ -435,9 +426,6 @@ class TransducerModel(nn.Module):
             for size in (feature_dim, *[encoder_dim] * (encoder_layers - 1))
         ]
         self.encoder, self.upper_encoders = layers[0], nn.ModuleList(layers[1:])
-        self.emotion_encoders = nn.ModuleList(
-            Encoder(encoder_dim, encoder_dim) for _ in range(emotion_layers)
-        )
         self.encoder_dropout = nn.Dropout(encoder_dropout)
         has_reader = token_joint or emotion_joint or pooled_head
         sizes = vocab_size, embedding_dim, predictor_dim, encoder_dim, dropout
@@ -496,10 +484,7 @@ class TransducerModel(nn.Module):
         # All mixes pass through the one encoder, as one batch.
         mixed = [mix(features, self.norm) for mix in self.mixes] or [self._only_layer(features)]
         encoded = self._encode(torch.cat(mixed), frame_lens.repeat(len(mixed))).chunk(len(mixed))
-        emotion = encoded[0]
-        for layer in self.emotion_encoders:
-            emotion = self.encoder_dropout(layer(emotion, frame_lens))
-        return Streams(emotion, encoded[-1])
+        return Streams(encoded[0], encoded[-1])
 
     def _only_layer(self, features):
         """Return the only layer of features [B, T, 1, D], normalised on request: [B, T, D]."""

@@ -17,7 +17,6 @@ from ent_brain.model import (
     ScalarMix,
     ShortEncoder,
     ShortPredictor,
-    Streams,
 )
 
 FRAME_LENS = torch.tensor([7, 1, 4])
@@ -186,18 +185,6 @@ def test_a_short_encoder_sees_neighbouring_frames_alone(model_class):
     before, after = (model.encode(each, torch.tensor([14, 2, 8])) for each in (features, other))
     changed = (before.vocabulary[0] != after.vocabulary[0]).any(-1)
     assert changed.nonzero().flatten().tolist() == [4, 5, 6, 7, 8]  # two layers of three frames
-
-
-@BOTH
-def test_only_the_emotion_sees_beyond_a_short_encoder(model_class):
-    model = small_model(model_class, encoder_context=3, emotion_layers=1)
-    features = random_features().repeat_interleave(2, 1)
-    other = features.clone()
-    other[0, 6] += 1
-    before, after = (model.encode(each, torch.tensor([14, 2, 8])) for each in (features, other))
-    changed = Streams(*((a[0] != b[0]).any(-1) for a, b in zip(before, after, strict=True)))
-    assert changed.vocabulary.nonzero().flatten().tolist() == [5, 6, 7]
-    assert changed.emotion.all()
 
 
 def test_a_short_encoder_is_a_normalised_convolution():

@@ -130,7 +130,7 @@ NOTED_OTHERWISE = {
     "model settings": {
         *("encoder_dim", "predictor_dim", "joint_dim", "dropout"),
         *("encoder_layers", "encoder_dropout", "normalize_features"),
-        *("encoder_context", "predictor_context", "emotion_layers"),
+        *("encoder_context", "predictor_context"),
     },
     "nothing that is learnt": {
         *("data_folder", "zed_folder", "output_folder", "save_folder", "mixed_folder"),
