@@ -1,11 +1,15 @@
 """Whisper's encoder for utterances of any length up to 30 s, and its decoder."""
 
 import copy
-import zlib
 from functools import cached_property
 
 import torch
-from transformers import WhisperForConditionalGeneration, WhisperModel, WhisperTokenizerFast
+from transformers import (
+    StoppingCriteria,
+    WhisperForConditionalGeneration,
+    WhisperModel,
+    WhisperTokenizerFast,
+)
 from transformers.modeling_outputs import BaseModelOutput
 from transformers.models.whisper.modeling_whisper import WhisperEncoder, WhisperPreTrainedModel
 
@@ -18,8 +22,8 @@ MOST_TOKENS = 8
 FEWEST_TOKENS = 16
 """Number of tokens that even the shortest recording may have."""
 
-MOST_COMPRESSED = 2.4
-"""Compression ratio above which a text counts as repetitive: Whisper's own threshold."""
+REPEATED = 8
+"""Number of tokens that a decoder that repeats itself says again. Decoding stops there."""
 
 
 class WhisperSpeechEncoder(WhisperPreTrainedModel):
@@ -79,7 +83,7 @@ class WhisperDecoder:
 
     The decoder was trained on 30 s, mostly with silence at the end. With the states of an utterance
     alone, it repeats itself. Therefore, states of silence follow up to 30 s: the encoder's states
-    of 30 s of zeros, at the same positions, computed once. If the text is still repetitive, the
+    of 30 s of zeros, at the same positions, computed once. If the decoder still repeats itself, the
     utterance is encoded again with silence up to 30 s, as in Whisper.
 
     Arguments
@@ -142,27 +146,38 @@ class WhisperDecoder:
             raise InputError(f"language: {language!r}: not one of Whisper's, such as en or de")
         padded = torch.stack([torch.cat((each, self.silence[len(each) :])) for each in states])
         most = FEWEST_TOKENS + int(MOST_TOKENS * max(map(len, wavs)) / self.frontend.sample_rate)
-        texts = self._decode(padded, language, most)
-        for row, text in enumerate(texts):
-            if text and _compression(text) > MOST_COMPRESSED:
+        decoded = self._decode(padded, language, most, stopping_criteria=[_Repetition()])
+        for row, ids in enumerate(decoded):
+            if bool(_end_in_repetition(torch.tensor([ids]))):
                 rest = self.frontend.max_samples - len(wavs[row])
                 wav = torch.nn.functional.pad(wavs[row], (0, rest))[None]
-                [texts[row]] = self._decode(self.frontend.encode_last(wav), language, most)
-        return texts
+                [decoded[row]] = self._decode(self.frontend.encode_last(wav), language, most)
+        return [" ".join(text.split()) for text in self.tokenizer.batch_decode(decoded)]
 
-    def _decode(self, states, language, most):
-        """Decode states [B, 1500, D] to texts (list[str]) of at most ``most`` tokens."""
+    def _decode(self, states, language, most, **settings):
+        """Decode states [B, 1500, D] to ids (list[list[int]]) of at most ``most`` tokens."""
         with quiet_transformers():  # transformers warns of its own generation settings
-            ids = self.model.generate(
+            decoded = self.model.generate(
                 encoder_outputs=BaseModelOutput(states),
                 language=language,
                 task="transcribe",
                 max_new_tokens=most,
+                **settings,
             )
-        return [" ".join(text.split()) for text in self.tokenizer.batch_decode(ids, True)]
+        special = set(self.tokenizer.all_special_ids)
+        return [[index for index in ids if index not in special] for ids in decoded.tolist()]
 
 
-def _compression(text):
-    """Compression ratio of a text."""
-    content = text.encode()
-    return len(content) / len(zlib.compress(content))
+class _Repetition(StoppingCriteria):
+    """Ends the decoding of each utterance that repeats itself."""
+
+    def __call__(self, input_ids, scores, **kwargs):
+        return _end_in_repetition(input_ids)
+
+
+def _end_in_repetition(ids):
+    """Tell for ids [B, N] whether the last ``REPEATED`` tokens occur before, too: [B] bool."""
+    if ids.size(1) <= REPEATED:
+        return torch.zeros(len(ids), dtype=torch.bool, device=ids.device)
+    windows = ids.unfold(1, REPEATED, 1)
+    return (windows[:, :-1] == windows[:, -1:]).all(-1).any(-1)

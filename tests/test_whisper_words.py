@@ -20,7 +20,7 @@ from ent_brain.errors import InputError
 from ent_brain.export import export, pack
 from ent_brain.frontend import SSLFrontend
 from ent_brain.inference import EmotionTransducer
-from ent_brain.whisper import WhisperDecoder
+from ent_brain.whisper import WhisperDecoder, _end_in_repetition, _Repetition
 
 ENCODER = "openai/whisper-base@e37978b90ca9030d5170a5c07aadb050351a65bb"
 RATE = 16000
@@ -128,9 +128,10 @@ def test_a_text_that_repeats_itself_is_made_again_with_silence(whole, frontend, 
     decoder = WhisperDecoder(whole, frontend)
     asked = []
 
-    def decode(states, language, most):
+    def decode(states, language, most, **settings):
         asked.append(states)
-        return ["once more " * 30] * len(states) if len(asked) == 1 else ["once more"]
+        text = "once more " * 30 if len(asked) == 1 else "once more"
+        return [decoder.tokenizer.encode(text, add_special_tokens=False)]
 
     monkeypatch.setattr(decoder, "_decode", decode)
     wav = 0.1 * torch.randn(RATE)
@@ -140,6 +141,35 @@ def test_a_text_that_repeats_itself_is_made_again_with_silence(whole, frontend, 
     padded = torch.nn.functional.pad(wav, (0, 480_000 - RATE))
     torch.testing.assert_close(second, frontend.encode_last(padded[None]))
     torch.testing.assert_close(first[:, 50:], decoder.silence[None, 50:])
+
+
+def test_a_decoder_that_repeats_itself_is_stopped(whole, frontend):
+    decoder = WhisperDecoder(whole, frontend)
+    states = frontend.encode_last(0.1 * torch.randn(1, RATE))
+    states = torch.cat((states, decoder.silence[None, 50:]), 1)
+    [endless] = decoder._decode(states, "en", 100)
+    [stopped] = decoder._decode(states, "en", 100, stopping_criteria=[_Repetition()])
+    assert len(endless) == 100
+    assert stopped == endless[: len(stopped)]
+    seen = [endless[i : i + 8] for i in range(93)]
+    first = next(i for i, tokens in enumerate(seen) if tokens in seen[:i])
+    assert len(stopped) == first + 8
+
+
+@pytest.mark.parametrize(
+    ("ids", "repeats"),
+    [
+        (range(20), False),
+        ([*range(8), *range(8)], True),
+        ([9] * 9, True),
+        ([9] * 8, False),
+        ([*range(8), *range(8), 3], False),
+        ([], False),
+    ],
+)
+def test_a_repetition_is_eight_tokens_that_were_there_before(ids, repeats):
+    ids = torch.tensor([list(ids)])
+    assert _end_in_repetition(ids).tolist() == [repeats]
 
 
 def test_words_are_written_as_whisper_writes_them(packed, whole, path, monkeypatch):
