@@ -70,9 +70,9 @@ WINDOWS_AT_ONCE = 8
 """Windows of a long recording that the model hears together."""
 
 
-IMPLAUSIBLE = -4.0
+IMPLAUSIBLE = -3.0
 """Mean log-probability (nats) of a word's tokens on the best path, below which the recording may
-not have the word."""
+not have the word. Measured by ``benchmarks/wrong_words.py``."""
 
 
 class Encoded(NamedTuple):

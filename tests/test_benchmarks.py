@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -294,3 +295,24 @@ def test_a_wrong_or_incomplete_result_of_the_app_is_an_error(monkeypatch, tmp_pa
     assert list(tmp_path.iterdir()) == []
     assert app_soak.check(results(), Path("two.wav")) == "another's result"
     assert app_soak.check(results()[:3], Path("one.wav")) == "missing files"
+
+
+def test_wrong_words_are_counted_where_they_were_put(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    wrong_words = importlib.import_module("wrong_words")
+    names = {3: "CATS SLEEP", 4: "DOGS BARK"}
+
+    def align_batch(wavs, texts):
+        words = [
+            SimpleNamespace(text=word, start=0.1 * index)
+            for index, word in enumerate(texts[0].split())
+        ]
+        said = names[len(wavs[0])].split()
+        strange = [f"{w.text} at {w.start:.2f} s" for w in words if w.text not in said]
+        notes = [f"the recording may not have {len(strange)}: {', '.join(strange)}"]
+        return [SimpleNamespace(words=words, notes=notes if strange else [])]
+
+    speech = {torch.zeros(samples): text for samples, text in names.items()}
+    found = wrong_words.measure(SimpleNamespace(align_batch=align_batch), speech)
+    assert found["right"] == {"words": 4, "%": 0.0}
+    assert found["replaced"] == found["inserted"] == {"words": 2, "%": 100.0}
