@@ -68,10 +68,18 @@ def pytest_configure(config):
 def pytest_runtest_makereport(item):
     """Let a skipped browser test fail on CI, because nobody would notice it otherwise."""
     report = yield
-    if report.skipped and "browser" in item.fixturenames and os.environ.get("CI"):
+    asked = "browser" in item.fixturenames and "long_mode" not in item.fixturenames
+    if report.skipped and asked and os.environ.get("CI"):
         report.outcome = "failed"
         report.longrepr = f"skipped on CI ({report.longrepr[2]}): install Chromium and chromedriver"
     return report
+
+
+@pytest.fixture
+def long_mode(request):
+    """Skip a test that takes minutes, unless ``--long`` is given."""
+    if not request.config.getoption("--long"):
+        pytest.skip("takes minutes: give --long")
 
 
 @pytest.fixture(scope="session")

@@ -141,9 +141,7 @@ def test_a_recording_that_is_too_long_is_refused(opened, tmp_path):
     )
 
 
-def test_the_longest_recording_is_shown_and_played(opened, request, tmp_path):
-    if not request.config.getoption("--long"):
-        pytest.skip("annotates half an hour: give --long")
+def test_the_longest_recording_is_shown_and_played(long_mode, opened, tmp_path):
     wav, _ = soundfile.read(write(tmp_path / "short.wav", seconds=20))
     soundfile.write(tmp_path / "long.flac", np.tile(wav, 3 * MINUTES), RATE)
     upload(opened, tmp_path / "long.flac")

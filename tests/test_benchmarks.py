@@ -135,7 +135,7 @@ def test_a_whole_batch_is_compared_with_the_sum_of_its_utterances(lattice):
     assert math.prod(lattice.HUGE_SHAPE) > 2**31
 
 
-def test_an_epoch_needs_less_memory_than_the_published_way(tmp_path):
+def test_an_epoch_needs_less_memory_than_the_published_way(long_mode, tmp_path):
     pytest.importorskip("espeakng_loader")
     printed = run_quickly("epoch", "--threads", 1, "--output", tmp_path / "epoch.json")
     rows = read_json(tmp_path / "epoch.json")
@@ -158,7 +158,7 @@ def test_every_way_to_search_finds_the_same(tmp_path):
     assert "NO" not in printed
 
 
-def test_a_long_run_leaves_no_process_and_many_entries_take_their_share(tmp_path):
+def test_a_long_run_leaves_no_process_and_many_entries_take_their_share(long_mode, tmp_path):
     pytest.importorskip("espeakng_loader")
     run_quickly("soak", "--output", tmp_path / "soak.json")
     found = read_json(tmp_path / "soak.json")

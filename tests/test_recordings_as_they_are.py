@@ -195,12 +195,10 @@ def test_where_nobody_speaks_there_are_no_words_and_no_emotion(model, tmp_path, 
     assert annotation.notes == (NO_SPEECH,)
 
 
-def test_utterances_joined_without_pauses_keep_their_words(tmp_path, monkeypatch, request):
+def test_utterances_joined_without_pauses_keep_their_words(long_mode, tmp_path, monkeypatch):
     """Speech of two people, with the model in the package: within two points of the parts."""
     if not (ENCODER.is_dir() and LIBRISPEECH.is_dir()):
         pytest.skip(f"no {ENCODER} or no {LIBRISPEECH}")
-    if not request.config.getoption("--long"):
-        pytest.skip("annotates a quarter of an hour of speech: give --long")
     monkeypatch.setattr(inference, "find_speech", speech.find_speech)
     model = EmotionTransducer.from_hparams(source=OPEN_ENGLISH, ssl=ENCODER)
     said, alone, joined = [], [], []

@@ -304,9 +304,7 @@ def test_real_recordings_are_as_long_as_their_aligner_says(prepare, tmp_path):
 
 
 @pytest.mark.skipif(not REAL.is_dir(), reason=f"no {REAL}")
-def test_real_train_clean_5_has_its_published_counts(prepare, tmp_path, request):
-    if not request.config.getoption("--long"):
-        pytest.skip("reads five hours of sound: give --long")
+def test_real_train_clean_5_has_its_published_counts(long_mode, prepare, tmp_path):
     train, valid = read(prepare(REAL, tmp_path / "save", test_parts=[])).values()
     assert len(train | valid) == 1519
     assert (len(speakers(train)), len(speakers(valid))) == (25, 3)
