@@ -1,9 +1,13 @@
 """Emotion Neural Transducers for SpeechBrain: words, emotions and their times from speech."""
 
 import platform
+import warnings
 from importlib.metadata import version
 
 __version__ = "0.2.0"
+
+# SpeechBrain asks torchaudio 2.8 a question that torchaudio warns of.
+warnings.filterwarnings("ignore", "torchaudio._backend.list_audio_backends")
 
 
 def versions():

@@ -563,8 +563,11 @@ def _digest_model(folder):
 def _digest(path):
     """SHA-256 of a file (str); None if it cannot be read."""
     try:
+        digest = hashlib.sha256()
         with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+            while block := file.read(2**20):
+                digest.update(block)
+        return digest.hexdigest()
     except OSError:
         return None
 

@@ -20,6 +20,8 @@ LazyModule.__file__ = None
 torch.set_num_threads(1)
 # The environment also applies to programs that tests start: no downloads, no display.
 os.environ |= {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "MPLBACKEND": "agg"}
+# torchaudio 2.8 warns of a question that SpeechBrain asks it.
+os.environ["PYTHONWARNINGS"] = "ignore:torchaudio._backend.list_audio_backends"
 
 RAVDESS = Path(__file__).resolve().parents[2] / "shared" / "data" / "ravdess"
 

@@ -13,6 +13,8 @@ from pathlib import Path
 
 import pytest
 import torch
+import transformers
+from packaging.version import Version
 from recipe_runs import RECIPES, run_recipe
 
 RECORDED = Path(__file__).with_name("published.json")
@@ -33,6 +35,7 @@ CASES = {
     "RAVDESS ent_fbank": ("RAVDESS", "ent_fbank.yaml", {}),
     "RAVDESS ent_mix": ("RAVDESS", "ent_mix.yaml", {"mixed_speeds": "[100]"}),
 }
+RECORDED_WITH = Version("5.24")  # of transformers
 
 
 def _digest(content):
@@ -124,6 +127,8 @@ def test_published_recipe_is_what_it_was(measure, case):
     expected = recorded[case]
     for part in ("manifests", "tokens"):
         assert measured[part] == expected[part], part
+    if Version(transformers.__version__) < RECORDED_WITH:
+        pytest.skip(f"transformers below {RECORDED_WITH} draws other weights for small SSL models")
     assert measured["losses"] == pytest.approx(expected["losses"], rel=1e-5)
     if recorded["processor"] == _processor():
         assert measured["initial weights"] == expected["initial weights"]
