@@ -2,7 +2,7 @@
 
 import math
 from bisect import bisect_left
-from functools import cache
+from functools import cache, cached_property
 from itertools import accumulate
 from pathlib import Path
 
@@ -131,7 +131,7 @@ class TokenScorer:
     start = (), ""
 
     def __init__(self, tokens, weight, word_bonus):
-        self.ngram, self.weight, self.word_bonus = _english(), weight, word_bonus
+        self.weight, self.word_bonus = weight, word_bonus
         texts = [tokens.text(index).lower() for index in range(len(tokens))]
         self.texts = [
             None if index in (BLANK, UNKNOWN, len(texts) - 1) else text
@@ -139,6 +139,11 @@ class TokenScorer:
         ]
         self.starts_word = torch.tensor([bool(text) and text[0] == " " for text in self.texts])
         self._gains, self._spellings = {}, {}
+
+    @cached_property
+    def ngram(self):
+        """The trigram (EnglishTrigram). Greedy search does not need it, and never loads it."""
+        return _english()
 
     def gains(self, state):
         """Nats [V] that each next token adds to the score; 0 for blank."""
