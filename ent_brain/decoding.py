@@ -348,8 +348,8 @@ def _beam_paths(model, encoded, frame_lens, beam_size, n_best, max_symbols, lang
         nodes = [lattice.at(rows, time.minimum(last), slots) for lattice in lattices]
         log_probs = torch.cat(nodes, -1).log_softmax(-1)
         if language_model is not None:
-            gains = [language_model.gains(context) for row in contexts for context in row]
-            log_probs = log_probs + torch.stack(gains).view(log_probs.shape).to(device)
+            gains = language_model.gains([context for row in contexts for context in row])
+            log_probs = log_probs + gains.view(log_probs.shape).to(device)
         greedy = log_probs[:, 0].argmax(-1, keepdim=True)
         waits = passed | (time > last)
         greedy_emits = (greedy != BLANK) & ~waits[:, :1]

@@ -1,9 +1,8 @@
 """Language model: how probable words are after one another, for the beam search."""
 
 import math
-from bisect import bisect_left
-from functools import cache, cached_property
-from itertools import accumulate
+from collections import defaultdict
+from functools import cache, cached_property, lru_cache
 from pathlib import Path
 
 import torch
@@ -24,17 +23,20 @@ LONGEST_WORD = 60
 HISTORY = 2
 """Words that a trigram sees before the next one."""
 
+BEGINNINGS, STATES = 2**15, 2**12
+"""Beginnings of words, and states, whose scores are remembered: some MB, however long a recording
+is."""
+
 
 class EnglishTrigram:
     """The trigram of 72,000 English words that comes with pocketsphinx.
 
     Attributes
     ----------
-    words : list[str]
-        The vocabulary in lower case, sorted.
-    cumulative : list[float]
-        Probability of all words before each index, without history. The words that begin with the
-        same letters are neighbours, so two look-ups give the probability of a word's beginning.
+    words : frozenset[str]
+        The vocabulary in lower case.
+    beginnings : dict[str, float]
+        Probability of all words that begin with some letters, without history.
     """
 
     def __init__(self):
@@ -44,25 +46,19 @@ class EnglishTrigram:
         self._model = NGramModel(Config(), self._log_math, str(folder / "en-us.lm.bin"))
         dictionary = (folder / "cmudict-en-us.dict").read_text(encoding="utf-8")
         pronounced = {line.split()[0].partition("(")[0] for line in dictionary.splitlines()}
-        probabilities = {word: math.exp(self.log_prob(word, ())) for word in sorted(pronounced)}
+        probabilities = {word: math.exp(self.log_prob(word, ())) for word in pronounced}
         known = {word: share for word, share in probabilities.items() if share > 0}
         total = sum(known.values())
-        self.words = list(known)
-        self.cumulative = [0.0, *accumulate(share / total for share in known.values())]
+        self.words = frozenset(known)
+        beginnings = defaultdict(float)
+        for word, share in known.items():
+            for end in range(len(word) + 1):
+                beginnings[word[:end]] += share / total
+        self.beginnings = dict(beginnings)
 
     def log_prob(self, word, history):
         """Log-probability in nats of a word after others (tuple[str]), the last one first."""
         return self._log_math.log_to_ln(self._model.prob([word, *history]))
-
-    def __contains__(self, word):
-        index = bisect_left(self.words, word)
-        return index < len(self.words) and self.words[index] == word
-
-    def beginning(self, letters):
-        """Probability of the words that begin with these letters, without history."""
-        first = bisect_left(self.words, letters)
-        end = bisect_left(self.words, letters + "\U0010ffff", first)
-        return self.cumulative[end] - self.cumulative[first]
 
 
 @cache
@@ -96,10 +92,13 @@ class WordFusion:
             raise InputError(f"language_model: word_bonus {word_bonus}: give a number")
         self.settings = {"weight": weight, "word_bonus": word_bonus}
         """Arguments that make this object again."""
+        self._scorer = None
 
     def scorer(self, tokens):
         """Scores of these tokens for ``decoding.search``: TokenScorer, or None if weight is 0."""
-        return TokenScorer(tokens, **self.settings) if self.settings["weight"] else None
+        if self._scorer is None or self._scorer.tokens is not tokens:
+            self._scorer = TokenScorer(tokens, **self.settings) if self.settings["weight"] else None
+        return self._scorer
 
 
 class TokenScorer:
@@ -123,7 +122,7 @@ class TokenScorer:
     ...     state = scorer.advance(state, token)
     >>> state
     (('good',), 'morn')
-    >>> gains = scorer.gains(state)
+    >>> [gains] = scorer.gains([state])
     >>> max("AEIOU", key=lambda letter: gains[tokens.encode(letter)])
     'I'
     """
@@ -131,40 +130,42 @@ class TokenScorer:
     start = (), ""
 
     def __init__(self, tokens, weight, word_bonus):
-        self.weight, self.word_bonus = weight, word_bonus
+        self.tokens, self.weight, self.word_bonus = tokens, weight, word_bonus
         texts = [tokens.text(index).lower() for index in range(len(tokens))]
         self.texts = [
             None if index in (BLANK, UNKNOWN, len(texts) - 1) else text
             for index, text in enumerate(texts)
         ]
         self.starts_word = torch.tensor([bool(text) and text[0] == " " for text in self.texts])
-        self._gains, self._spellings = {}, {}
+        self.end = lru_cache(STATES)(self._end)
+        self._spelling = lru_cache(BEGINNINGS)(self._spell)
 
     @cached_property
     def ngram(self):
         """The trigram (EnglishTrigram). Greedy search does not need it, and never loads it."""
         return _english()
 
-    def gains(self, state):
-        """Nats [V] that each next token adds to the score; 0 for blank."""
-        if state not in self._gains:
-            self._gains[state] = self._spelling(state[1]) + self.starts_word * self.end(state)
-        return self._gains[state]
+    def gains(self, states):
+        """Nats [N, V] that each next token adds to the scores of N states; 0 for blank."""
+        known = self.ngram.beginnings
+        # All beginnings that no word has go on alike.
+        rows = [letters if letters in known else "?" * len(letters) for _, letters in states]
+        spelled = torch.stack([self._spelling(letters) for letters in rows])
+        ends = torch.tensor([self.end(state) for state in states])
+        return spelled + self.starts_word * ends[:, None]
 
-    def _spelling(self, letters):
+    def _spell(self, letters):
         """Nats [V] for the letters of each next token, without the end of the word before it."""
-        if letters not in self._spellings:
-            before = self._log_beginning(letters)
-            row = [
-                0.0
-                if text is None
-                else self._log_beginning(text[1:])
-                if text[0] == " "
-                else self._log_beginning(letters + text) - before
-                for text in self.texts
-            ]
-            self._spellings[letters] = self.weight * torch.tensor(row)
-        return self._spellings[letters]
+        before = self._log_beginning(letters)
+        row = [
+            0.0
+            if text is None
+            else self._log_beginning(text[1:])
+            if text[0] == " "
+            else self._log_beginning(letters + text) - before
+            for text in self.texts
+        ]
+        return self.weight * torch.tensor(row)
 
     def advance(self, state, token):
         """Return the state after a token (int)."""
@@ -175,22 +176,22 @@ class TokenScorer:
         if text[0] != " ":
             return words, letters + text
         if letters:
-            words = (letters, *words)[:HISTORY] if letters in self.ngram else ()
+            words = (letters, *words)[:HISTORY] if letters in self.ngram.words else ()
         return words, text[1:]
 
-    def end(self, state):
+    def _end(self, state):
         """Nats (float) that the end of the unfinished word adds; 0.0 if there is none."""
         words, letters = state
         if not letters:
             return 0.0
-        if letters in self.ngram:
+        if letters in self.ngram.words:
             log_prob = math.log1p(-UNKNOWN_SHARE) + self.ngram.log_prob(letters, words)
         else:
             log_prob = math.log(_spelled(len(letters) + 1))
         return self.weight * (log_prob - self._log_beginning(letters)) + self.word_bonus
 
     def _log_beginning(self, letters):
-        known = (1 - UNKNOWN_SHARE) * self.ngram.beginning(letters)
+        known = (1 - UNKNOWN_SHARE) * self.ngram.beginnings.get(letters, 0.0)
         return math.log(known + _spelled(len(letters)))
 
 

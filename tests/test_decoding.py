@@ -307,7 +307,7 @@ def test_a_language_model_adds_the_probability_of_the_words(model_class, monkeyp
         expected, before = paths[tuple(hypothesis.tokens)], ()
         known = (index for index in hypothesis.tokens if index not in (1, len(tokens) - 1))
         for word in tokens.decode(known).lower().split():
-            if word in ngram:  # "tat" is not
+            if word in ngram.words:  # "tat" is not
                 log_prob = math.log(1 - UNKNOWN_SHARE) + ngram.log_prob(word, before)
                 before = (word, *before)[:2]
             else:

@@ -18,21 +18,21 @@ def ngram():
 def total(scorer, ids):
     state, gained = scorer.start, 0.0
     for token in ids:
-        gained += float(scorer.gains(state)[token])
+        gained += float(scorer.gains([state])[0, token])
         state = scorer.advance(state, token)
     return gained + scorer.end(state)
 
 
 def test_words_are_as_probable_as_the_trigram_says(ngram):
     assert len(ngram.words) > 70_000
-    assert "king" in ngram
-    assert "kinge" not in ngram
+    assert "king" in ngram.words
+    assert "kinge" not in ngram.words
     assert ngram.log_prob("england", ("of", "king")) > ngram.log_prob("england", ()) + 3
-    assert ngram.beginning("") == pytest.approx(1.0)
+    assert ngram.beginnings[""] == pytest.approx(1.0)
     ending = [word for word in ngram.words if word.startswith("kin")]
     shares = sum(math.exp(ngram.log_prob(word, ())) for word in ending)
     everything = sum(math.exp(ngram.log_prob(word, ())) for word in ngram.words)
-    assert ngram.beginning("kin") == pytest.approx(shares / everything)
+    assert ngram.beginnings["kin"] == pytest.approx(shares / everything)
 
 
 def test_characters_and_pieces_give_a_sentence_the_same_probability(tmp_path):
@@ -49,7 +49,7 @@ def test_characters_and_pieces_give_a_sentence_the_same_probability(tmp_path):
 def test_the_next_letters_share_what_is_left(letters):
     scorer = TokenScorer(CharTokens(), weight=1.0, word_bonus=0.0)
     letter = [text is not None and text != " " for text in scorer.texts]
-    share = scorer.gains(((), letters)).exp()[torch.tensor(letter)].sum()
+    share = scorer.gains([((), letters)])[0].exp()[torch.tensor(letter)].sum()
     assert 0.5 < share < 1.0
 
 
@@ -66,3 +66,9 @@ def test_weights_that_cannot_be_are_refused():
     with pytest.raises(InputError, match="word_bonus nan: give a number"):
         WordFusion(0.5, math.nan)
     assert WordFusion(0, 0.0).scorer(CharTokens()) is None
+
+
+def test_a_recording_uses_what_the_one_before_it_looked_up():
+    fusion, tokens = WordFusion(0.5, 0.0), CharTokens()
+    assert fusion.scorer(tokens) is fusion.scorer(tokens)
+    assert fusion.scorer(CharTokens()).tokens is not tokens
