@@ -63,9 +63,10 @@ def transformers_pipeline(options):
     return run
 
 
-def ours(options, words="own"):
+def ours(options, words="own", precision="fp32"):
     """``annotate_file`` of the packed model."""
-    model = EmotionTransducer.open_english(ssl=options.ssl, words=words)
+    run_opts = {"precision": precision}
+    model = EmotionTransducer.open_english(ssl=options.ssl, words=words, run_opts=run_opts)
 
     def run(path):
         said = model.annotate_file(path, progressbar=False)
@@ -78,7 +79,9 @@ PEERS = {
     "faster-whisper, int8": faster_whisper,
     "transformers' pipeline": transformers_pipeline,
     "ours, own words": ours,
+    "ours, own words, bf16": lambda options: ours(options, precision="bf16"),
     "ours, Whisper's words": lambda options: ours(options, "whisper"),
+    "ours, Whisper's words, bf16": lambda options: ours(options, "whisper", "bf16"),
 }
 
 

@@ -66,6 +66,9 @@ SETTINGS = {
 }
 """What an export says of how it is used: keys, and values of their kind."""
 
+PRECISIONS = "fp32", "bf16", "fp16"
+"""SpeechBrain's names of the precisions that the front end may compute in."""
+
 WINDOWS_AT_ONCE = 8
 """Windows of a long recording that the model hears together."""
 
@@ -209,7 +212,8 @@ class EmotionTransducer(Pretrained):
         language : str
             Code of the language that Whisper's decoder is to write.
         **kwargs
-            Of SpeechBrain's ``from_hparams``: ``run_opts={"device": "cuda"}``, for one.
+            Of SpeechBrain's ``from_hparams``: ``run_opts={"device": "cuda"}``, for one. With
+            ``run_opts={"precision": "bf16"}``, the front end computes in bfloat16.
 
         Returns
         -------
@@ -225,6 +229,8 @@ class EmotionTransducer(Pretrained):
         if isinstance(run_opts := kwargs.get("run_opts"), dict):
             device = run_opts.get("device")
             check_device(device)
+            if (precision := run_opts.get("precision", "fp32")) not in PRECISIONS:
+                raise InputError(f"precision: {precision!r}: choose {' or '.join(PRECISIONS)}")
             if isinstance(device, torch.device):  # SpeechBrain takes its name alone
                 kwargs["run_opts"] = run_opts | {"device": str(device)}
         folder = find_model(source, savedir, revision)
@@ -733,7 +739,9 @@ class EmotionTransducer(Pretrained):
         wavs = wavs.masked_fill(beyond, 0.0)
         shortest = int(SHORTEST * frontend.sample_rate)
         wavs = torch.nn.functional.pad(wavs, (0, max(0, shortest - wavs.size(1))))
-        features, frame_lens = frontend(wavs, samples.clamp(min=shortest) / wavs.size(1))
+        with self.inference_ctx:
+            features, frame_lens = frontend(wavs, samples.clamp(min=shortest) / wavs.size(1))
+        features = features.float()
         return model.encode(features, frame_lens), frame_lens, samples, features
 
     @torch.no_grad()

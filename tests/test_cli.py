@@ -459,6 +459,7 @@ def test_results_that_are_out_of_date_are_made_again(model, tmp_path):
     assert is_made("--overwrite")
     assert is_made("--channel", "1")
     assert not is_made("--channel", "1")
+    assert is_made("--precision", "bf16")
     yaml = other / "hyperparams.yaml"
     yaml.write_text(yaml.read_text().replace("beam_size: 2", "beam_size: 1"))
     assert is_made()

@@ -11,7 +11,7 @@ from ent_brain.emotions import PUBLISHED
 from ent_brain.errors import InputError
 from ent_brain.export import export
 from ent_brain.frontend import SSLFrontend
-from ent_brain.inference import NO_SPEECH, EmotionTransducer
+from ent_brain.inference import NO_SPEECH, PRECISIONS, EmotionTransducer
 from ent_brain.model import ENT, FENT
 
 RATE = 16000
@@ -244,6 +244,23 @@ def test_windows_of_an_ssl_model_have_as_many_frames_as_the_whole(tmp_path, trai
     path = write(tmp_path / "long.wav", noise(21.3))
     annotation = model.annotate_file(path)
     assert len(annotation.frame_probabilities) == (int(21.3 * RATE) - 400) // 320 + 1
+
+
+def test_the_encoder_may_compute_in_half_precision(tmp_path, trained, tiny_ssl):
+    frontend = SSLFrontend("whisper", tiny_ssl("whisper"), tmp_path / "ssl")
+    export(trained(ENT, frontend), tmp_path / "export", longest_window=2.0)
+    path, computed, rows = write(tmp_path / "a.wav", noise(1.3)), {}, {}
+    for precision in PRECISIONS:
+        options = {"precision": precision}
+        model = EmotionTransducer.from_hparams(source=tmp_path / "export", run_opts=options)
+        model.mods.frontend.ssl_model.encoder.layers[0].fc1.register_forward_hook(
+            lambda *args, precision=precision: computed.update({precision: args[-1].dtype})
+        )
+        rows[precision] = np.array(model.annotate_file(path).frame_probabilities)
+        assert np.abs(rows[precision] - rows["fp32"]).max() < 0.05
+    assert [computed[each] for each in PRECISIONS] == [torch.float32, torch.bfloat16, torch.float16]
+    with pytest.raises(InputError, match="^precision: 'int8': choose fp32 or bf16 or fp16$"):
+        EmotionTransducer.from_hparams(tmp_path / "export", run_opts={"precision": "int8"})
 
 
 def test_a_recording_that_is_cut_off_is_annotated_as_far_as_it_goes(loaded, tmp_path):
