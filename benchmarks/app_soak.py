@@ -21,6 +21,7 @@ from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from itertools import cycle
 from pathlib import Path
+from unittest.mock import patch
 from urllib.error import URLError
 from urllib.request import urlopen
 
@@ -57,7 +58,9 @@ def main():
     with tempfile.TemporaryDirectory() as scratch:
         scratch = Path(scratch)
         paths = [each.path for each in find_recordings([options.recordings], None, scratch)]
-        found = soak(paths, options, scratch)
+        # Gradio's client leaves an empty folder for each download.
+        with patch.object(tempfile, "tempdir", str(scratch)):
+            found = soak(paths, options, scratch)
     print(table(found))
     if options.output:
         write_json(found, options.output)
