@@ -80,17 +80,21 @@ class WordFusion:
         Weight of the trigram. 0: the search does without it.
     word_bonus : float
         Nats that each finished word adds, because the trigram prefers few words.
+    prior_weight : float
+        Weight of the transducer's internal language model, which is subtracted: what its predictor
+        expects without hearing anything, learnt from few texts.
 
     Source: shallow fusion as in Hannun et al. 2014 (arXiv 1408.2873), with the look-ahead of
-    Ortmanns et al. (ICSLP 1996).
+    Ortmanns et al. (ICSLP 1996), and the correction of Zeyer et al. (Interspeech 2021).
     """
 
-    def __init__(self, weight, word_bonus):
-        if not (weight >= 0 and math.isfinite(weight)):
-            raise InputError(f"language_model: weight {weight}: give a number, 0 or more")
+    def __init__(self, weight, word_bonus, prior_weight=0.0):
+        for name, value in (("weight", weight), ("prior_weight", prior_weight)):
+            if not (value >= 0 and math.isfinite(value)):
+                raise InputError(f"language_model: {name} {value}: give a number, 0 or more")
         if not math.isfinite(word_bonus):
             raise InputError(f"language_model: word_bonus {word_bonus}: give a number")
-        self.settings = {"weight": weight, "word_bonus": word_bonus}
+        self.settings = {"weight": weight, "word_bonus": word_bonus, "prior_weight": prior_weight}
         """Arguments that make this object again."""
         self._scorer = None
 
@@ -109,7 +113,7 @@ class TokenScorer:
     Arguments
     ---------
     tokens : CharTokens, CharacterTokens or SentencePieceTokens
-    weight, word_bonus : float
+    weight, word_bonus, prior_weight : float
         As for ``WordFusion``.
 
     Example
@@ -129,8 +133,9 @@ class TokenScorer:
 
     start = (), ""
 
-    def __init__(self, tokens, weight, word_bonus):
+    def __init__(self, tokens, weight, word_bonus, prior_weight=0.0):
         self.tokens, self.weight, self.word_bonus = tokens, weight, word_bonus
+        self.prior_weight = prior_weight
         texts = [tokens.text(index).lower() for index in range(len(tokens))]
         self.texts = [
             None if index in (BLANK, UNKNOWN, len(texts) - 1) else text

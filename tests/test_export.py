@@ -74,15 +74,15 @@ def test_it_loads_from_wherever_it_is_moved(folder, tmp_path):
 def test_a_language_model_goes_with_it(trained, tmp_path):
     brain = trained()
     alone = export_and_load(brain, tmp_path / "alone")
-    brain.hparams.language_model = WordFusion(0.7, 0.3)
+    brain.hparams.language_model = WordFusion(0.7, 0.3, 0.1)
     fused = export_and_load(brain, tmp_path / "fused")
     assert alone.recognizer.language_model is None
     scorer = fused.recognizer.language_model
-    assert (scorer.weight, scorer.word_bonus) == (0.7, 0.3)
+    assert (scorer.weight, scorer.word_bonus, scorer.prior_weight) == (0.7, 0.3, 0.1)
     assert alone.transcribe_batch(WAVS, LENS) != fused.transcribe_batch(WAVS, LENS)
-    edit(tmp_path / "fused", "weight: 0.7", "weight: much")
+    edit(tmp_path / "fused", " weight: 0.7", " weight: much")
     assert "makes no model" in refusal(tmp_path / "fused")
-    edit(tmp_path / "fused", "weight: much", "weight: -1")
+    edit(tmp_path / "fused", " weight: much", " weight: -1")
     assert "language_model: weight -1: give a number, 0 or more" in refusal(tmp_path / "fused")
     edit(tmp_path / "alone", "emotions: [", "language_model: 3\nemotions: [")
     assert "language_model: 3: no language model of this package" in refusal(tmp_path / "alone")

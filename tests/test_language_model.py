@@ -63,6 +63,8 @@ def test_words_outside_the_vocabulary_can_be_written():
 def test_weights_that_cannot_be_are_refused():
     with pytest.raises(InputError, match="weight -1: give a number, 0 or more"):
         WordFusion(-1, 0.0)
+    with pytest.raises(InputError, match="prior_weight nan: give a number, 0 or more"):
+        WordFusion(0.5, 0.0, math.nan)
     with pytest.raises(InputError, match="word_bonus nan: give a number"):
         WordFusion(0.5, math.nan)
     assert WordFusion(0, 0.0).scorer(CharTokens()) is None
