@@ -1,6 +1,7 @@
 """Decoding: the words of an utterance, the frame of each token, and the emotions of frames."""
 
 from bisect import bisect_left
+from functools import reduce
 from itertools import chain, islice
 from typing import NamedTuple
 
@@ -118,20 +119,12 @@ def search(model, encoded, frame_lens, beam_size=1, n_best=1, max_symbols=32, la
     A beam size of 1 uses greedy search, several frames at a time. A model without a token joint has
     no lattice. Its tokens are the best path of the CTC head for any beam size.
 
-    ``language_model`` (language_model.TokenScorer) adds to the score of each token in the beam.
-    Greedy search and the CTC head do not use it.
+    ``language_model`` (language_model.TokenScorer) adds to the score of each token in the beam, and
+    subtracts the transducer's own expectation: the log-probability of the token among all tokens at
+    the mean encoder output of the utterance. Greedy search and the CTC head do not use it.
     """
-    if not 1 <= n_best <= beam_size:
-        raise ValueError(f"n_best {n_best}: not from 1 to beam_size {beam_size}")
-    if not model.token_joints and model.ctc_head is None:
-        paths = [[TokenPath([], [], 0.0)] for _ in frame_lens]
-    elif not model.token_joints:
-        paths = _ctc_paths(model, encoded, frame_lens)
-    elif beam_size == 1:
-        paths = _greedy_paths(model, encoded, frame_lens, max_symbols)
-    else:
-        sizes = beam_size, n_best, max_symbols
-        paths = _beam_paths(model, encoded, frame_lens, *sizes, language_model)
+    sizes = beam_size, n_best, max_symbols
+    paths = find_paths(model, encoded, frame_lens, *sizes, language_model)
     counts = torch.tensor([len(n_paths) for n_paths in paths], device=frame_lens.device)
     hypotheses = iter(
         judge_frames(
@@ -142,6 +135,37 @@ def search(model, encoded, frame_lens, beam_size=1, n_best=1, max_symbols=32, la
         )
     )
     return [list(islice(hypotheses, len(n_paths))) for n_paths in paths]
+
+
+@torch.no_grad()
+def find_paths(
+    model, encoded, frame_lens, beam_size, n_best, max_symbols, language_model=None, before=()
+):
+    """Find the tokens of utterances, as ``search`` does, without their emotions.
+
+    Arguments
+    ---------
+    model, encoded, frame_lens, beam_size, n_best, max_symbols, language_model
+        As for ``search``.
+    before : sequence of int
+        Tokens before the first frame, the same for all utterances. The predictor and the language
+        model have read them; the paths do not contain them.
+
+    Returns
+    -------
+    list[list[TokenPath]]
+        Paths of each utterance, the best first.
+    """
+    if not 1 <= n_best <= beam_size:
+        raise ValueError(f"n_best {n_best}: not from 1 to beam_size {beam_size}")
+    if not model.token_joints and model.ctc_head is None:
+        return [[TokenPath([], [], 0.0)] for _ in frame_lens]
+    if not model.token_joints:
+        return _ctc_paths(model, encoded, frame_lens)
+    if beam_size == 1:
+        return _greedy_paths(model, encoded, frame_lens, max_symbols, before)
+    sizes = beam_size, n_best, max_symbols
+    return _beam_paths(model, encoded, frame_lens, *sizes, language_model, before)
 
 
 @torch.no_grad()
@@ -227,8 +251,14 @@ class _Reader:
             for joint, predictor in zip(model.token_joints, model.predictors, strict=True)
         ]
 
+    def start(self, before, rows):
+        """Predictor sides [rows, 1, J] and states after blank and the tokens ``before``."""
+        device = self.sides[0][0].device
+        sides, states = self(torch.tensor([BLANK, *before], device=device).expand(rows, -1))
+        return [side[:, -1:] for side in sides], states
+
     def __call__(self, tokens, states=None):
-        """Predictor sides [N, 1, J] for each token joint after tokens [N, 1], and the states."""
+        """Predictor sides [N, U, J] for each token joint after tokens [N, U], and the states."""
         states = [None] * len(self.model.predictors) if states is None else states
         read = [
             predictor.read(tokens, state)
@@ -255,14 +285,14 @@ class _Reader:
         ]
 
 
-def _greedy_paths(model, encoded, frame_lens, max_symbols):
+def _greedy_paths(model, encoded, frame_lens, max_symbols, before=()):
     """The greedy path of each utterance, [[TokenPath]]."""
     device = frame_lens.device
     rows = torch.arange(len(frame_lens), device=device)[:, None]
     ahead = torch.arange(LOOK_AHEAD, device=device)
     last = (frame_lens - 1)[:, None]
     read = _Reader(model)
-    sides, states = read(torch.full_like(last, BLANK))
+    sides, states = read.start(before, len(rows))
     lattices = read.lattices(encoded, sides)
     time = torch.zeros_like(frame_lens)
     symbols = torch.zeros_like(frame_lens)
@@ -321,7 +351,9 @@ def _ctc_paths(model, encoded, frame_lens):
     ]
 
 
-def _beam_paths(model, encoded, frame_lens, beam_size, n_best, max_symbols, language_model=None):
+def _beam_paths(
+    model, encoded, frame_lens, beam_size, n_best, max_symbols, language_model=None, before=()
+):
     """The most probable paths of each utterance, [[TokenPath]], the best first.
 
     In each round, every hypothesis at the current frame either passes to the next frame or emits a
@@ -334,7 +366,7 @@ def _beam_paths(model, encoded, frame_lens, beam_size, n_best, max_symbols, lang
     slots = torch.arange(beam_size, device=device).expand(len(rows), -1)
     last = (frame_lens - 1)[:, None]
     read = _Reader(model)
-    sides, states = read(torch.full((slots.numel(), 1), BLANK, device=device))
+    sides, states = read.start(before, slots.numel())
     lattices = read.lattices(encoded, [side.view(*slots.shape, -1) for side in sides])
     # The search starts with one hypothesis. Slot 0 always holds the greedy one.
     score = torch.zeros(slots.shape, device=device).masked_fill_(slots > 0, -torch.inf)
@@ -342,7 +374,9 @@ def _beam_paths(model, encoded, frame_lens, beam_size, n_best, max_symbols, lang
     sequence = torch.zeros_like(slots)  # hash of the tokens, equal for equal sequences
     time, symbols = torch.zeros_like(last), torch.zeros_like(last)
     if language_model is not None:
-        contexts = [[language_model.start] * beam_size for _ in rows]
+        context = reduce(language_model.advance, before, language_model.start)
+        contexts = [[context] * beam_size for _ in rows]
+        means = [_mean_frame(lattice, frame_lens) for lattice in lattices]
     history = []
     while len(history) % ROUNDS_BETWEEN_CHECKS or bool((time <= last).any()):
         nodes = [lattice.at(rows, time.minimum(last), slots) for lattice in lattices]
@@ -350,6 +384,12 @@ def _beam_paths(model, encoded, frame_lens, beam_size, n_best, max_symbols, lang
         if language_model is not None:
             gains = language_model.gains([context for row in contexts for context in row])
             log_probs = log_probs + gains.view(log_probs.shape).to(device)
+            nodes = [
+                lattice._replace(enc=mean).at(rows, torch.zeros_like(slots), slots)
+                for lattice, mean in zip(lattices, means, strict=True)
+            ]
+            prior = torch.cat(nodes, -1)[..., 1:].log_softmax(-1)  # without blank
+            log_probs[..., 1:] -= language_model.prior_weight * prior
         greedy = log_probs[:, 0].argmax(-1, keepdim=True)
         waits = passed | (time > last)
         greedy_emits = (greedy != BLANK) & ~waits[:, :1]
@@ -416,6 +456,12 @@ def _beam_paths(model, encoded, frame_lens, beam_size, n_best, max_symbols, lang
         ends = [[language_model.end(context) for context in row] for row in contexts]
         score = score + torch.tensor(ends, device=device)
     return _trace(torch.stack(history).cpu(), *(best.cpu() for best in score.topk(n_best)))
+
+
+def _mean_frame(lattice, frame_lens):
+    """Mean encoder side [B, 1, J] of each utterance."""
+    valid = torch.arange(lattice.enc.size(1), device=frame_lens.device) < frame_lens[:, None]
+    return (lattice.enc * valid[..., None]).sum(1, keepdim=True) / frame_lens[:, None, None]
 
 
 def _trace(history, scores, slot):

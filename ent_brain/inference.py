@@ -566,10 +566,17 @@ class EmotionTransducer(Pretrained):
         alone = self._check_batch(wavs, wav_lens)
         return self._hear_speech([(_survey([wav], self.mods.frontend), [wav]) for wav in alone])
 
-    def _hear_window(self, wav):
-        """What the model makes of samples [S] that are a part of a recording (``Heard``)."""
-        survey = _survey([wav], self.mods.frontend)
-        [heard] = self._hear(*_pad([survey.apply(wav)]))
+    def _hear_on(self, wav, before, seconds):
+        """What the model makes of samples [S] whose first words are known (``Heard``).
+
+        The words ``before`` (list[str]) are said up to ``seconds``.
+        """
+        frontend, recognizer, tokens = self.mods.frontend, self.recognizer, self.hparams.tokens
+        survey = _survey([wav], frontend)
+        encoded, frame_lens, *_ = self._encode(*_pad([survey.apply(wav)]))
+        frame = min(int(seconds / frontend.frame_duration), int(frame_lens) - 1)
+        found = recognizer.go_on(encoded, frame_lens, tokens.encode(" ".join(before)), frame)
+        heard = recognizer.heard(found, tokens.words(found.tokens), len(wav) / frontend.sample_rate)
         return self._only_speech(heard, survey.speech)
 
     def _check_batch(self, wavs, wav_lens):

@@ -17,7 +17,7 @@ import torch
 from ent_brain.annotation import Heard, Word, annotate
 from ent_brain.errors import InputError
 from ent_brain.inference import SHORTEST
-from ent_brain.windows import OVERLAP, SAME_WORD, _find_pause, join
+from ent_brain.windows import join
 
 HOP = 0.5
 """Seconds of new audio after which the window is heard again."""
@@ -27,9 +27,9 @@ LAG = 1.0
 The delay after the end of a word is thus at most ``HOP + LAG`` = 1.5 s of audio, plus the computing
 time. It is longer if the model recognises the word late. ``benchmarks/live.py`` measures it."""
 
-PREFERRED, LONGEST = 4.0, 10.0
-"""Seconds of a window after which it ends at its longest pause, and after which it ends anyway: the
-cost of hearing it again grows with it."""
+LONGEST, SHORTEST_WINDOW = 10.0, 4.0
+"""Seconds of the window at which it is cut, and which are then left of it. The settled words in it
+tell the model what came before. The cost of hearing the window again grows with it."""
 
 
 class Listener:
@@ -56,10 +56,10 @@ class Listener:
         self.sample_rate = self._frontend.sample_rate
         """Hz, of the chunks."""
         self._hop = round(HOP * self.sample_rate)
-        self._longest = self._whole_frames(min(LONGEST, model.hparams.longest_window))
-        self._preferred = min(self._whole_frames(PREFERRED), self._longest)
+        longest = min(LONGEST, model.hparams.longest_window)
+        self._longest = self._whole_frames(longest)
+        self._shortest = self._whole_frames(longest * SHORTEST_WINDOW / LONGEST)
         self._wav, self._start, self._total = torch.zeros(0), 0, 0
-        self._overlap = 0
         self._next = self._hop  # samples of the stream at which the window is heard again
         self._settled = []  # TimedWord, in seconds of the stream
         self._spans, self._results = [], []  # of the windows that have ended
@@ -103,9 +103,13 @@ class Listener:
 
     def finish(self):
         """End the stream, and settle the rest of the words (list[Word])."""
-        if len(self._wav):
-            return self._end(self._total, self._total, float("inf"))
-        return []
+        if not len(self._wav):
+            return []
+        heard = self._hear(self._total)
+        words = self._settle(heard, float("inf"))
+        self._keep(heard, self._total)
+        self._wav, self._start = torch.zeros(0), self._total
+        return words
 
     def annotate(self, name):
         """Everything about a stream that has ended (Annotation), with the words that were settled.
@@ -126,50 +130,51 @@ class Listener:
         return annotate(name, joined, self._frontend.frame_duration, self._model.emotions)
 
     def _whole_frames(self, seconds):
-        frame_samples = self._frontend.frame_samples
-        return int(seconds * self.sample_rate) // frame_samples * frame_samples
-
-    def _listen(self, now):
-        """Hear the window up to a sample of the stream, and settle words."""
-        size = now - self._start
-        if size >= self._longest:
-            end = _find_pause(self._wav[: self._longest], self.sample_rate, self._overlap)
-            if end is not None:
-                end = self._start + self._whole(end)
-                return self._end(end, end, float("inf")) + self._listen(now)
-            end = self._start + self._longest
-            following = self._start + self._whole(round(self._longest * (1 - OVERLAP)))
-            limit = following / self.sample_rate
-            return self._end(end, following, limit) + self._listen(now)
-        if size >= self._preferred:
-            before = self._wav[: size - round(LAG * self.sample_rate)]
-            end = _find_pause(before, self.sample_rate, self._overlap)
-            if end is not None:
-                end = self._start + self._whole(end)
-                return self._end(end, end, float("inf")) + self._listen(now)
-        return self._settle(self._hear(now), now / self.sample_rate - LAG)
+        return self._whole(int(seconds * self.sample_rate))
 
     def _whole(self, samples):
         return samples - samples % self._frontend.frame_samples
 
-    def _hear(self, end):
-        return self._model._hear_window(self._wav[: end - self._start])
-
-    def _end(self, end, following, limit):
-        """End a window, whose words are settled up to ``limit`` seconds; the next follows."""
-        result = self._hear(end)
-        words = self._settle(result, limit)
-        self._spans.append((self._start, end))
-        self._results.append(result._replace(words=[]))
-        self._wav = self._wav[following - self._start :].clone()
-        self._start, self._overlap = following, end - following
+    def _listen(self, now):
+        """Hear the window up to a sample of the stream, settle words, and cut a long window."""
+        heard = self._hear(now)
+        words = self._settle(heard, now / self.sample_rate - LAG)
+        if now - self._start + self._hop > self._longest:
+            start = self._find_cut(heard.words, now - self._shortest)
+            self._keep(heard, now)
+            self._wav, self._start = self._wav[start - self._start :].clone(), start
         return words
 
-    def _settle(self, result, limit):
-        """Words of the window that are new and end before ``limit``, in seconds of the stream."""
+    def _find_cut(self, words, target):
+        """Sample of the stream from ``target`` on that starts a frame and is not within a word."""
+        ends = [
+            round(word.end * self.sample_rate) + self._start
+            for word in words
+            if word.start * self.sample_rate + self._start < target
+        ]
+        return self._whole(max(target, *ends[-1:]))
+
+    def _keep(self, heard, end):
+        """Keep the emotions of a window that has ended."""
+        self._spans.append((self._start, end))
+        self._results.append(heard._replace(words=[]))
+
+    def _said(self):
+        """The settled words (list[TimedWord]) of the window."""
         offset = self._start / self.sample_rate
-        words = [word.moved(offset) for word in result.words]
-        words = words[self._count_settled(words) :]
+        return [word for word in self._settled if word.start >= offset]
+
+    def _hear(self, end):
+        """What the model makes of the window (Heard), in seconds of it; settled words stay."""
+        offset = self._start / self.sample_rate
+        until = max(0.0, self._settled[-1].end - offset) if self._settled else 0.0
+        wav = self._wav[: end - self._start]
+        return self._model._hear_on(wav, [word.text for word in self._said()], until)
+
+    def _settle(self, heard, limit):
+        """Settle the new words of the window that end before ``limit`` (seconds of the stream)."""
+        offset = self._start / self.sample_rate
+        words = [word.moved(offset) for word in heard.words[len(self._said()) :]]
         count = next((i for i, word in enumerate(words) if word.end > limit), len(words))
         if not count:
             return []
@@ -178,7 +183,7 @@ class Listener:
         self._settled += words
         told = annotate(
             "",
-            result._replace(words=[_not_before(word.moved(-offset), 0.0) for word in words]),
+            heard._replace(words=[_not_before(word.moved(-offset), 0.0) for word in words]),
             self._frontend.frame_duration,
             self._model.emotions,
         )
@@ -186,20 +191,6 @@ class Listener:
             Word(text, round(start, 4), round(end, 4), word.emotion, word.probability)
             for (text, start, end), word in zip(words, told.words, strict=True)
         ]
-
-    def _count_settled(self, words):
-        """Number of the first words of a window that have been settled."""
-        if not self._settled:
-            return 0
-        last = self._settled[-1]
-        same = [
-            (abs(word.start - last.start), index + 1)
-            for index, word in enumerate(words)
-            if word.text == last.text and abs(word.start - last.start) <= SAME_WORD
-        ]
-        if same:
-            return min(same)[1]
-        return sum((word.start + word.end) / 2 <= last.end for word in words)
 
 
 def _not_before(word, time):

@@ -4,9 +4,9 @@ from dataclasses import dataclass
 
 from ent_brain.alignment import align, word_times
 from ent_brain.annotation import Heard
-from ent_brain.decoding import judge_events, judge_frames, search
+from ent_brain.decoding import TokenPath, find_paths, judge_events, judge_frames, search
 from ent_brain.language_model import TokenScorer
-from ent_brain.model import TransducerModel
+from ent_brain.model import Streams, TransducerModel
 from ent_brain.segments import SegmentDecoder
 
 
@@ -59,6 +59,25 @@ class Recognizer:
         if aligned:
             hypotheses = align(self.model, encoded, frame_lens, hypotheses)
         return judge_events(self.model, encoded, hypotheses, self.decoder)
+
+    def go_on(self, encoded, frame_lens, before, frame):
+        """Find the tokens of one utterance from a frame on, after the tokens ``before`` it.
+
+        Returns a Hypothesis with all tokens of the utterance, aligned.
+        """
+        rest = Streams(*(stream[:, frame:] for stream in encoded))
+        sizes = self.beam_size, 1, self.max_symbols
+        [[found]] = find_paths(
+            self.model, rest, frame_lens - frame, *sizes, self.language_model, before
+        )
+        tokens = [*before, *found.tokens]
+        frames = [*[frame] * len(before), *(frame + t for t in found.frames)]
+        [whole] = align(self.model, encoded, frame_lens, [TokenPath(tokens, frames, found.score)])
+        # As in ``recognize``, the search decides which token the predictor has read at a frame.
+        frames[: len(before)] = [min(frame, t) for t in whole.frames[: len(before)]]
+        [judged] = judge_frames(self.model, encoded, frame_lens, [whole._replace(frames=frames)])
+        judged = judged._replace(frames=whole.frames)
+        return judge_events(self.model, encoded, [judged], self.decoder)[0]
 
     def judge(self, encoded, frame_lens, paths):
         """Judge the emotions of known tokens (list[TokenPath]): list[Hypothesis]."""

@@ -14,6 +14,7 @@ from ent_brain.decoding import LOOK_AHEAD, beam_search, greedy_search, judge_eve
 from ent_brain.emotions import PUBLISHED
 from ent_brain.language_model import LETTERS, UNKNOWN_SHARE, EnglishTrigram, TokenScorer
 from ent_brain.model import ENT, FENT
+from ent_brain.recognizer import Recognizer
 from ent_brain.segments import SegmentDecoder
 from ent_brain.tokens import CharacterTokens, CharTokens
 
@@ -290,6 +291,44 @@ def test_a_beam_that_holds_everything_sums_over_all_paths(
 
 
 @MODELS
+def test_a_search_goes_on_after_tokens_that_are_known(model_class, monkeypatch):
+    monkeypatch.setattr(decoding, "PRUNING_THRESHOLD", torch.inf)
+    before, first, frames, max_symbols = (2, 1, 2), 2, 4, 2
+    model, features = random_model(model_class, vocab_size=3), random_features()[:1, :frames]
+    encoded, lens = model.encode(features, torch.tensor([frames])), torch.tensor([frames - first])
+    read = NodeReader(PlainModel(model), features[0])
+    for end in range(len(before)):
+        read(0, before[: end + 1])
+    expected = oracles.every_path(
+        lambda frame, tokens: read(first + frame, before + tokens), frames - first, max_symbols
+    )
+    rest = type(encoded)(*(stream[:, first:] for stream in encoded))
+    size = 2 * len(expected)
+    [found] = decoding.find_paths(model, rest, lens, size, size, max_symbols, before=before)
+    assert {tuple(path.tokens) for path in found} == set(expected)
+    for path in found:
+        assert path.score == pytest.approx(expected[tuple(path.tokens)], abs=1e-4)
+    [[greedy]] = decoding.find_paths(model, rest, lens, 1, 1, max_symbols, before=before)
+    assert (
+        greedy.tokens
+        == decoding._beam_paths(model, rest, lens, 1, 1, max_symbols, before=before)[0][0].tokens
+    )
+
+
+@MODELS
+@pytest.mark.parametrize("method", ["argmax", "lasting_event"])
+def test_going_on_after_nothing_is_recognition(model_class, method):
+    model, features = random_model(model_class), random_features()
+    decoder = SegmentDecoder(PUBLISHED, 0.02, method, 0.04)
+    recognizer = Recognizer(model, decoder, 0.0, 3, 5, None)
+    for row, frames in enumerate(FRAME_LENS.tolist()):
+        lens = torch.tensor([frames])
+        encoded = model.encode(features[row : row + 1, :frames], lens)
+        [expected] = recognizer.recognize(encoded, lens)
+        assert_same(recognizer.go_on(encoded, lens, [], 0), expected)
+
+
+@MODELS
 def test_a_language_model_adds_the_probability_of_the_words(model_class, monkeypatch):
     monkeypatch.setattr(decoding, "PRUNING_THRESHOLD", torch.inf)
     tokens, frames, max_symbols = CharacterTokens("AT"), 2, 2
@@ -297,7 +336,9 @@ def test_a_language_model_adds_the_probability_of_the_words(model_class, monkeyp
     features, lens = random_features()[:1, :frames], torch.tensor([frames])
     read = NodeReader(PlainModel(model), features[0])
     paths = oracles.every_path(read, frames, max_symbols)
-    scorer, ngram = TokenScorer(tokens, weight=0.7, word_bonus=0.3), EnglishTrigram()
+    scorer, ngram = TokenScorer(tokens, 0.7, word_bonus=0.3, prior_weight=0.4), EnglishTrigram()
+    plain, streams = PlainModel(model), (0, -1)
+    mean = [plain.encode(features[0], stream).mean(0) for stream in streams]
     size = 2 * len(paths)
     encoded = model.encode(features, lens)
     [found] = decoding.search(model, encoded, lens, size, size, max_symbols, scorer)
@@ -315,6 +356,12 @@ def test_a_language_model_adds_the_probability_of_the_words(model_class, monkeyp
                 before = ()
             expected += 0.7 * log_prob + 0.3
             written.add(word)
+        predicted = [plain.predict(hypothesis.tokens, stream) for stream in streams]
+        for index, token in enumerate(hypothesis.tokens):
+            prior = plain.token_logits(mean, [each[index] for each in predicted])[1:].log_softmax(
+                -1
+            )
+            expected -= 0.4 * float(prior[token - 1])
         assert hypothesis.score == pytest.approx(expected, abs=1e-4)
     assert {"a", "at", "t", "tat", "ta"} <= written
 
