@@ -480,7 +480,12 @@ class SSLFrontend(Frontend):
         if not self.frozen:  # utterances shorter than a mask cannot be masked
             config, states = self.ssl_model.config, self._count_states(wavs.size(1))
             config.apply_spec_augment = states >= config.mask_time_length
-        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
+        with (
+            torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen),
+            # Some models draw random numbers that they do not use. Features that come from a cache
+            # draw none, and the training must be the same.
+            torch.random.fork_rng(devices=[], enabled=self.frozen),
+        ):
             if self.takes_waveforms:
                 if self.feature_extractor.do_normalize:
                     wavs = nn.functional.layer_norm(wavs, wavs.shape[1:])

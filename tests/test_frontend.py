@@ -315,6 +315,17 @@ def test_what_is_too_short_for_ssl_has_no_frame(frozen):
     assert frozen.count_frames(least) == frames == features.size(1) == 1
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_frozen_model_changes_no_random_number_of_training(load_ssl, kind):
+    frontend = load_ssl(kind).train()
+    drawn = []
+    frontend.ssl_model.register_forward_hook(lambda *_: drawn.append(torch.rand(3)))
+    before = torch.get_rng_state()
+    frontend.encode(*padded(4000))
+    assert len(drawn) == 1
+    assert torch.equal(torch.get_rng_state(), before)
+
+
 def test_frozen_has_nothing_to_train_and_nothing_to_keep(frozen):
     assert list(frozen.parameters()) == []
     assert list(frozen.state_dict()) == []
