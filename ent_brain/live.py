@@ -137,12 +137,15 @@ class Listener:
 
     def _listen(self, now):
         """Hear the window up to a sample of the stream, settle words, and cut a long window."""
-        heard = self._hear(now)
-        words = self._settle(heard, now / self.sample_rate - LAG)
-        if now - self._start + self._hop > self._longest:
-            start = self._find_cut(heard.words, now - self._shortest)
-            self._keep(heard, now)
-            self._wav, self._start = self._wav[start - self._start :].clone(), start
+        heard, limit = self._hear(now), now / self.sample_rate - LAG
+        if now - self._start + self._hop <= self._longest:
+            return self._settle(heard, limit)
+        start = self._find_cut(heard.words, now - self._shortest)
+        # The next window does not have a word that ends at the cut.
+        cut = start / self.sample_rate + self._frontend.frame_duration
+        words = self._settle(heard, max(limit, cut))
+        self._keep(heard, now)
+        self._wav, self._start = self._wav[start - self._start :].clone(), start
         return words
 
     def _find_cut(self, words, target):
