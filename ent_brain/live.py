@@ -10,6 +10,7 @@ import signal
 import sys
 import threading
 from contextlib import contextmanager
+from itertools import takewhile
 
 import numpy as np
 import torch
@@ -165,7 +166,7 @@ class Listener:
     def _said(self):
         """The settled words (list[TimedWord]) of the window."""
         offset = self._start / self.sample_rate
-        return [word for word in self._settled if word.start >= offset]
+        return [*takewhile(lambda word: word.start >= offset, reversed(self._settled))][::-1]
 
     def _hear(self, end):
         """What the model makes of the window (Heard), in seconds of it; settled words stay."""
