@@ -32,7 +32,7 @@ setup(
         "jiwer>=4.0",
         "matplotlib>=3.8",
         "soundfile>=0.12",
-        "av>=14",
+        "av>=14,<19",  # 19 has no metadata_errors, which damaged files need
         "pocketsphinx>=5.0.4,<6",  # its trigram of English words
         "pympi-ling>=1.70",
         "silero-vad>=6.2,<7",
