@@ -69,7 +69,7 @@ def any_size(generator):
 
 @pytest.fixture(scope="module")
 def heard(model):
-    wav = speech(23.3)
+    wav = speech(23.3, seed=8)
     return wav, *hear(model, wav, same_size(1600))
 
 
@@ -83,7 +83,7 @@ def test_the_size_of_chunks_changes_nothing(model, heard):
 
 def test_words_come_in_order_and_soon(heard):
     _, words, annotation = heard
-    assert len(words) > 2
+    assert len(words) > 5
     assert [word.text for word, _ in words] == [word.text for word in annotation.words]
     starts = [word.start for word, _ in words]
     assert starts == sorted(starts)
@@ -126,8 +126,8 @@ def test_no_word_is_lost_doubled_or_late():
     assert len(delays) > 55
 
 
-def test_a_recording_without_settled_words_has_the_emotions_of_annotate(model):
-    wav = speech(1.2, seed=3)
+def test_a_short_recording_has_the_emotions_of_annotate(model):
+    wav = speech(2.9, seed=3)
     words, annotation = hear(model, wav, same_size(800))
     [whole] = model.annotate_batch(wav, names=["a"])
     assert annotation.frame_probabilities == whole.frame_probabilities
