@@ -384,6 +384,7 @@ def _beam_paths(
         if language_model is not None:
             gains = language_model.gains([context for row in contexts for context in row])
             log_probs = log_probs + gains.view(log_probs.shape).to(device)
+        if language_model is not None and language_model.prior_weight:
             nodes = [
                 lattice._replace(enc=mean).at(rows, torch.zeros_like(slots), slots)
                 for lattice, mean in zip(lattices, means, strict=True)
