@@ -28,7 +28,7 @@ LAG = 1.0
 The delay after the end of a word is thus at most ``HOP + LAG`` = 1.5 s of audio, plus the computing
 time. It is longer if the model recognises the word late. ``benchmarks/live.py`` measures it."""
 
-LONGEST, SHORTEST_WINDOW = 10.0, 4.0
+LONGEST, KEPT = 10.0, 4.0
 """Seconds of the window at which it is cut, and which are then left of it. The settled words in it
 tell the model what came before. The cost of hearing the window again grows with it."""
 
@@ -59,7 +59,7 @@ class Listener:
         self._hop = round(HOP * self.sample_rate)
         longest = min(LONGEST, model.hparams.longest_window)
         self._longest = self._whole_frames(longest)
-        self._shortest = self._whole_frames(longest * SHORTEST_WINDOW / LONGEST)
+        self._kept = self._whole_frames(longest * KEPT / LONGEST)
         self._wav, self._start, self._total = torch.zeros(0), 0, 0
         self._next = self._hop  # samples of the stream at which the window is heard again
         self._settled = []  # TimedWord, in seconds of the stream
@@ -141,7 +141,7 @@ class Listener:
         heard, limit = self._hear(now), now / self.sample_rate - LAG
         if now - self._start + self._hop <= self._longest:
             return self._settle(heard, limit)
-        start = self._find_cut(heard.words, now - self._shortest)
+        start = self._find_cut(heard.words, now - self._kept)
         # The next window does not have a word that ends at the cut.
         cut = start / self.sample_rate + self._frontend.frame_duration
         words = self._settle(heard, max(limit, cut))
