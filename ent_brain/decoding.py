@@ -5,6 +5,7 @@ from functools import reduce
 from itertools import chain, islice
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -16,13 +17,8 @@ LOOK_AHEAD = 6
 """Number of frames whose token distributions are computed together. The predictor does not change
 until a token is emitted, so a run of blanks needs no sequential steps."""
 
-HASH_FACTOR = 6364136223846793005
-"""Multiplier of the rolling hash of token sequences: an odd number of 63 bits, so that the product
-wraps around without losing information."""
-
 PRUNING_THRESHOLD = 6.0
-"""Pruning threshold in nats. Hypotheses this far below the best one rarely win, but keep the whole
-batch at the current frame."""
+"""Pruning threshold in nats. Hypotheses this far below the best one rarely win."""
 
 ROUNDS_BETWEEN_CHECKS = 8
 """Number of rounds between two checks whether all utterances have ended. A check makes the CPU wait
@@ -351,140 +347,278 @@ def _ctc_paths(model, encoded, frame_lens):
     ]
 
 
-def _beam_paths(
-    model, encoded, frame_lens, beam_size, n_best, max_symbols, language_model=None, before=()
-):
-    """The most probable paths of each utterance, [[TokenPath]], the best first.
+class _Prefix:
+    """A token sequence of a beam search. Each is made once, and read once by the predictors."""
+
+    __slots__ = ("context", "gains", "parent", "row", "sides", "states", "token")
+
+    def __init__(self, row, parent=None, token=BLANK):
+        self.row, self.parent, self.token = row, parent, token
+        self.sides = self.states = None
+        """Predictor side [J] of each token joint, and state of each predictor."""
+        self.context = self.gains = None
+        """State of the language model, and what it adds to the outputs' log-probabilities [V]."""
+
+
+class _Nodes:
+    """The lattice nodes of a batch, for any token sequences, in NumPy.
+
+    Beam search looks at few nodes at a time, for which the calls of PyTorch take much longer than
+    the computation.
+
+    Arguments
+    ---------
+    model, encoded, frame_lens, language_model, before
+        As for ``find_paths``.
+    """
+
+    def __init__(self, model, encoded, frame_lens, language_model, before):
+        self._read = _Reader(model)
+        self._frames = [
+            _array(joint.encoder_side(getattr(encoded, stream)))
+            for joint, stream in zip(model.token_joints, model.token_streams, strict=True)
+        ]
+        lens = frame_lens.tolist()
+        self._means = [
+            np.stack([own[:length].mean(0) for own, length in zip(side, lens, strict=True)])
+            for side in self._frames
+        ]
+        self._outputs = [
+            (_array(joint.output.weight).T, _array(joint.output.bias))
+            for joint in model.token_joints
+        ]
+        self._language_model, self._before = language_model, before
+        self._seen = model.settings["predictor_context"]
+        self._known = {}
+        """Predictor sides and states, by the tokens that the predictors see."""
+        self._prefixes = {}
+        """Sequences by the sequence before their last token, and this token."""
+
+    def start(self, row):
+        """The sequence (_Prefix) from which the search of an utterance starts."""
+        prefix = reduce(self.after, self._before, _Prefix(row))
+        [(prefix.sides, prefix.states)] = _apart(*self._read.start(self._before, 1))
+        if self._language_model is not None:
+            advance, start = self._language_model.advance, self._language_model.start
+            prefix.context = reduce(advance, self._before, start)
+            self._add_gains([prefix])
+        return prefix
+
+    def after(self, prefix, token):
+        """The sequence (_Prefix) that a token makes of another."""
+        key = prefix, token
+        if key not in self._prefixes:
+            self._prefixes[key] = _Prefix(prefix.row, *key)
+        return self._prefixes[key]
+
+    def read(self, prefixes):
+        """Read the last tokens of sequences whose parents have been read."""
+        if not prefixes:
+            return
+        keys = [self._key(prefix) for prefix in prefixes]
+        new = {
+            key: each for key, each in zip(keys, prefixes, strict=True) if key not in self._known
+        }
+        if new:
+            device = self._read.sides[0][0].device
+            tokens = torch.tensor([[prefix.token] for prefix in new.values()], device=device)
+            states = [
+                tuple(torch.cat(parts, 1) for parts in zip(*of_one_predictor, strict=True))
+                for of_one_predictor in zip(*(p.parent.states for p in new.values()), strict=True)
+            ]
+            self._known.update(zip(new, _apart(*self._read(tokens, states)), strict=True))
+        for key, prefix in zip(keys, prefixes, strict=True):
+            prefix.sides, prefix.states = self._known[key]
+        if self._language_model is not None:
+            for prefix in prefixes:
+                context = prefix.parent.context
+                prefix.context = self._language_model.advance(context, prefix.token)
+            self._add_gains(prefixes)
+
+    def _key(self, prefix):
+        """The tokens that the predictors see of a sequence; the sequence itself if they see all."""
+        if self._seen is None:
+            return prefix
+        seen = []
+        while prefix is not None and len(seen) < self._seen:
+            seen.append(prefix.token)
+            prefix = prefix.parent
+        return tuple(seen)
+
+    def _add_gains(self, prefixes):
+        gains = self._language_model.gains([prefix.context for prefix in prefixes]).numpy()
+        if weight := self._language_model.prior_weight:
+            rows = [prefix.row for prefix in prefixes]
+            logits = self._logits([mean[rows] for mean in self._means], prefixes)
+            gains[:, 1:] -= weight * _log_softmax(logits[:, 1:])  # without blank
+        for prefix, own in zip(prefixes, gains, strict=True):
+            prefix.gains = own
+
+    def log_probs(self, frames, prefixes):
+        """Log-probabilities [N, V] of the outputs of N sequences, each at its own frame."""
+        rows = [prefix.row for prefix in prefixes]
+        logits = self._logits([side[rows, frames] for side in self._frames], prefixes)
+        log_probs = _log_softmax(logits)
+        if self._language_model is not None:
+            log_probs += np.stack([prefix.gains for prefix in prefixes])
+        return log_probs
+
+    def _logits(self, frames, prefixes):
+        """Logits [N, V] of N sequences at encoder sides [N, J] of each joint."""
+        sides = zip(*(prefix.sides for prefix in prefixes), strict=True)
+        logits = [
+            np.tanh(of_frames + np.stack(of_prefixes)) @ weight + bias
+            for of_frames, of_prefixes, (weight, bias) in zip(
+                frames, sides, self._outputs, strict=True
+            )
+        ]
+        return logits[0] if len(logits) == 1 else np.concatenate(logits, 1)
+
+
+def _array(values):
+    """A tensor's values as an array of float32 or float64."""
+    wide = torch.promote_types(values.dtype, torch.float32)
+    return values.detach().to(wide).cpu().numpy()
+
+
+def _apart(sides, states):
+    """The sides [J] and the states of each of N sequences, from [N, U, J] and those of all."""
+    sides = zip(*(_array(side[:, -1]) for side in sides), strict=True)
+    return [
+        (own, [tuple(part[:, index : index + 1] for part in state) for state in states])
+        for index, own in enumerate(sides)
+    ]
+
+
+def _log_softmax(logits):
+    logits = logits - logits.max(1, keepdims=True)
+    return logits - np.log(np.exp(logits).sum(1, keepdims=True))
+
+
+class _Candidate(NamedTuple):
+    """A hypothesis of a beam search."""
+
+    prefix: _Prefix
+    has_passed: bool
+    """Whether the hypothesis has left the current frame."""
+    score: float
+    emitted: tuple
+    """Frame of the last token, and this tuple of the tokens before; () if there is none."""
+
+
+class _Beam:
+    """The beam search of one utterance.
 
     In each round, every hypothesis at the current frame either passes to the next frame or emits a
     token. When all have passed, the search advances to the next frame. All hypotheses still at the
     frame have therefore emitted equally many tokens there, and two of them with the same tokens can
     be merged.
     """
-    device = frame_lens.device
-    rows = torch.arange(len(frame_lens), device=device)[:, None]
-    slots = torch.arange(beam_size, device=device).expand(len(rows), -1)
-    last = (frame_lens - 1)[:, None]
-    read = _Reader(model)
-    sides, states = read.start(before, slots.numel())
-    lattices = read.lattices(encoded, [side.view(*slots.shape, -1) for side in sides])
-    # The search starts with one hypothesis. Slot 0 always holds the greedy one.
-    score = torch.zeros(slots.shape, device=device).masked_fill_(slots > 0, -torch.inf)
-    passed = torch.zeros_like(slots, dtype=torch.bool)
-    sequence = torch.zeros_like(slots)  # hash of the tokens, equal for equal sequences
-    time, symbols = torch.zeros_like(last), torch.zeros_like(last)
-    if language_model is not None:
-        context = reduce(language_model.advance, before, language_model.start)
-        contexts = [[context] * beam_size for _ in rows]
-        means = [_mean_frame(lattice, frame_lens) for lattice in lattices]
-    history = []
-    while len(history) % ROUNDS_BETWEEN_CHECKS or bool((time <= last).any()):
-        nodes = [lattice.at(rows, time.minimum(last), slots) for lattice in lattices]
-        log_probs = torch.cat(nodes, -1).log_softmax(-1)
-        if language_model is not None:
-            gains = language_model.gains([context for row in contexts for context in row])
-            log_probs = log_probs + gains.view(log_probs.shape).to(device)
-        if language_model is not None and language_model.prior_weight:
-            nodes = [
-                lattice._replace(enc=mean).at(rows, torch.zeros_like(slots), slots)
-                for lattice, mean in zip(lattices, means, strict=True)
-            ]
-            prior = torch.cat(nodes, -1)[..., 1:].log_softmax(-1)  # without blank
-            log_probs[..., 1:] -= language_model.prior_weight * prior
-        greedy = log_probs[:, 0].argmax(-1, keepdim=True)
-        waits = passed | (time > last)
-        greedy_emits = (greedy != BLANK) & ~waits[:, :1]
-        moves = (score[..., None] + log_probs).masked_fill_(waits[..., None], -torch.inf)
 
-        # Candidates: every slot, passing, and equally many emissions, the greedy one first.
-        passing = torch.where(waits, score, moves[..., BLANK])
-        moves[..., BLANK] = -torch.inf
-        moves = moves.flatten(1)
-        ranked = moves.scatter_add(1, greedy, torch.where(greedy_emits, torch.inf, 0.0))
-        chosen = ranked.topk(beam_size).indices
-        outputs = log_probs.size(-1)
-        parent = torch.cat((slots, chosen // outputs), 1)
-        token = torch.cat((torch.full_like(slots, BLANK), chosen % outputs), 1)
-        total = torch.cat((passing, moves.gather(1, chosen)), 1)
-        full = (symbols + 1 >= max_symbols).expand_as(slots)
-        at_next = torch.cat((torch.ones_like(passed), full), 1)
-        sequence = sequence.gather(1, parent)
-        sequence = torch.where(token == BLANK, sequence, sequence * HASH_FACTOR + token)
+    def __init__(self, prefix, beam_size, max_symbols):
+        self.beam_size, self.max_symbols = beam_size, max_symbols
+        self.candidates = [_Candidate(prefix, False, 0.0, ())]
+        """The hypotheses, the greedy one first."""
+        self.frame, self.symbols = 0, 0
+
+    def waiting(self):
+        """The hypotheses that are still at the current frame."""
+        return [candidate for candidate in self.candidates if not candidate.has_passed]
+
+    def advance(self, log_probs, after):
+        """Make one round, from the log-probabilities [N, V] of the outputs of ``waiting``.
+
+        ``after`` is ``_Nodes.after``.
+        """
+        waiting = self.waiting()
+        is_last = self.symbols + 1 == self.max_symbols
+        best = BLANK if self.candidates[0].has_passed else int(log_probs[0].argmax())
+        totals = np.array([candidate.score for candidate in waiting])[:, None] + log_probs
+        passing = iter(totals[:, BLANK].tolist())
+        candidates = [
+            each if each.has_passed else each._replace(has_passed=True, score=next(passing))
+            for each in self.candidates
+        ]
+        greedy = candidates[0]
+
+        # As many emissions as the beam has room for, the greedy one among them.
+        totals, outputs = totals[:, 1:].ravel(), totals.shape[1] - 1
+        ranked = totals
+        if best != BLANK:
+            ranked = totals.copy()
+            ranked[best - 1] = np.inf
+        size = min(self.beam_size, len(ranked))
+        chosen = np.argpartition(ranked, -size)[-size:]
+        for index, total in zip(chosen.tolist(), totals[chosen].tolist(), strict=True):
+            parent, token = divmod(index, outputs)
+            prefix, _, _, emitted = waiting[parent]
+            prefix = after(prefix, token + 1)
+            candidates.append(_Candidate(prefix, is_last, total, (self.frame, emitted)))
+            if index == best - 1:
+                greedy = candidates[-1]
 
         # Merge hypotheses with the same tokens at the same frame: keep the most probable one, with
         # the sum of all.
-        same = (sequence[:, :, None] == sequence[:, None]) & (
-            at_next[:, :, None] == at_next[:, None]
-        )
-        totals = torch.where(same, total[:, None], -torch.inf)
-        candidate = torch.arange(total.size(1), device=device)
-        most_probable = totals.argmax(-1) == candidate
-        total = totals.logsumexp(-1)
-        is_greedy = candidate == torch.where(greedy_emits, beam_size, 0)
-        holds_greedy = (same & is_greedy[:, None]).any(-1) & most_probable
-        survives = most_probable & (total >= total.amax(1, keepdim=True) - PRUNING_THRESHOLD)
-        total = total.masked_fill(~(survives | holds_greedy), -torch.inf)
-        kept = total.masked_fill(holds_greedy, torch.inf).topk(beam_size).indices
+        merged = {}
+        for candidate in sorted(candidates, key=_score, reverse=True):
+            key = candidate.prefix, candidate.has_passed
+            if key in merged:
+                total = float(np.logaddexp(merged[key].score, candidate.score))
+                candidate = merged[key]._replace(score=total)
+            merged[key] = candidate
+        greedy = merged.pop((greedy.prefix, greedy.has_passed))
+        others = sorted(merged.values(), key=_score, reverse=True)[: self.beam_size - 1]
+        least = max(each.score for each in (greedy, *others)) - PRUNING_THRESHOLD
+        self.candidates = [greedy, *(each for each in others if each.score >= least)]
+        self.symbols += 1
+        if all(candidate.has_passed for candidate in self.candidates):
+            self.frame, self.symbols = self.frame + 1, 0
+            self.candidates = [each._replace(has_passed=False) for each in self.candidates]
 
-        score, sequence, token, parent = (
-            values.gather(1, kept) for values in (total, sequence, token, parent)
-        )
-        history.append(torch.stack((token, time.expand_as(token), parent)))
-        if language_model is not None:
-            contexts = [
-                [language_model.advance(row[slot], new) for slot, new in zip(*moved, strict=True)]
-                for row, *moved in zip(contexts, parent.tolist(), token.tolist(), strict=True)
-            ]
-        passed = at_next.gather(1, kept) | (score == -torch.inf)
-        finished = passed.all(1, keepdim=True)
-        passed = passed & ~finished
-        time = time + finished
-        symbols = torch.where(finished, 0, symbols + 1)
 
-        origin = (rows * beam_size + parent).flatten()
-        states = [tuple(part[:, origin] for part in state) for state in states]
-        sides, stepped = read(token.view(-1, 1), states)
-        emits = (token != BLANK)[..., None]
-        lattices = [
-            old._replace(pred=torch.where(emits, side.view_as(old.pred), old.pred[rows, parent]))
-            for side, old in zip(sides, lattices, strict=True)
-        ]
-        states = [
-            tuple(torch.where(emits.view(1, -1, 1), n, o) for n, o in zip(new, old, strict=True))
-            for new, old in zip(stepped, states, strict=True)
-        ]
+def _score(candidate):
+    return candidate.score
+
+
+def _beam_paths(
+    model, encoded, frame_lens, beam_size, n_best, max_symbols, language_model=None, before=()
+):
+    """The most probable paths of each utterance, [[TokenPath]], the best first."""
+    nodes = _Nodes(model, encoded, frame_lens, language_model, before)
+    beams = [_Beam(nodes.start(row), beam_size, max_symbols) for row in range(len(frame_lens))]
+    lens = frame_lens.tolist()
+    while active := [beam for beam, end in zip(beams, lens, strict=True) if beam.frame < end]:
+        waiting = [beam.waiting() for beam in active]
+        counts = [len(each) for each in waiting]
+        frames = np.repeat([beam.frame for beam in active], counts)
+        log_probs = nodes.log_probs(frames, [each.prefix for each in chain(*waiting)])
+        log_probs = np.split(log_probs, np.cumsum(counts)[:-1])
+        for beam, of_beam in zip(active, log_probs, strict=True):
+            beam.advance(of_beam, nodes.after)
+        met = [candidate.prefix for beam in active for candidate in beam.candidates]
+        nodes.read([prefix for prefix in met if prefix.sides is None])
+    return [_best_paths(beam.candidates, n_best, language_model) for beam in beams]
+
+
+def _best_paths(candidates, n_best, language_model):
+    """The best paths (list[TokenPath]) of the hypotheses that have reached the end."""
     if language_model is not None:
-        ends = [[language_model.end(context) for context in row] for row in contexts]
-        score = score + torch.tensor(ends, device=device)
-    return _trace(torch.stack(history).cpu(), *(best.cpu() for best in score.topk(n_best)))
-
-
-def _mean_frame(lattice, frame_lens):
-    """Mean encoder side [B, 1, J] of each utterance."""
-    valid = torch.arange(lattice.enc.size(1), device=frame_lens.device) < frame_lens[:, None]
-    return (lattice.enc * valid[..., None]).sum(1, keepdim=True) / frame_lens[:, None, None]
-
-
-def _trace(history, scores, slot):
-    """Trace the slots [B, N] back through the rounds [R, 3, B, K] of token, frame and parent."""
-    found = []
-    for token, frame, parent in history.flip(0):
-        found.append(torch.stack((token.gather(1, slot), frame.gather(1, slot))))
-        slot = parent.gather(1, slot)
-    tokens, frames = torch.stack(found[::-1], -1)
-    emitted = tokens != BLANK
-    return [
-        [
-            TokenPath(
-                tokens[row, n][emitted[row, n]].tolist(),
-                frames[row, n][emitted[row, n]].tolist(),
-                total,
-            )
-            for n, total in enumerate(totals)
-            if total > -torch.inf
+        candidates = [
+            each._replace(score=each.score + language_model.end(each.prefix.context))
+            for each in candidates
         ]
-        for row, totals in enumerate(scores.tolist())
-    ]
+    return [_path(each) for each in sorted(candidates, key=_score, reverse=True)[:n_best]]
+
+
+def _path(candidate):
+    """The tokens and frames of a hypothesis (TokenPath)."""
+    tokens, frames, prefix, emitted = [], [], candidate.prefix, candidate.emitted
+    while emitted:
+        frame, emitted = emitted
+        tokens.append(prefix.token)
+        frames.append(frame)
+        prefix = prefix.parent
+    return TokenPath(tokens[::-1], frames[::-1], candidate.score)
 
 
 @torch.no_grad()

@@ -5,6 +5,7 @@ from collections import defaultdict
 from functools import cache, cached_property, lru_cache
 from pathlib import Path
 
+import numpy as np
 import torch
 from pocketsphinx import Config, LogMath, NGramModel, get_model_path, set_loglevel
 
@@ -141,7 +142,7 @@ class TokenScorer:
             None if index in (BLANK, UNKNOWN, len(texts) - 1) else text
             for index, text in enumerate(texts)
         ]
-        self.starts_word = torch.tensor([bool(text) and text[0] == " " for text in self.texts])
+        self.starts_word = np.array([bool(text) and text[0] == " " for text in self.texts])
         self.end = lru_cache(STATES)(self._end)
         self._spelling = lru_cache(BEGINNINGS)(self._spell)
 
@@ -155,9 +156,9 @@ class TokenScorer:
         known = self.ngram.beginnings
         # All beginnings that no word has go on alike.
         rows = [letters if letters in known else "?" * len(letters) for _, letters in states]
-        spelled = torch.stack([self._spelling(letters) for letters in rows])
-        ends = torch.tensor([self.end(state) for state in states])
-        return spelled + self.starts_word * ends[:, None]
+        spelled = np.stack([self._spelling(letters) for letters in rows])
+        ends = np.array([self.end(state) for state in states], dtype=np.float32)
+        return torch.from_numpy(spelled + self.starts_word * ends[:, None])
 
     def _spell(self, letters):
         """Nats [V] for the letters of each next token, without the end of the word before it."""
@@ -170,7 +171,7 @@ class TokenScorer:
             else self._log_beginning(letters + text) - before
             for text in self.texts
         ]
-        return self.weight * torch.tensor(row)
+        return self.weight * np.array(row, dtype=np.float32)
 
     def advance(self, state, token):
         """Return the state after a token (int)."""
