@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import soundfile
+import torch
 from speechbrain.augment.time_domain import SpeedPerturb
 from speechbrain.utils.logger import get_logger
 
@@ -29,6 +30,7 @@ from ent_brain.manifest import (
     read_manifest,
     save_manifests,
 )
+from ent_brain.speech import find_speech
 
 logger = get_logger(__name__)
 
@@ -38,6 +40,10 @@ LOUDNESS = -30.0
 RECENT_PARTS = 256
 """Number of parts whose samples stay in memory for later mixtures. A speaker has about as many
 neutral utterances."""
+
+SILENCE = 0.3
+"""Most seconds of silence that a part of a close mixture keeps before and after its speech. The
+pauses between parts are then 0 to 0.6 s."""
 
 PATTERNS = ("ne", "en", "nen", "e")
 """Order of the parts in a mixture: n is a neutral utterance, e the emotional one."""
@@ -101,6 +107,7 @@ def mix(
     seed,
     keep_neutral=False,
     speeds=(100,),
+    close_draws=0,
     prefix="",
 ):
     """Write the mixed corpus of a manifest: audio, and a manifest with the intervals.
@@ -131,6 +138,9 @@ def mix(
         Speeds in percent for SpeechBrain's ``SpeedPerturb``. There is one draw of mixtures per
         speed. Speed also changes the pitch, like another voice. Ids of mixtures from further draws
         end with ``_2``, ``_3`` and so on.
+    close_draws : int
+        Further draws whose parts are cut to their speech, with up to ``SILENCE`` around it. Without
+        them, a model may learn that every sentence begins after a long pause.
     prefix : str
         Prefix of the mixtures' ids, to distinguish them from those of single utterances.
 
@@ -163,7 +173,8 @@ def mix(
         )
     mixed_folder.mkdir(parents=True, exist_ok=True)
     utterances, problems, shapes = [], [], Counter()
-    for draw, speed in enumerate(speeds, 1):
+    draws = [(speed, False) for speed in speeds] + [(100, True)] * close_draws
+    for draw, (speed, close) in enumerate(draws, 1):
         drawn_from = seed if draw == 1 else f"{seed} {draw}"
         mixtures = draw_mixtures(entries, drawn_from, emotions.neutral, keep_neutral)
         shapes.update(len(parts) for parts in mixtures.values())
@@ -176,6 +187,9 @@ def mix(
             mixture = prefix + (name if draw == 1 else f"{name}_{draw}")
             try:
                 pieces = [(entries[part], leveled(part)) for part in parts]
+                if close:
+                    generator = random.Random(f"{drawn_from} {mixture}")
+                    pieces = [(entry, _spoken(samples, generator)) for entry, samples in pieces]
                 utterances.append(_join(mixture, entries[name], pieces, mixed_folder))
             except InputError as error:
                 problems.append(f"{mixture}: {error}")
@@ -211,6 +225,13 @@ def _join(name, entry, pieces, mixed_folder):
         samples=len(joined),
         intervals=tuple(intervals),
     )
+
+
+def _spoken(samples, generator):
+    """Cut samples [S] to their speech, with up to ``SILENCE`` of what is around it."""
+    regions = find_speech([torch.from_numpy(samples).float()]).regions or [(0, len(samples))]
+    before, after = (int(generator.uniform(0, SILENCE) * SAMPLE_RATE) for _ in range(2))
+    return samples[max(0, regions[0][0] - before) : regions[-1][1] + after]
 
 
 def _leveled(entry, data_root, speed):

@@ -70,7 +70,8 @@ KEYS_READ_BY_CODE = {
     *("train_parts", "valid_parts", "test_parts", "valid_speakers", "librispeech_folder"),
     "neutral_share",
     *("table", "test_share", "corpus_weights"),
-    *("mixed", "keep_neutral", "mixed_folder", "mixed_speeds", "variants"),
+    *("mixed", "keep_neutral", "mixed_folder", "mixed_speeds", "close_draws"),
+    "variants",
     *("curriculum_epochs", "only_fill_cache", "average_checkpoints", "speeds"),
     *("max_batch_utterances", "language_model"),
 }

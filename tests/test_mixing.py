@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import soundfile
 
+from ent_brain import mixing
 from ent_brain.dataio import make_dataset
 from ent_brain.emotions import PUBLISHED
 from ent_brain.errors import InputError
@@ -13,6 +14,7 @@ from ent_brain.frontend import FbankFrontend
 from ent_brain.manifest import read_manifest
 from ent_brain.mixing import LOUDNESS, draw_mixtures, mix
 from ent_brain.recipe import _add_whole_intervals
+from ent_brain.speech import Speech
 from ent_brain.tokens import CharTokens, normalize_transcript
 
 TEXTS = {"neutral": "WELL THEN", "sad": "OH NO", "angry": "STOP IT NOW"}
@@ -216,6 +218,39 @@ def test_every_speed_is_a_draw_of_its_own_at_that_speed(corpus, tmp_path):
         length = emotional[0]["end"] - emotional[0]["start"]
         assert length == pytest.approx(16000 * entries[name]["duration"] / 0.8, abs=1)
         assert entry["duration"] >= length / 16000 >= min(seconds)
+
+
+def test_parts_of_a_close_draw_are_cut_to_their_speech(corpus, tmp_path, monkeypatch):
+    def find(wavs):
+        [wav] = wavs
+        return Speech([(len(wav) // 4, len(wav) // 3), (len(wav) // 2, len(wav) - 8)], 1.0, 0, None)
+
+    monkeypatch.setattr(mixing, "find_speech", find)
+    monkeypatch.setattr(mixing, "SILENCE", 0.02)
+    folder, mixed = mixed_from(corpus, tmp_path, close_draws=1)
+    _, first = mixed_from(corpus, tmp_path / "first")
+    assert {name: mixed[name] for name in first} == first
+    close = {name: mixed[name] for name in set(mixed) - set(first)}
+    assert set(close) == {f"{name}_2" for name in first}
+    assert any(len(entry["intervals"]) > 1 for entry in close.values())
+    entries, kept = read_manifest(corpus), set()
+    for name, parts in draw_mixtures(entries, "1 2", neutral_label="neutral").items():
+        intervals = close[f"{name}_2"]["intervals"]
+        for part, interval in zip(parts, intervals, strict=True):
+            whole = round(16000 * entries[part]["duration"])
+            around = interval["end"] - interval["start"] - (whole - 8 - whole // 4)
+            assert 0 <= around <= 320 + 8  # only 8 samples are left after the speech
+            kept.add(around)
+    assert len(kept) > 3
+
+
+def test_a_close_draw_keeps_what_is_not_speech_to_the_detector(corpus, tmp_path, monkeypatch):
+    monkeypatch.setattr(mixing, "find_speech", lambda wavs: Speech([], 0.0, 0, None))
+    _, mixed = mixed_from(corpus, tmp_path, close_draws=1)
+    entries = read_manifest(corpus)
+    for name, parts in draw_mixtures(entries, "1 2", neutral_label="neutral").items():
+        samples = sum(round(16000 * entries[part]["duration"]) for part in parts)
+        assert round(16000 * mixed[f"{name}_2"]["duration"]) == samples
 
 
 def test_impossible_speeds_are_refused(corpus, tmp_path):

@@ -115,7 +115,7 @@ NOTED_OTHERWISE = {
         *("test_session", "valid_share", "max_train_seconds", "test_actors", "valid_actors"),
         *("label_map", "zed_label_map", "table", "test_share", "train_parts", "valid_parts"),
         *("valid_speakers", "test_parts", "neutral_share"),
-        *("mixed", "keep_neutral", "mixed_speeds"),
+        *("mixed", "keep_neutral", "mixed_speeds", "close_draws"),
     },
     "tokens": {"tokens", "vocab_size", "normalization"},
     "features": {
