@@ -13,7 +13,7 @@ from ent_brain.alignment import align
 from ent_brain.decoding import LOOK_AHEAD, beam_search, greedy_search, judge_events
 from ent_brain.emotions import PUBLISHED
 from ent_brain.language_model import LETTERS, UNKNOWN_SHARE, EnglishTrigram, TokenScorer
-from ent_brain.model import ENT, FENT
+from ent_brain.model import ENT, FENT, ShortPredictor
 from ent_brain.recognizer import Recognizer
 from ent_brain.segments import SegmentDecoder
 from ent_brain.tokens import CharacterTokens, CharTokens
@@ -391,6 +391,31 @@ def test_a_narrow_beam_keeps_what_dictionaries_keep(
         expected = oracles.beam(read, len(each), beam_size, max_symbols, threshold)
         scores = {tuple(hypothesis.tokens): hypothesis.score for hypothesis in hypotheses}
         assert len(scores) == len(hypotheses)
+        assert scores == pytest.approx(expected, rel=1e-5, abs=1e-4)
+
+
+@MODELS
+@SYMBOLS
+def test_a_beam_reads_each_context_of_a_short_predictor_once(model_class, max_symbols, monkeypatch):
+    model, features = random_model(model_class, predictor_context=2), random_features()
+    seen, read = [], ShortPredictor.read
+    monkeypatch.setattr(
+        ShortPredictor,
+        "read",
+        lambda self, tokens, state: seen.append(tokens) or read(self, tokens, state),
+    )
+    found = beam_search(model, features, FRAME_LENS, 4, 4, max_symbols)
+    paths = [path for paths in found for path in paths]
+    contexts = {(0, *path.tokens)[at : at + 2] for path in paths for at in range(len(path.tokens))}
+    emitted = sum(len(path.tokens) for path in paths)
+    steps = sum(tokens.numel() for tokens in seen if tokens.size(1) == 1) / len(model.predictors)
+    assert len(contexts) < emitted / 2
+    assert len(contexts) <= steps <= 6 * 7  # the token before the last is blank or one of six
+    monkeypatch.undo()
+    for hypotheses, each in zip(found, utterances(features), strict=True):
+        reader = NodeReader(PlainModel(model), each)
+        expected = oracles.beam(reader, len(each), 4, max_symbols, decoding.PRUNING_THRESHOLD)
+        scores = {tuple(hypothesis.tokens): hypothesis.score for hypothesis in hypotheses}
         assert scores == pytest.approx(expected, rel=1e-5, abs=1e-4)
 
 
