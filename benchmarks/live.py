@@ -12,7 +12,6 @@ Computing time is CPU time, which other programs change little.
 > python benchmarks/live.py --librispeech LibriSpeech --ssl whisper-base
 """
 
-import argparse
 import os
 import sys
 import tempfile
@@ -25,14 +24,13 @@ import soundfile
 import torch
 from epoch import in_its_own_process
 from field import Part, write_long
-from open_model import RATE, known_words, utterances
+from open_model import RATE, add_model, corpus_parser, known_words, utterances
 from soak import look_at
 from word_times import boundary_errors
 
 from ent_brain.dataio import read_audio
 from ent_brain.errors import exit_on_input_error
 from ent_brain.evaluation import hardware
-from ent_brain.export import OPEN_ENGLISH
 from ent_brain.files import write_json
 from ent_brain.inference import EmotionTransducer
 from ent_brain.live import Listener
@@ -45,22 +43,14 @@ STREAM_CHUNK = 0.1
 
 @exit_on_input_error
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--model", default=OPEN_ENGLISH, metavar="FOLDER", help="model to measure")
-    parser.add_argument("--librispeech", type=Path, required=True, metavar="FOLDER")
-    parser.add_argument("--ssl", metavar="FOLDER", help="folder of openai/whisper-base")
-    parser.add_argument("--part", default="test-speakers", help="of LibriSpeech, with alignments")
-    parser.add_argument(
-        "--every", type=int, default=20, help="use only every Nth file (default: 20)"
-    )
+    parser = corpus_parser(__doc__, every=20, threads=1)
+    add_model(parser)
     parser.add_argument(
         "--chunks", type=float, nargs="+", default=[0.1, 0.5, 1.0], help="sizes in seconds"
     )
     parser.add_argument(
         "--minutes", type=float, default=3.0, help="minutes of the long stream (default: 3)"
     )
-    parser.add_argument("--threads", type=int, default=1, help="CPU threads (default: 1)")
-    parser.add_argument("--output", metavar="JSON", type=Path, help="file for the results")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     speech = utterances(options.librispeech / options.part, options.every)

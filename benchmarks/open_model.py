@@ -64,22 +64,12 @@ TARGETS = {
 
 @exit_on_input_error
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument(
-        "--librispeech", type=Path, required=True, metavar="FOLDER", help="LibriSpeech"
-    )
+    parser = corpus_parser(__doc__, every=1)
     parser.add_argument("--ravdess", type=Path, required=True, metavar="FOLDER", help="RAVDESS")
-    parser.add_argument(
-        "--ssl",
-        metavar="FOLDER",
-        help="folder of openai/whisper-base; --whisper needs the whole model",
-    )
-    parser.add_argument("--part", default="test-speakers", help="part of LibriSpeech")
     parser.add_argument("--alignments", type=Path, metavar="FOLDER", help="LibriSpeech/alignments")
-    parser.add_argument("--whisper", action="store_true", help="also score Whisper's words")
-    parser.add_argument("--every", type=int, default=1, help="use only every Nth file (default: 1)")
-    parser.add_argument("--threads", type=int, default=2, help="CPU threads (default: 2)")
-    parser.add_argument("--output", metavar="JSON", type=Path, help="file for the results")
+    parser.add_argument(
+        "--whisper", action="store_true", help="also score Whisper's words; needs it whole in --ssl"
+    )
     parser.add_argument("--card", action="store_true", help="write the table into the model card")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
@@ -116,6 +106,39 @@ def write_card(text):
     before, begin, rest = path.read_text(encoding="utf-8").partition(CARD_MARKS[0])
     _, end, after = rest.partition(CARD_MARKS[1])
     path.write_text(f"{before}{begin}\n\n{text}\n\n{end}{after}", encoding="utf-8")
+
+
+def corpus_parser(doc, every, threads=2):
+    """Parser of the arguments of all benchmarks that read LibriSpeech.
+
+    ``doc`` is the docstring of the benchmark; ``every`` and ``threads`` are its defaults.
+    """
+    parser = argparse.ArgumentParser(description=doc.partition("\n")[0])
+    parser.add_argument(
+        "--librispeech", type=Path, required=True, metavar="FOLDER", help="LibriSpeech"
+    )
+    parser.add_argument(
+        "--part", default="test-speakers", help="part of LibriSpeech (default: test-speakers)"
+    )
+    parser.add_argument("--ssl", metavar="FOLDER", help="folder of openai/whisper-base")
+    parser.add_argument(
+        "--every", type=int, default=every, help=f"use only every Nth file (default: {every})"
+    )
+    parser.add_argument(
+        "--threads", type=int, default=threads, help=f"CPU threads (default: {threads})"
+    )
+    parser.add_argument("--output", metavar="JSON", type=Path, help="file for the results")
+    return parser
+
+
+def add_model(parser):
+    """Add the argument of benchmarks that measure any model."""
+    parser.add_argument(
+        "--model",
+        default=OPEN_ENGLISH,
+        metavar="FOLDER",
+        help="model to measure (default: the one in the package)",
+    )
 
 
 def utterances(part, every):

@@ -7,31 +7,23 @@ Here a model hears the test sets once so and once padded. The model was trained 
 > python benchmarks/padding.py --librispeech LibriSpeech --ravdess RAVDESS --ssl whisper-base
 """
 
-import argparse
 import sys
 from pathlib import Path
 
 import torch
-from open_model import emotions, recordings, utterances, words
+from open_model import add_model, corpus_parser, emotions, recordings, utterances, words
 
 from ent_brain.errors import exit_on_input_error
 from ent_brain.evaluation import hardware
-from ent_brain.export import OPEN_ENGLISH
 from ent_brain.files import write_json
 from ent_brain.inference import EmotionTransducer
 
 
 @exit_on_input_error
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--model", default=OPEN_ENGLISH, metavar="FOLDER", help="with Whisper")
-    parser.add_argument("--librispeech", type=Path, required=True, metavar="FOLDER")
-    parser.add_argument("--ravdess", type=Path, required=True, metavar="FOLDER")
-    parser.add_argument("--ssl", metavar="FOLDER", help="openai/whisper-base")
-    parser.add_argument("--part", default="test-speakers", help="of LibriSpeech, with alignments")
-    parser.add_argument("--every", type=int, default=1, help="only every so many files")
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--output", metavar="JSON", type=Path, help="where the figures are kept")
+    parser = corpus_parser(__doc__, every=1)
+    add_model(parser)
+    parser.add_argument("--ravdess", type=Path, required=True, metavar="FOLDER", help="RAVDESS")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     model = EmotionTransducer.from_hparams(source=options.model, ssl=options.ssl, words="own")

@@ -8,19 +8,17 @@ include reading and decoding of files. Texts are normalised by Whisper's English
 > python benchmarks/peers.py --librispeech LibriSpeech --ssl whisper-base --ct2 faster-whisper-base
 """
 
-import argparse
 import json
 import os
 import resource
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import jiwer
 import numpy as np
 import torch
-from open_model import known_words, utterances
+from open_model import corpus_parser, known_words, utterances
 from word_times import boundary_errors
 
 from ent_brain.annotation import Word
@@ -87,23 +85,11 @@ PEERS = {
 
 @exit_on_input_error
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser = corpus_parser(__doc__, every=4)
     parser.add_argument(
-        "--librispeech", type=Path, required=True, metavar="FOLDER", help="LibriSpeech"
+        "--ct2", required=True, metavar="FOLDER", help="openai/whisper-base for faster-whisper"
     )
-    parser.add_argument(
-        "--ssl", required=True, metavar="FOLDER", help="folder of the whole openai/whisper-base"
-    )
-    parser.add_argument(
-        "--ct2", required=True, metavar="FOLDER", help="its conversion for faster-whisper"
-    )
-    parser.add_argument(
-        "--part", default="test-speakers", help="part of LibriSpeech with alignments"
-    )
-    parser.add_argument("--every", type=int, default=4, help="use only every Nth file (default: 4)")
-    parser.add_argument("--threads", type=int, default=2, help="CPU threads (default: 2)")
     parser.add_argument("--only", choices=PEERS, help="measure one in this process and print JSON")
-    parser.add_argument("--output", metavar="JSON", type=Path, help="file for the results")
     options = parser.parse_args()
     if options.only:
         print(json.dumps(measure(PEERS[options.only](options), options)))

@@ -8,19 +8,16 @@ validation speakers of `recipes/Open`. This script measures test speakers.
 > python benchmarks/wrong_words.py --librispeech LibriSpeech --ssl whisper-base
 """
 
-import argparse
 import random
 import re
 import sys
-from pathlib import Path
 
 import torch
-from open_model import RATE, utterances
+from open_model import RATE, add_model, corpus_parser, utterances
 
 from ent_brain.dataio import read_audio
 from ent_brain.errors import exit_on_input_error
 from ent_brain.evaluation import hardware
-from ent_brain.export import OPEN_ENGLISH
 from ent_brain.files import write_json
 from ent_brain.inference import EmotionTransducer
 
@@ -29,14 +26,8 @@ KINDS = "replaced", "inserted"
 
 @exit_on_input_error
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--model", default=OPEN_ENGLISH, metavar="FOLDER", help="model to measure")
-    parser.add_argument("--librispeech", type=Path, required=True, metavar="FOLDER")
-    parser.add_argument("--ssl", metavar="FOLDER", help="folder of openai/whisper-base")
-    parser.add_argument("--part", default="test-speakers", help="part of LibriSpeech")
-    parser.add_argument("--every", type=int, default=4, help="use only every Nth file (default: 4)")
-    parser.add_argument("--threads", type=int, default=2, help="CPU threads (default: 2)")
-    parser.add_argument("--output", metavar="JSON", type=Path, help="file for the results")
+    parser = corpus_parser(__doc__, every=4)
+    add_model(parser)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     model = EmotionTransducer.from_hparams(source=options.model, ssl=options.ssl, words="own")
