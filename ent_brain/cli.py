@@ -237,8 +237,8 @@ def _add_model_options(command):
         "--precision",
         choices=PRECISIONS,
         default="fp32",
-        help="of the encoder; bf16 is faster on a CPU or GPU that computes in bfloat16 (default: "
-        "fp32)",
+        help="of the encoder; bf16 is faster with a GPU's or CPU's instructions for it, and much "
+        "slower without (default: fp32)",
     )
 
 
