@@ -4,6 +4,7 @@ from bisect import bisect_left
 from functools import reduce
 from itertools import chain, islice
 from typing import NamedTuple
+from weakref import WeakValueDictionary
 
 import numpy as np
 import torch
@@ -350,7 +351,7 @@ def _ctc_paths(model, encoded, frame_lens):
 class _Prefix:
     """A token sequence of a beam search. Each is made once, and read once by the predictors."""
 
-    __slots__ = ("context", "gains", "parent", "row", "sides", "states", "token")
+    __slots__ = ("__weakref__", "context", "gains", "parent", "row", "sides", "states", "token")
 
     def __init__(self, row, parent=None, token=BLANK):
         self.row, self.parent, self.token = row, parent, token
@@ -390,9 +391,10 @@ class _Nodes:
         self._language_model, self._before = language_model, before
         self._seen = model.settings["predictor_context"]
         self._known = {}
-        """Predictor sides and states, by the tokens that the predictors see."""
-        self._prefixes = {}
-        """Sequences by the sequence before their last token, and this token."""
+        """Sides and states of predictors that see few tokens, by these tokens."""
+        self._prefixes = WeakValueDictionary()
+        """Sequences by the sequence before their last token, and this token, while the beam has
+        them."""
 
     def start(self, row):
         """The sequence (_Prefix) from which the search of an utterance starts."""
@@ -407,18 +409,18 @@ class _Nodes:
     def after(self, prefix, token):
         """The sequence (_Prefix) that a token makes of another."""
         key = prefix, token
-        if key not in self._prefixes:
-            self._prefixes[key] = _Prefix(prefix.row, *key)
-        return self._prefixes[key]
+        found = self._prefixes.get(key)
+        if found is None:
+            found = self._prefixes[key] = _Prefix(prefix.row, *key)
+        return found
 
     def read(self, prefixes):
         """Read the last tokens of sequences whose parents have been read."""
         if not prefixes:
             return
         keys = [self._key(prefix) for prefix in prefixes]
-        new = {
-            key: each for key, each in zip(keys, prefixes, strict=True) if key not in self._known
-        }
+        found = {key: self._known.get(key) for key in keys}
+        new = {key: each for key, each in zip(keys, prefixes, strict=True) if found[key] is None}
         if new:
             device = self._read.sides[0][0].device
             tokens = torch.tensor([[prefix.token] for prefix in new.values()], device=device)
@@ -426,9 +428,11 @@ class _Nodes:
                 tuple(torch.cat(parts, 1) for parts in zip(*of_one_predictor, strict=True))
                 for of_one_predictor in zip(*(p.parent.states for p in new.values()), strict=True)
             ]
-            self._known.update(zip(new, _apart(*self._read(tokens, states)), strict=True))
+            found.update(zip(new, _apart(*self._read(tokens, states)), strict=True))
+        if self._seen is not None:
+            self._known.update(found)
         for key, prefix in zip(keys, prefixes, strict=True):
-            prefix.sides, prefix.states = self._known[key]
+            prefix.sides, prefix.states = found[key]
         if self._language_model is not None:
             for prefix in prefixes:
                 context = prefix.parent.context
