@@ -254,8 +254,8 @@ class Recipe:
             self.emotions.need_neutral("mixed")
 
 
-class _PlainLoader(yaml.SafeLoader):
-    """Reads the plain values of a YAML; what it would construct becomes None."""
+class _PlainLoader(ruamel.yaml.SafeLoader):
+    """Reads plain values as HyperPyYAML does, 1e-3 as a number; what it would build is None."""
 
 
 _PlainLoader.add_multi_constructor("!", lambda *_: None)

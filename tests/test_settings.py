@@ -621,6 +621,11 @@ def test_a_number_may_be_written_in_any_way(own_yaml, tmp_path, key, value):
     assert hparams[key] == float(str(value).removeprefix("."))
 
 
+def test_preparation_gets_the_number_that_the_yaml_builds_with(own_yaml, tmp_path):
+    recipe = load_recipe(own_yaml, overrides(tmp_path, data_folder="x", max_unknown_share="1e-1"))
+    assert recipe["max_unknown_share"] == recipe.build()["max_unknown_share"] == 0.1
+
+
 @pytest.mark.parametrize("session", [7, "abc", 2.0, True])
 def test_a_session_is_one_of_five(tmp_path, session):
     path = ROOT / "recipes" / "IEMOCAP" / "hparams" / "ent_demo.yaml"
