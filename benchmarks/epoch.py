@@ -222,7 +222,8 @@ def train(rank, form, folder, sizes, threads):
         hparams={
             **dict.fromkeys(("rnnt_weight", "head_weight", "lattice_weight"), 0.5),
             **dict.fromkeys(("lm_weight", "ctc_weight", "fastemit"), 0.0),
-            **{"lattice_mode": "one", "warmup_epochs": 0},
+            **{"lattice_mode": "one", "aligned_top": 0.3, "aligned_seconds": 0.3},
+            "warmup_epochs": 0,
             **{"head_intervals": False, "segment_decoding": "argmax", "segment_seconds": 0.3},
             **{"beam_size": 1, "max_symbols": 32},
             "number_of_epochs": form.epochs,

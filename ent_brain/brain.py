@@ -23,32 +23,13 @@ from torch.utils.data import SequentialSampler
 from ent_brain.checkpoints import load_random_state, save_random_state
 from ent_brain.dataio import ShareOfBatches
 from ent_brain.errors import InputError, one_line
-from ent_brain.events import event_loss, most_probable_events
 from ent_brain.files import read_json, write_json
-from ent_brain.lattice import Lattice
-from ent_brain.losses import (
-    SUPERVISED_MODES,
-    aligned_emotions,
-    aligned_pooling_loss,
-    ctc_loss,
-    lattice_pooling_loss,
-    next_token_loss,
-    supervised_aligned_loss,
-    supervised_lattice_loss,
-    transducer_alignment,
-)
+from ent_brain.losses import Losses
 from ent_brain.metrics import TransducerStats
-from ent_brain.model import Streams
 from ent_brain.processes import gather, part_random_states, take_turns
 from ent_brain.recognizer import Recognizer
 
 logger = get_logger(__name__)
-
-WITHOUT_WORDS_MODES = ("aligned_event", "supervised_aligned")
-"""Aligned lattice losses that learn from frames alone if no utterance has a transcript."""
-
-ALIGNED_MODES = (*WITHOUT_WORDS_MODES, "aligned")
-"""Lattice losses that need the alignment's posteriors, with or without a transcript."""
 
 HISTORY_FILE = "history.json"
 """File in the output folder with the losses and metrics of each epoch."""
@@ -60,12 +41,7 @@ class EmotionTransducerBrain(sb.Brain):
     ``modules`` are ``frontend`` and ``model``. The ``hparams`` are SpeechBrain's own run options
     and the following keys.
 
-    * ``rnnt_weight``, ``head_weight``, ``lattice_weight``, ``lm_weight``, ``ctc_weight``: weights
-      of the loss terms. A term of weight 0 is not computed.
-    * ``fastemit``, ``aligned_top``, ``aligned_seconds``: settings of the losses.
-    * ``lattice_mode``: a supervised mode learns from the intervals in the manifest.
-    * ``head_intervals``: whether the pooled head also learns from these intervals, or from the
-      detected events.
+    * The arguments of ``losses.Losses``.
     * ``segment_decoding``, ``segment_seconds``, ``max_symbols``: settings of decoding.
     * ``beam_size``: for tests only. Validation uses greedy search.
     * ``lr_schedule``, ``warmup_epochs``, ``number_of_epochs``, ``train_logger``, ``output_folder``.
@@ -94,6 +70,7 @@ class EmotionTransducerBrain(sb.Brain):
         # Once training begins, ``self.modules`` holds the distributed wrappers.
         self.raw_modules = torch.nn.ModuleDict(self.modules.items())
         self.tokens, self.emotions = tokens, emotions
+        self.losses = Losses.from_settings(vars(self.hparams))
         self.paper_sets = {}
         """Loaders by name of the sets that are evaluated after every epoch (``paper`` protocol)."""
         self.history = []
@@ -294,7 +271,7 @@ class EmotionTransducerBrain(sb.Brain):
         features, frame_lens = modules["frontend"](*batch.sig, **kept)
         # Without a transcript, the lattice has one position: the predictor's state after blank.
         token_lens = batch.token_count.clamp(min=0)
-        if not self.hparams.rnnt_weight:  # the model then uses no tokens
+        if not self.losses.rnnt_weight:  # the model then uses no tokens
             token_lens = torch.zeros_like(token_lens)
         output = modules["model"](features, frame_lens, batch.tokens.data, token_lens)
         hypotheses = []
@@ -336,13 +313,6 @@ class EmotionTransducerBrain(sb.Brain):
         """The steps from encoded speech to words, emotions and times (Recognizer)."""
         return Recognizer.from_hparams(self.raw_modules, self.tokens, self.emotions, self.hparams)
 
-    def _known_intervals(self, batch):
-        """Intervals from the manifest of each utterance with a known emotion."""
-        known = [entry["intervals"] for entry in batch.entry if entry["emotion"] is not None]
-        if not self.hparams.rnnt_weight:  # the lattice has only one position
-            known = [[s._replace(token_start=0, token_end=1) for s in spans] for spans in known]
-        return known
-
     def compute_objectives(self, predictions, batch, stage):
         """Compute the weighted sum of the loss terms; store the hypotheses.
 
@@ -353,13 +323,11 @@ class EmotionTransducerBrain(sb.Brain):
         self.decoded += zip(batch.id, predictions.hypotheses, batch.entry, strict=False)
         if stage == sb.Stage.TEST:
             return torch.zeros(())
-        terms = self._loss_terms(predictions, batch)
+        terms, weights = self._loss_terms(predictions, batch), self.losses.weights
         counts = _counts(batch, predictions.token_lens)
         shares = self._shares(counts, stage)
-        loss = sum(
-            self._weight(name) * shares[_COUNTED[name]] * term for name, term in terms.items()
-        )
-        if stage == sb.Stage.TRAIN and len(terms) < len(self._weighted_terms()):
+        loss = sum(weights[name] * shares[_COUNTED[name]] * term for name, term in terms.items())
+        if stage == sb.Stage.TRAIN and len(terms) < len(weights):
             # Every process and every batch must use all parameters, whichever labels it has.
             loss = loss + 0 * sum(p.sum() for p in self.raw_modules.model.parameters())
         if stage == sb.Stage.TRAIN:
@@ -377,11 +345,8 @@ class EmotionTransducerBrain(sb.Brain):
                 self.running[name] += counts[name]
         return loss if terms else torch.as_tensor(loss)
 
-    def _weight(self, name):
-        return getattr(self.hparams, f"{name}_weight")
-
-    def _weighted_terms(self):
-        return [name for name in _COUNTED if self._weight(name)]
+    def _loss_terms(self, predictions, batch):
+        return self.losses.terms(predictions, batch, self.raw_modules, self.emotions)
 
     def _shares(self, counts, stage):
         """Factors for a batch's means that make the step's gradient that of the step's means.
@@ -409,107 +374,6 @@ class EmotionTransducerBrain(sb.Brain):
             self.counts_of_steps = [step.sum(0) for step in steps]
         return self.counts_of_steps[(self.step - 1) // self.grad_accumulation_factor]
 
-    def _loss_terms(self, predictions, batch):
-        """Unweighted loss terms by name, without those of weight 0."""
-        output, hparams = predictions.output, self.hparams
-        lens = predictions.frame_lens, predictions.token_lens
-        tokens = batch.tokens.data
-        worded, labelled = batch.token_count >= 0, batch.emotion_index >= 0
-        mode = hparams.lattice_mode if hparams.lattice_weight else None
-        terms, posteriors = {}, None
-        if hparams.rnnt_weight and (worded.any() or mode in ALIGNED_MODES):
-            alignment = transducer_alignment(
-                output.token_lattices, tokens, *lens, fastemit=hparams.fastemit
-            )
-            posteriors = alignment.posteriors
-            if worded.any():
-                terms["rnnt"] = alignment.nll[worded].mean()
-        if labelled.any():
-            terms |= self._emotion_terms(predictions, batch, mode, posteriors, labelled)
-        if hparams.lm_weight and worded.any():
-            rows = _rows(worded, output.lm_logits, tokens, predictions.token_lens)
-            terms["lm"] = next_token_loss(*rows)
-        if hparams.ctc_weight and worded.any():
-            # ``predictions.token_lens`` are 0 if rnnt_weight is 0, but CTC needs all tokens.
-            token_lens = batch.token_count.clamp(min=0)
-            nll = ctc_loss(output.ctc_logits, tokens, predictions.frame_lens, token_lens)
-            terms["ctc"] = nll[worded].mean()
-        return terms
-
-    def _emotion_terms(self, predictions, batch, mode, posteriors, labelled):
-        """Lattice and head terms over the utterances with a known emotion (``labelled``)."""
-        hparams, neutral = self.hparams, self.emotions.neutral_index
-        output, intervals, terms = predictions.output, None, {}
-        emotions, tokens, *lens = _rows(
-            labelled,
-            batch.emotion_index,
-            batch.tokens.data,
-            predictions.frame_lens,
-            predictions.token_lens,
-        )
-        token_lattices = [_rows(labelled, lattice) for lattice in output.token_lattices]
-        emotion_lattice, posteriors = _rows(labelled, output.emotion_lattice, posteriors)
-        if hparams.lattice_mode in SUPERVISED_MODES:
-            intervals = self._known_intervals(batch)
-        if mode == "supervised":
-            terms["lattice"] = supervised_lattice_loss(emotion_lattice, intervals, *lens)
-        elif mode in WITHOUT_WORDS_MODES:
-            if posteriors is None:  # no transcript: one position, with probability 1
-                posteriors = torch.ones(*emotion_lattice.enc.shape[:2], 1, device=emotions.device)
-            if mode == "supervised_aligned":
-                terms["lattice"] = supervised_aligned_loss(
-                    emotion_lattice, posteriors, intervals, *lens
-                )
-            else:
-                frame_lens, token_lens = lens
-                frame_probs = aligned_emotions(emotion_lattice, posteriors, token_lens)
-                frame_duration = self.raw_modules.frontend.frame_duration
-                shortest = max(1, round(hparams.aligned_seconds / frame_duration))
-                terms["lattice"] = event_loss(frame_probs, emotions, frame_lens, shortest, neutral)
-                if hparams.head_weight and hparams.head_intervals:
-                    known = emotions, *lens, shortest, neutral
-                    intervals = most_probable_events(frame_probs, posteriors, *known)
-        elif mode == "aligned":
-            terms["lattice"] = aligned_pooling_loss(
-                token_lattices,
-                emotion_lattice,
-                tokens,
-                emotions,
-                *lens,
-                top=hparams.aligned_top,
-                neutral=neutral,
-                posteriors=posteriors,
-            )
-        elif mode is not None:
-            terms["lattice"] = lattice_pooling_loss(
-                emotion_lattice, emotions, *lens, mode=mode, neutral=neutral
-            )
-        if hparams.head_weight:
-            known = intervals if hparams.head_intervals else None
-            parts = _rows(labelled, output.head_logits, output.encoded, output.predicted)
-            terms["head"] = self._head_loss(*parts, emotions, known)
-        return terms
-
-    def _head_loss(self, head_logits, encoded, predicted, emotions, intervals):
-        """Cross-entropy of the pooled head over utterances and their known or detected intervals.
-
-        Each utterance contributes the mean over the whole utterance and its intervals, because the
-        head classifies both.
-        """
-        cross_entropy = torch.nn.functional.cross_entropy
-        if intervals is None:
-            return cross_entropy(head_logits, emotions)
-        of_intervals = self.raw_modules.model.classify_intervals(encoded, predicted, intervals)
-        owners = [row for row, spans in enumerate(intervals) for _ in spans]
-        labels = [span.emotion for spans in intervals for span in spans]
-        rows = torch.tensor([*range(len(intervals)), *owners], device=emotions.device)
-        losses = cross_entropy(
-            torch.cat((head_logits, of_intervals)),
-            torch.cat((emotions, emotions.new_tensor(labels))),
-            reduction="none",
-        )
-        return (losses / rows.bincount()[rows]).sum() / len(intervals)
-
     def on_fit_batch_end(self, batch, outputs, loss, should_step):
         """Step the schedule with the optimiser."""
         if should_step:
@@ -525,10 +389,8 @@ class EmotionTransducerBrain(sb.Brain):
             self._forget_step()  # an incomplete step of the epoch before
         self.decoded = []
         """Id, hypothesis and entry of each utterance of this process in the stage so far."""
-        self.stats = TransducerStats(
-            self.tokens if self.hparams.rnnt_weight or self.hparams.ctc_weight else None,
-            self.recognizer.decoder,
-        )
+        has_words = self.losses.rnnt_weight or self.losses.ctc_weight
+        self.stats = TransducerStats(self.tokens if has_words else None, self.recognizer.decoder)
 
     def on_stage_end(self, stage, stage_loss, epoch=None):
         """Log the stage; after validation, keep the best checkpoints and the latest one."""
@@ -540,7 +402,8 @@ class EmotionTransducerBrain(sb.Brain):
         lr = total.pop("lr", 0.0)
         counts = {name: total.pop(name) for name in set(_COUNTED.values()) if name in total}
         losses = {name: value / counts[_COUNTED[name]] for name, value in total.items()}
-        losses = {"loss": sum(self._weight(name) * losses[name] for name in losses), **losses}
+        weights = self.losses.weights
+        losses = {"loss": sum(weights[name] * losses[name] for name in losses), **losses}
         if stage == sb.Stage.TRAIN:
             self.train_losses, self.lr = losses, lr
         if stage != sb.Stage.VALID:
@@ -628,23 +491,6 @@ def _item_counts(item):
     known = item["entry"]
     worded = known["transcript"] is not None
     return worded, worded * item["positions"], known["emotion"] is not None
-
-
-def _rows(keep, *values):
-    """Select rows of tensors, lattices and streams. If all rows are selected, nothing is copied."""
-    if not keep.all():
-        values = [_row_part(keep, value) for value in values]
-    return values[0] if len(values) == 1 else values
-
-
-def _row_part(keep, value):
-    if value is None:
-        return None
-    if isinstance(value, Lattice):
-        return value._replace(enc=value.enc[keep], pred=value.pred[keep])
-    if isinstance(value, Streams):
-        return Streams(*(stream[keep] for stream in value))
-    return value[keep]
 
 
 def _total(running):

@@ -21,23 +21,15 @@ from speechbrain.core import RunOptions
 
 from ent_brain.emotions import EmotionSet
 from ent_brain.errors import InputError, one_line, raise_problems
-from ent_brain.losses import POOLING_MODES, SUPERVISED_MODES
+from ent_brain.limits import limits_of
+from ent_brain.losses import LATTICE_MODES, Losses
 from ent_brain.manifest import read_text
-from ent_brain.segments import EVENT_DECODINGS, SEGMENT_DECODINGS
+from ent_brain.segments import SEGMENT_DECODINGS, SegmentDecoder
 from ent_brain.tokens import NORMALIZATIONS
-
-LOSS_WEIGHTS = ("rnnt_weight", "head_weight", "lattice_weight", "lm_weight", "ctc_weight")
-LATTICE_MODES = (*POOLING_MODES, "aligned", "aligned_event", *SUPERVISED_MODES)
-
-NEUTRAL_MODES = ("aligned_event",)
-"""Lattice modes that look for an emotion in neutral speech, and so need a neutral label."""
 
 TRAINED_BY = {
     "labels": ("emotions", "neutral"),
-    "loss settings": (
-        *LOSS_WEIGHTS,
-        *("fastemit", "lattice_mode", "aligned_top", "aligned_seconds", "head_intervals"),
-    ),
+    "loss settings": tuple(limits_of(Losses)),
     "training settings": (
         *("seed", "lr", "start_lr", "final_lr", "warmup_epochs", "decay_epochs"),
         *("batch_size", "max_batch_nodes", "max_batch_utterances"),
@@ -239,19 +231,25 @@ class Recipe:
         InputError
             If something does not load, or the labels lack a neutral one that a setting needs.
         """
-        self._check_neutral()
+        self.check()
         path = self.hparams_file
         with path.open(encoding="utf-8") as file, _load_errors(path, self.values):
             return load_hyperpyyaml(file, self.overrides)
 
-    def _check_neutral(self):
-        decoding, mode = self["segment_decoding"], self["lattice_mode"]
-        if decoding in EVENT_DECODINGS:
-            self.emotions.need_neutral(f"segment_decoding {decoding}")
-        if mode in NEUTRAL_MODES and self["lattice_weight"]:
-            self.emotions.need_neutral(f"lattice_mode {mode}")
-        if self.get("mixed"):
+    def check(self):
+        """Check what several settings decide together (``InputError``), as far as it is known."""
+        with _load_errors(self.hparams_file, {}):
+            losses = Losses.from_settings(self.values)
+            if self.emotions is not None:
+                SegmentDecoder(self.emotions, 1.0, self["segment_decoding"])
+                losses.check_labels(self.emotions)
+        if self.emotions is not None and self.get("mixed"):
             self.emotions.need_neutral("mixed")
+        if self.get("curriculum_epochs") and self["max_batch_nodes"] is not None:
+            raise InputError(
+                "curriculum_epochs: max_batch_nodes has an order of its own: set the one to 0 or "
+                "the other to null"
+            )
 
 
 class _PlainLoader(ruamel.yaml.SafeLoader):
@@ -319,17 +317,9 @@ def load_recipe(hparams_file, overrides, device=None):
     raise_problems(_unknown_options(own, given), "correct the option or remove it")
     if wrong := wrong_values(own, given):
         raise InputError("; ".join(wrong))
-    values = {**own, **given}
-    _check_losses(values, hparams_file)
-    if values.get("curriculum_epochs") and values["max_batch_nodes"] is not None:
-        raise InputError(
-            "curriculum_epochs: max_batch_nodes has an order of its own: set the one to 0 or the "
-            "other to null"
-        )
-    check_device(device)
     recipe = Recipe(hparams_file, dict(given))
-    if recipe.emotions is not None:  # the labels check themselves, and what needs a neutral one
-        recipe._check_neutral()
+    recipe.check()
+    check_device(device)
     folder = Path(recipe["output_folder"])
     with suppress(OSError):  # what is in its way shows in the next line
         folder.mkdir(parents=True, exist_ok=True)
@@ -455,20 +445,6 @@ def _is_right_number(key, own, value):
 
 def _as_yaml(value):
     return "null" if value is None else str(value)
-
-
-def _check_losses(values, hparams_file):
-    weights = {name: values[name] for name in LOSS_WEIGHTS}
-    if not any(weights.values()):
-        raise InputError(f"{hparams_file}: loss weights {weights}: one must lie above 0")
-    mode = values["lattice_mode"]
-    by_words = weights["lattice_weight"] and mode in ("aligned", "supervised")
-    if not weights["rnnt_weight"] and (by_words or weights["lm_weight"]):
-        instead = "supervised_aligned" if mode in SUPERVISED_MODES else "mil"
-        raise InputError(
-            f"rnnt_weight: 0: nothing is transcribed then, so lattice_mode {mode} and lm_weight "
-            f"have nothing to go by: raise it, or set lattice_mode {instead} and lm_weight 0"
-        )
 
 
 def check_device(device):
