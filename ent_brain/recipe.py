@@ -53,12 +53,6 @@ logging.raiseExceptions = False
 TEST_MIXTURES_SEED = 42
 """Seed of the mixtures for validation and tests. They do not depend on a training's seed."""
 
-MOST_DRAWS = 1000
-"""Upper limit of a corpus weight: the draws of an utterance in an epoch."""
-
-MOST_VARIANTS = 100
-"""Altered copies of an utterance, at most."""
-
 logger = get_logger(__name__)
 
 
@@ -300,7 +294,8 @@ def train_and_test(hparams, run_opts, train, valid, tests, whole=()):
     elif hparams.get("curriculum_epochs"):
         sampler = CurriculumSampler(train_set, hparams["curriculum_epochs"])
         train_opts |= {"shuffle": False, "sampler": sampler}
-    drawn_from, variants = train_set, _variants(hparams, train)
+    drawn_from, copies = train_set, _by_corpus(hparams, "variants", train, 0)
+    variants = {name: count for name, count in copies.items() if count}
     if variants:
         drawn_from = add_variants(train_set, variants)
         kind = "batch_sampler" if "batch_sampler" in train_opts else "sampler"
@@ -396,16 +391,17 @@ def _tell_unknown(datasets, tokens, most):
         logger.warning(line)
 
 
+def _by_corpus(hparams, key, train, default):
+    """Value of a setting for each training corpus (dict)."""
+    given = hparams.get(key) or {}
+    if unknown := given.keys() - train.keys():
+        raise InputError(f"{key}: {', '.join(sorted(unknown))}: the corpora are {', '.join(train)}")
+    return {name: given.get(name, default) for name in train}
+
+
 def _corpus_weights(hparams, train):
     """Draws per epoch of an utterance of each training corpus (dict of float)."""
-    given = hparams.get("corpus_weights") or {}
-    if unknown := given.keys() - train.keys():
-        raise InputError(
-            f"corpus_weights: {', '.join(sorted(unknown))}: the corpora are {', '.join(train)}"
-        )
-    weights = {name: given.get(name, 1) for name in train}
-    if not all(0 < weight <= MOST_DRAWS for weight in weights.values()):
-        raise InputError(f"corpus_weights: {given}: give numbers above 0, {MOST_DRAWS} at most")
+    weights = _by_corpus(hparams, "corpus_weights", train, 1)
     others = ("max_batch_nodes", "curriculum_epochs")
     if set(weights.values()) != {1} and any(hparams.get(key) for key in others):
         raise InputError(
@@ -413,18 +409,6 @@ def _corpus_weights(hparams, train):
             "them to null and 0, or all weights to 1."
         )
     return weights
-
-
-def _variants(hparams, train):
-    """Altered copies of an utterance, for each training corpus that has any (dict of int)."""
-    given = hparams.get("variants") or {}
-    if unknown := given.keys() - train.keys():
-        raise InputError(
-            f"variants: {', '.join(sorted(unknown))}: the corpora are {', '.join(train)}"
-        )
-    if not all(0 <= count <= MOST_VARIANTS for count in given.values()):
-        raise InputError(f"variants: {given}: give whole numbers from 0, {MOST_VARIANTS} at most")
-    return {name: count for name, count in given.items() if count}
 
 
 def _make_train_loader(brain, train_set, train_opts):

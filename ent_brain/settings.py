@@ -2,13 +2,13 @@
 
 import difflib
 import json
-import math
 import os
 import re
 from collections import Counter
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 
 import ruamel.yaml
 import speechbrain as sb
@@ -21,88 +21,100 @@ from speechbrain.core import RunOptions
 
 from ent_brain.emotions import EmotionSet
 from ent_brain.errors import InputError, one_line, raise_problems
-from ent_brain.limits import limits_of
-from ent_brain.losses import LATTICE_MODES, Losses
+from ent_brain.limits import FINITE, Choices, Range, as_yaml, limits_of
+from ent_brain.losses import Losses
 from ent_brain.manifest import read_text
 from ent_brain.segments import SEGMENT_DECODINGS, SegmentDecoder
 from ent_brain.tokens import NORMALIZATIONS
 
-TRAINED_BY = {
-    "labels": ("emotions", "neutral"),
-    "loss settings": tuple(limits_of(Losses)),
-    "training settings": (
-        *("seed", "lr", "start_lr", "final_lr", "warmup_epochs", "decay_epochs"),
-        *("batch_size", "max_batch_nodes", "max_batch_utterances"),
-        *("curriculum_epochs", "max_grad_norm"),
-        *("grad_accumulation_factor", "corpus_weights", "variants"),
-        *("weight_decay", "remove_vector_weight_decay"),
-        *("band_warp", "band_masks", "time_masks", "mask_time_prob", "mask_time_length"),
-        *("feature_masks", "feature_mask", "time_mask", "speeds"),
-        *("mask_feature_prob", "mask_feature_length", "feature_precision"),
-    ),
-    "protocol": ("paper_protocol",),
-}
-"""Keys that decide what a training learns or tells of its epochs, beside its data, tokens, features
-and model: with others it is another training."""
+EVERY, SOME, YAML = "every recipe", "some recipes", "the YAML"
+LABELS, LOSSES, TRAINING, PROTOCOL = "labels", "loss settings", "training settings", "protocol"
+ABOVE_0, SHARE = Range(excluded=True), Range(highest=1)
+TO_1000 = Range(highest=1000, excluded=True)
 
-KEYS_OF_EVERY_RECIPE = {
-    *TRAINED_BY["labels"],
-    *TRAINED_BY["loss settings"],
-    *("max_symbols", "beam_size", "segment_decoding", "segment_seconds"),
-    *("seed", "output_folder", "data_folder", "save_folder", "paper_protocol"),
-    *("tokens", "vocab_size", "normalization", "max_unknown_share"),
-    *("max_tokens_per_frame", "max_batch_nodes"),
-    *("number_of_epochs", "warmup_epochs", "opt_class", "lr_schedule", "epoch_counter"),
-    *("modules", "checkpointer", "train_logger", "train_dataloader_opts", "test_dataloader_opts"),
+
+class Setting(NamedTuple):
+    """A key of a recipe's YAML."""
+
+    reader: str = YAML
+    """Whose code reads it. ``YAML``: only the YAML's own references, or SpeechBrain."""
+    limits: Range | Choices | None = None
+    """Values that it may have. None: any, but numbers are at least 0."""
+    part: str | None = None
+    """Part of ``trained_on.json`` that records it, if another value is another training."""
+    or_null: bool = False
+    is_path: bool = False
+    sample: str | float | None = None
+    """Sample value of a mapping with keys of any name. Limits and null are for its values."""
+
+
+_TABLE = {
+    "emotions": Setting(EVERY, part=LABELS),
+    "neutral": Setting(EVERY, part=LABELS, or_null=True),
+    # Data
+    "data_folder output_folder save_folder tokens": Setting(EVERY),
+    "vocab_size max_tokens_per_frame": Setting(EVERY, ABOVE_0),
+    "max_unknown_share": Setting(EVERY, SHARE),
+    "normalization": Setting(EVERY, Choices(tuple(NORMALIZATIONS))),
+    "zed_folder librispeech_folder mixed_folder test_actors valid_actors train_parts valid_parts "
+    "test_parts valid_speakers mixed keep_neutral mixed_speeds close_draws": Setting(SOME),
+    "table": Setting(SOME, is_path=True),
+    "test_session": Setting(SOME, Choices((1, 2, 3, 4, 5, None))),  # None trains on all
+    "valid_share test_share neutral_share": Setting(SOME, SHARE),
+    "max_train_seconds": Setting(SOME, ABOVE_0),
+    "label_map zed_label_map": Setting(SOME, or_null=True, sample="b"),
+    # Training
+    "seed warmup_epochs": Setting(EVERY, part=TRAINING),
+    "max_batch_nodes": Setting(EVERY, ABOVE_0, TRAINING),
+    "curriculum_epochs": Setting(SOME, part=TRAINING),
+    "max_batch_utterances speeds": Setting(SOME, ABOVE_0, TRAINING),
+    "corpus_weights": Setting(SOME, TO_1000, TRAINING, sample=1.0),
+    "variants": Setting(SOME, Range(highest=100), TRAINING, sample=1),
+    "lr batch_size": Setting(YAML, ABOVE_0, TRAINING),
+    "max_grad_norm": Setting(YAML, Range(highest=float("inf"), excluded=True), TRAINING),
+    "start_lr final_lr decay_epochs weight_decay remove_vector_weight_decay "
+    "grad_accumulation_factor": Setting(YAML, part=TRAINING),
+    "paper_protocol": Setting(EVERY, part=PROTOCOL),
+    "number_of_epochs": Setting(EVERY, ABOVE_0),
+    "average_checkpoints": Setting(SOME, ABOVE_0),
+    "opt_class lr_schedule epoch_counter modules checkpointer train_logger train_dataloader_opts "
+    "test_dataloader_opts": Setting(EVERY),
+    # Features, augmentation and model
+    "ssl_hub": Setting(is_path=True),
+    "feature_cache": Setting(is_path=True, or_null=True),
+    "only_fill_cache": Setting(SOME),
+    "level": Setting(YAML, Range(lowest=-FINITE), or_null=True),
+    "frame_duration stacked": Setting(YAML, ABOVE_0),
+    "feature_precision band_warp band_masks time_masks feature_masks": Setting(part=TRAINING),
+    "time_mask feature_mask mask_time_length mask_feature_length": Setting(YAML, ABOVE_0, TRAINING),
+    "mask_time_prob mask_feature_prob": Setting(YAML, SHARE, TRAINING),
+    "encoder_dim encoder_layers predictor_dim joint_dim": Setting(YAML, ABOVE_0),
+    "dropout encoder_dropout": Setting(YAML, SHARE),
+    # Decoding
+    "max_symbols beam_size": Setting(EVERY, TO_1000),
+    "segment_decoding": Setting(EVERY, Choices(tuple(SEGMENT_DECODINGS))),
+    "segment_seconds": Setting(EVERY, Range(highest=3600, excluded=True)),
+    "language_model": Setting(SOME),
+    "longest_window": Setting(YAML, ABOVE_0),
 }
-KEYS_READ_BY_CODE = {
-    *KEYS_OF_EVERY_RECIPE,
-    *("zed_folder", "test_session", "valid_share", "max_train_seconds"),
-    *("test_actors", "valid_actors", "label_map", "zed_label_map"),
-    *("train_parts", "valid_parts", "test_parts", "valid_speakers", "librispeech_folder"),
-    "neutral_share",
-    *("table", "test_share", "corpus_weights"),
-    *("mixed", "keep_neutral", "mixed_folder", "mixed_speeds", "close_draws"),
-    "variants",
-    *("curriculum_epochs", "only_fill_cache", "average_checkpoints", "speeds"),
-    *("max_batch_utterances", "language_model"),
+"""The settings by their names, without those of ``Losses``."""
+
+SETTINGS = {
+    **{name: setting for names, setting in _TABLE.items() for name in names.split()},
+    **{name: Setting(EVERY, limits, LOSSES) for name, limits in limits_of(Losses).items()},
 }
+
+KEYS_READ_BY_CODE = {name for name, setting in SETTINGS.items() if setting.reader != YAML}
 """Top-level keys that the recipes' code reads, beside SpeechBrain's run options."""
 
-
-ABOVE_0 = {
-    *("number_of_epochs", "batch_size", "lr", "max_grad_norm", "vocab_size"),
-    *("max_tokens_per_frame", "max_train_seconds", "aligned_top"),
-    *("max_batch_nodes", "max_batch_utterances"),
-    *("frame_duration", "encoder_dim", "predictor_dim", "joint_dim", "max_symbols", "beam_size"),
-    *("segment_seconds", "aligned_seconds", "longest_window"),
-    *("mask_time_length", "mask_feature_length", "stacked", "time_mask", "feature_mask"),
-    *("encoder_layers", "average_checkpoints", "speeds"),
+TRAINED_BY = {
+    part: [name for name, setting in SETTINGS.items() if setting.part == part]
+    for part in (LABELS, LOSSES, TRAINING, PROTOCOL)
 }
-UP_TO = {
-    **dict.fromkeys(("valid_share", "test_share", "aligned_top", "dropout", "encoder_dropout"), 1),
-    **dict.fromkeys(("max_unknown_share", "neutral_share"), 1),
-    **dict.fromkeys(("mask_time_prob", "mask_feature_prob"), 1),
-    **dict.fromkeys(("segment_seconds", "aligned_seconds"), 3600),
-    **dict.fromkeys(("max_symbols", "beam_size"), 1000),
-}
-"""What the numbers of a recipe are held to, none of which may lie below 0: shares to 1, seconds to
-an hour, and what a search follows at once to what it can hold."""
-
-DECIBELS = {"level"}
-"""Numbers of a recipe that may lie below 0, or be null."""
+"""Keys that decide what a training learns, beside its data, tokens, features and model."""
 
 SWITCHES = {f"--{name}" for name, value in RunOptions().as_dict().items() if value is False}
 """Run options of SpeechBrain that take no value."""
-
-OR_NULL = {"feature_cache", "neutral"}
-"""Texts of a recipe that may be left out."""
-
-OPEN_MAPPINGS = {"label_map": str, "zed_label_map": str, "corpus_weights": float, "variants": int}
-"""Mappings whose keys are the corpus's own, and the kind of their values."""
-
-EXAMPLES = {str: "b", float: "1.0", int: "1"}
-"""Values of those mappings, by kind, for messages."""
 
 CANNOT_LOAD = (
     *(ValueError, TypeError, KeyError, OverflowError, RuntimeError, ImportError, OSError),
@@ -160,9 +172,8 @@ def parse_arguments(arguments):
 
 
 def _is_path(option):
-    return option in ("--ssl_hub", "--feature_cache", "--table") or re.fullmatch(
-        r"--\w+_folder", option
-    )
+    key = option.removeprefix("--")
+    return key != option and (key.endswith("_folder") or SETTINGS.get(key, Setting()).is_path)
 
 
 def _quoted(text):
@@ -219,17 +230,9 @@ class Recipe:
         return NORMALIZATIONS[by]
 
     def build(self):
-        """Build everything that the YAML names.
+        """Build everything that the YAML names (dict by its keys).
 
-        Returns
-        -------
-        dict
-            The YAML's keys, its modules constructed.
-
-        Raises
-        ------
-        InputError
-            If something does not load, or the labels lack a neutral one that a setting needs.
+        Raises ``InputError`` if something does not load, or a setting needs a neutral label.
         """
         self.check()
         path = self.hparams_file
@@ -295,11 +298,9 @@ def load_recipe(hparams_file, overrides, device=None):
     Raises
     ------
     InputError
-        If the file is missing or does not load, a key that every recipe has is not there, a key (in
-        the file, under one of its includes, or on the command line) is one that nothing reads, a
-        value is of another kind than the file's own or out of range, no loss has a positive weight,
-        two settings do not go together, the output folder cannot be written, or the device is not
-        there.
+        If the file does not load, a key is missing or unknown, a value has a wrong type or is out
+        of range, settings contradict each other, the output folder cannot be written, or the device
+        does not exist.
     """
     hparams_file = Path(hparams_file)
     if not hparams_file.is_file():
@@ -307,7 +308,7 @@ def load_recipe(hparams_file, overrides, device=None):
     text = read_text(hparams_file, "save it as UTF-8")
     raise_problems(_unknown_keys(text, hparams_file), "correct the key or remove it")
     own = _read(text, hparams_file)
-    missing = sorted(KEYS_OF_EVERY_RECIPE - own.keys())
+    missing = sorted(key for key, s in SETTINGS.items() if s.reader == EVERY and key not in own)
     raise_problems(
         [f"{hparams_file}: no key {key!r}" for key in missing], "take it from the recipe's own YAML"
     )
@@ -354,31 +355,15 @@ def _unknown_options(own, given):
 
 
 def wrong_values(own, given):
-    """Values that are of another kind than the YAML's own, or out of range, one problem each.
+    """Values of another kind than the YAML's ``own``, or out of range, one problem each.
 
-    Arguments
-    ---------
-    own, given : dict
-        Of the YAML, and those that take the place of some of them.
-
-    Returns
-    -------
-    list[str]
+    The values ``given`` replace some of its own (dict). Returns list[str].
     """
-    choices = {
-        "lattice_mode": LATTICE_MODES,
-        "segment_decoding": tuple(SEGMENT_DECODINGS),
-        "normalization": tuple(NORMALIZATIONS),
-        "test_session": (1, 2, 3, 4, 5, None),  # None trains on all
-    }
-    problems = []
-    for key, value in {**own, **given}.items():
-        if key not in choices:
-            problems += _wrong_parts(key, key, own[key], value, own)
-        elif repr(value) not in map(repr, choices[key]):
-            remedy = "choose " + ", ".join(map(_as_yaml, choices[key]))
-            problems.append(f"{key}: {_as_yaml(value)}: {remedy}")
-    return problems
+    return [
+        problem
+        for key, value in {**own, **given}.items()
+        for problem in _wrong_parts(key, key, own[key], value, own)
+    ]
 
 
 def _wrong_parts(name, key, model, value, own):
@@ -392,59 +377,37 @@ def _wrong_parts(name, key, model, value, own):
             return
         if not referred:  # a path, of other keys, or what is to be named
             model = "" if key.endswith("_folder") else None
-    remedy = None
-    if key in OPEN_MAPPINGS:
-        kind = OPEN_MAPPINGS[key]
-        right = {str: str | None, float: float | int, int: int}[kind]
-        if not isinstance(value, dict) or not all(isinstance(v, right) for v in value.values()):
-            remedy = f"give keys and values, as {{a: {EXAMPLES[kind]}}}"
+    setting, remedy = SETTINGS.get(key, Setting()), None
+    if value is None and (model is None or (setting.or_null and not isinstance(model, dict))):
+        return
+    if isinstance(setting.limits, Choices):
+        remedy = setting.limits.remedy(value)
+    elif isinstance(model, dict) and isinstance(value, dict):
+        for part in value:
+            inner = f"{name}[{part}]"
+            if setting.sample is not None:
+                yield from _wrong_parts(inner, key, setting.sample, value[part], own)
+            elif part in model:
+                yield from _wrong_parts(inner, part, model[part], value[part], own)
+            else:
+                yield f"{name}: has no key {part!r}: correct the key or remove it"
     elif isinstance(model, dict):
-        if isinstance(value, dict):
-            for part in value:
-                if part not in model:
-                    yield f"{name}: has no key {part!r}: correct the key or remove it"
-                else:
-                    inner = f"{name}[{part}]"
-                    yield from _wrong_parts(inner, part, model[part], value[part], own)
-        else:
-            remedy = f"give keys and values, as {{{next(iter(model), '')}: ...}}"
+        remedy = f"give keys and values, as {{{next(iter(model), 'a')}: ...}}"
+    elif isinstance(model, list) and isinstance(value, list):
+        for index, part in enumerate(value if model else ()):
+            yield from _wrong_parts(f"{name}[{index}]", key, model[0], part, own)
     elif isinstance(model, list):
-        if isinstance(value, list):
-            for index, part in enumerate(value if model else ()):
-                yield from _wrong_parts(f"{name}[{index}]", key, model[0], part, own)
-        else:
-            remedy = "give a list, as [1, 2]"
+        remedy = "give a list, as [1, 2]"
     elif isinstance(model, TaggedScalar):
         remedy = "the YAML makes it: change it there"
     elif isinstance(model, bool):
         remedy = None if isinstance(value, bool) else "give True or False"
-    elif isinstance(model, int | float) or (model is None and key in ABOVE_0):
-        if not _is_right_number(key, model, value):
-            remedy = "give a whole number" if isinstance(model, int) else "give a number"
-            if key not in DECIBELS:
-                remedy += " above 0" if key in ABOVE_0 else " from 0"
-            remedy += f" to {UP_TO[key]}" if key in UP_TO else ""
+    elif isinstance(model, int | float) or (model is None and setting.limits):
+        remedy = (setting.limits or Range()).remedy(value, whole=isinstance(model, int))
     elif isinstance(model, str):
-        right = isinstance(value, str) or (value is None and key in OR_NULL)
-        remedy = None if right else "give text"
+        remedy = None if isinstance(value, str) else "give text"
     if remedy:
-        yield f"{name}: {_as_yaml(value)}: {remedy}"
-
-
-def _is_right_number(key, own, value):
-    if value is None:
-        return own is None or key in DECIBELS
-    kind = int if isinstance(own, int) else int | float
-    if not isinstance(value, kind) or isinstance(value, bool):
-        return False
-    highest = UP_TO.get(key, math.inf)
-    finite = math.isfinite(value) or key == "max_grad_norm"  # where inf is no limit
-    in_range = 0 < value <= highest or (value == 0 and key not in ABOVE_0)
-    return finite and (in_range or key in DECIBELS)
-
-
-def _as_yaml(value):
-    return "null" if value is None else str(value)
+        yield f"{name}: {as_yaml(value)}: {remedy}"
 
 
 def check_device(device):
@@ -511,9 +474,6 @@ def _mappings(node):
     """The mappings (yaml.MappingNode) in a YAML's node, itself among them, from the outside in."""
     if isinstance(node, yaml.MappingNode):
         yield node
-        for pair in node.value:
-            for part in pair:
-                yield from _mappings(part)
-    elif isinstance(node, yaml.SequenceNode):
-        for part in node.value:
-            yield from _mappings(part)
+    for part in node.value if isinstance(node, yaml.CollectionNode) else ():
+        for inner in part if isinstance(part, tuple) else (part,):  # a key and its value
+            yield from _mappings(inner)

@@ -626,6 +626,31 @@ def test_preparation_gets_the_number_that_the_yaml_builds_with(own_yaml, tmp_pat
     assert recipe["max_unknown_share"] == recipe.build()["max_unknown_share"] == 0.1
 
 
+@pytest.mark.parametrize(
+    ("given", "problem"),
+    [
+        (
+            {"corpus_weights": "{RAVDESS: 0}"},
+            "corpus_weights[RAVDESS]: 0: give a number above 0 to ",
+        ),
+        (
+            {"corpus_weights": "{RAVDESS: a}"},
+            "corpus_weights[RAVDESS]: a: give a number above 0 to ",
+        ),
+        ({"label_map": "{calm: 5}"}, "label_map[calm]: 5: give text"),
+        ({"label_map": "null"}, "label_map: null: give keys and values, as {neutral: ...}"),
+        ({"label_map": "[calm]"}, "label_map: ['calm']: give keys and values, as {neutral: ...}"),
+    ],
+)
+def test_keys_of_a_corpus_are_free_but_not_their_values(tmp_path, given, problem):
+    path = ROOT / "recipes" / "RAVDESS" / "hparams" / "ent_librispeech.yaml"
+    places = {"data_folder": "x", "librispeech_folder": "y"}
+    assert refused(path, tmp_path, **places, **given).startswith(problem)
+    free = {"label_map": "{calm: neutral, any: null}", "corpus_weights": "{any: 0.5}"}
+    recipe = load_recipe(path, overrides(tmp_path, **places, **free))
+    assert recipe["corpus_weights"]["any"] == 0.5
+
+
 @pytest.mark.parametrize("session", [7, "abc", 2.0, True])
 def test_a_session_is_one_of_five(tmp_path, session):
     path = ROOT / "recipes" / "IEMOCAP" / "hparams" / "ent_demo.yaml"
