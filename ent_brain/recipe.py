@@ -13,6 +13,7 @@ from speechbrain.utils.checkpoints import CKPT_PREFIX
 from speechbrain.utils.distributed import run_on_main
 from speechbrain.utils.logger import get_logger
 
+from ent_brain.arguments import parse_arguments
 from ent_brain.brain import EmotionTransducerBrain
 from ent_brain.cache import disk_use, fill
 from ent_brain.dataio import (
@@ -31,7 +32,7 @@ from ent_brain.losses import SUPERVISED_MODES
 from ent_brain.manifest import read_manifest
 from ent_brain.mixing import mix
 from ent_brain.processes import join
-from ent_brain.settings import TRAINED_BY, load_recipe, parse_arguments
+from ent_brain.settings import TRAINED_BY, load_recipe
 from ent_brain.tokens import (
     CharTokens,
     describe_unknown,

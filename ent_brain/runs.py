@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 from hyperpyyaml import resolve_references
 
+from ent_brain.arguments import parse_arguments
 from ent_brain.errors import InputError, one_line, raise_problems
 from ent_brain.files import (
     REMEDY,
@@ -24,7 +25,7 @@ from ent_brain.files import (
 )
 from ent_brain.page import RESULTS_FILE
 from ent_brain.report import results_table
-from ent_brain.settings import CANNOT_LOAD, parse_arguments
+from ent_brain.settings import CANNOT_LOAD
 
 FINISHED_FILE = "finished.json"
 """File in the folder of a finished run with its settings and its duration in seconds. The duration

@@ -16,9 +16,10 @@ import pytest
 import torch
 from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 
+from ent_brain.arguments import parse_arguments
 from ent_brain.frontend import FbankFrontend
 from ent_brain.model import ENT
-from ent_brain.settings import load_recipe, parse_arguments
+from ent_brain.settings import load_recipe
 
 REPOSITORY = Path(__file__).parents[1]
 DOCS = REPOSITORY / "docs"

@@ -8,6 +8,7 @@ import yaml
 from hyperpyyaml import resolve_references
 from speechbrain.core import RunOptions
 
+from ent_brain.arguments import parse_arguments
 from ent_brain.emotions import PUBLISHED
 from ent_brain.errors import InputError
 from ent_brain.frontend import FbankFrontend, SSLFrontend
@@ -17,7 +18,6 @@ from ent_brain.settings import (
     TRAINED_BY,
     check_device,
     load_recipe,
-    parse_arguments,
 )
 
 ROOT = Path(__file__).resolve().parents[1]
