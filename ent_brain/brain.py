@@ -89,24 +89,12 @@ class EmotionTransducerBrain(sb.Brain):
             # With --debug, SpeechBrain gives each process its own temporary folder, so the
             # processes would load different checkpoints.
             self.checkpointer.checkpoints_dir = ddp_broadcast(self.checkpointer.checkpoints_dir)
-            self.checkpointer.add_recoverable(
-                "history",
-                self.history,
-                custom_save_hook=main_process_only(write_json),
-                custom_load_hook=_load_history,
-            )
-            self.checkpointer.add_recoverable(
-                "running",
-                self.running,
-                custom_save_hook=_save_running,
-                custom_load_hook=_load_running,
-            )
-            self.checkpointer.add_recoverable(
-                "random_state",
-                None,  # the state is global
-                custom_save_hook=save_random_state,
-                custom_load_hook=load_random_state,
-            )
+            for name, state, load, save in (
+                ("history", self.history, _load_history, main_process_only(write_json)),
+                ("running", self.running, _load_running, _save_running),
+                ("random_state", None, load_random_state, save_random_state),  # a global state
+            ):
+                self.checkpointer.add_recoverable(name, state, load, save)
         # SpeechBrain clips only the first parameter group. We clip all parameters, at each step.
         self.clip_norm, self.max_grad_norm = self.max_grad_norm, math.inf
         if not self.clip_norm > 0:  # a negative limit would reverse the gradient
