@@ -3,6 +3,7 @@
 Shen et al., "Emotion Neural Transducer for Fine-Grained Speech Emotion Recognition", ICASSP 2024.
 """
 
+from inspect import signature
 from typing import NamedTuple
 
 import torch
@@ -377,6 +378,9 @@ class TransducerModel(nn.Module):
         predictor_context=None,
         normalize_features=False,
     ):
+        flags = lm_head, token_joint, emotion_joint, pooled_head, ctc_head  # or weights of losses
+        lm_head, token_joint, emotion_joint, pooled_head, ctc_head = map(bool, flags)
+        given = locals()
         super().__init__()
         if lm_head and not token_joint:
             raise ValueError("lm_head without token_joint: it would have no tokens to learn from")
@@ -391,27 +395,7 @@ class TransducerModel(nn.Module):
             raise ValueError(f"encoder_context: {encoder_context}: give an odd number, or null")
         if predictor_context is not None and predictor_context < 1:
             raise ValueError(f"predictor_context: {predictor_context}: give 1 or more, or null")
-        self.settings = {
-            "vocab_size": vocab_size,
-            "feature_dim": feature_dim,
-            "feature_layers": feature_layers,
-            "encoder_dim": encoder_dim,
-            "embedding_dim": embedding_dim,
-            "predictor_dim": predictor_dim,
-            "joint_dim": joint_dim,
-            "num_emotions": num_emotions,
-            "dropout": dropout,
-            "lm_head": bool(lm_head),
-            "token_joint": bool(token_joint),
-            "emotion_joint": bool(emotion_joint),
-            "pooled_head": bool(pooled_head),
-            "ctc_head": bool(ctc_head),
-            "encoder_layers": encoder_layers,
-            "encoder_dropout": encoder_dropout,
-            "encoder_context": encoder_context,
-            "predictor_context": predictor_context,
-            "normalize_features": normalize_features,
-        }
+        self.settings = {name: given[name] for name in signature(TransducerModel).parameters}
         """Arguments that make this model again."""
         # Without words there is no vocabulary stream: its parts would never be trained.
         streams = len(self.token_streams) if token_joint else 1
