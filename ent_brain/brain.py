@@ -11,6 +11,7 @@ from types import SimpleNamespace
 import speechbrain as sb
 import torch
 from speechbrain.dataio.sampler import ReproducibleRandomSampler
+from speechbrain.utils.autocast import AMPConfig
 from speechbrain.utils.distributed import (
     ddp_all_reduce,
     ddp_broadcast,
@@ -69,6 +70,7 @@ class EmotionTransducerBrain(sb.Brain):
         super().__init__(**kwargs)
         # Once training begins, ``self.modules`` holds the distributed wrappers.
         self.raw_modules = torch.nn.ModuleDict(self.modules.items())
+        _check_precision(self.raw_modules, self.device, self.precision)
         self.tokens, self.emotions = tokens, emotions
         self.losses = Losses.from_settings(vars(self.hparams))
         self.paper_sets = {}
@@ -479,6 +481,21 @@ def _item_counts(item):
     known = item["entry"]
     worded = known["transcript"] is not None
     return worded, worded * item["positions"], known["emotion"] is not None
+
+
+def _check_precision(modules, device, precision):
+    """Refuse a precision in which this CPU cannot compute the LSTMs of modules (InputError)."""
+    dtype = AMPConfig.from_name(precision).dtype
+    has_lstm = any(isinstance(module, torch.nn.LSTM) for module in modules.modules())
+    if dtype == torch.float32 or torch.device(device).type != "cpu" or not has_lstm:
+        return
+    try:
+        with torch.autocast("cpu", dtype):
+            torch.nn.LSTM(1, 1)(torch.zeros(1, 1, 1))
+    except RuntimeError as error:
+        raise InputError(
+            f"precision: {precision}: this CPU cannot compute LSTMs in it: use fp32"
+        ) from error
 
 
 def _total(running):

@@ -16,7 +16,7 @@ from torch.nn.functional import cross_entropy
 from torch.optim.lr_scheduler import LambdaLR
 
 from ent_brain import pooling
-from ent_brain.brain import EmotionTransducerBrain
+from ent_brain.brain import EmotionTransducerBrain, _check_precision
 from ent_brain.checkpoints import WholeCheckpointer
 from ent_brain.dataio import make_batch_sampler, make_dataset
 from ent_brain.emotions import PUBLISHED
@@ -739,6 +739,20 @@ def test_no_limit_leaves_the_gradient_as_it_is(tmp_path, dataset):
 def test_a_limit_of_the_gradient_is_above_0(tmp_path, limit):
     with pytest.raises(InputError, match=r"max_grad_norm: .* is not above 0\. .* inf for no limit"):
         make_brain(tmp_path, run_opts={"max_grad_norm": limit})
+
+
+def test_a_precision_that_the_cpu_lacks_for_lstms_is_refused(tmp_path, monkeypatch):
+    def forward(self, x):
+        if torch.is_autocast_enabled("cpu"):
+            raise RuntimeError("could not create a primitive descriptor for the LSTM")
+        raise AssertionError("not tried in this precision")
+
+    monkeypatch.setattr(torch.nn.LSTM, "forward", forward)
+    with pytest.raises(InputError, match="^precision: bf16: this CPU cannot .*: use fp32$"):
+        make_brain(tmp_path / "a", run_opts={"precision": "bf16"})
+    make_brain(tmp_path / "b", run_opts={"precision": "fp32"})
+    _check_precision(torch.nn.ModuleList([torch.nn.Linear(1, 1)]), "cpu", "bf16")
+    _check_precision(torch.nn.ModuleList([torch.nn.LSTM(1, 1)]), "cuda", "bf16")
 
 
 @pytest.mark.parametrize(("accumulation", "steps_per_epoch"), [(1, 6), (4, 1)])
