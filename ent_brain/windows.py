@@ -91,7 +91,9 @@ def cut(blocks, stretches, sample_rate, longest, frame_samples):
     blocks, kept, start = iter(blocks), torch.zeros(0), 0
     for first, last in stretches:
         first -= first % frame_samples
-        overlap, ended = 0, False
+        if first < start:  # the stretch before ends within this frame
+            first += frame_samples
+        overlap, ended = 0, first >= last
         while not ended:
             while start + len(kept) < min(last, first + most + 1):
                 if (block := next(blocks, None)) is None:

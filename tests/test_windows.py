@@ -2,12 +2,12 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ent_brain.annotation import Heard
 from ent_brain.audio import resample
-from ent_brain.windows import count_seconds, join, read_windows
+from ent_brain.windows import count_seconds, cut, join, read_windows
 
 RATE, FRAME = 1000, 40
 FRAME_DURATION = FRAME / RATE
@@ -185,6 +185,32 @@ def test_overlaps_of_an_odd_number_of_frames_lose_no_row_and_double_none(seconds
     for law in LAWS:
         frames = frames_of(joined(spans, law))
         assert frames == list(range(LAWS[law](spans[-1][1], FRAME)))
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    gaps=st.lists(st.tuples(st.integers(1, 900), st.integers(1, 9000)), min_size=1, max_size=8),
+    block=st.integers(1, 5000),
+    frame=st.sampled_from([160, 320, 640]),
+    longest=st.sampled_from([0.25, 1.0, 100.0]),
+)
+def test_the_windows_of_stretches_hold_what_the_recording_has_there(gaps, block, frame, longest):
+    stretches, at = [], 0
+    for gap, length in gaps:
+        stretches.append((at + gap - 1, at + gap - 1 + length))
+        at += gap + length
+    recording = torch.arange(at + 500.0)
+    covered = torch.zeros(len(recording), dtype=torch.bool)
+    for start, wav in cut(recording.split(block), stretches, 16000, longest, frame):
+        assert start % frame == 0
+        assert torch.equal(wav, recording[start : start + len(wav)])
+        covered[start : start + len(wav)] = True
+    before = 0
+    for first, last in stretches:
+        lost = (~covered[first:last]).nonzero()[:, 0] + first
+        # A frame that the stretch before has begun is not heard again.
+        assert all(sample // frame == before // frame for sample in lost.tolist())
+        before = last
 
 
 def test_no_window_ends_within_the_one_before(tmp_path):
