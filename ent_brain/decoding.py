@@ -375,19 +375,16 @@ class _Nodes:
 
     def __init__(self, model, encoded, frame_lens, language_model, before):
         self._read = _Reader(model)
-        self._frames = [
-            _array(joint.encoder_side(getattr(encoded, stream)))
-            for joint, stream in zip(model.token_joints, model.token_streams, strict=True)
-        ]
+        sides, states = self._read.start(before, 1)
+        lattices = self._read.lattices(encoded, sides)
+        self._frames = [_array(lattice.enc) for lattice in lattices]
         lens = frame_lens.tolist()
         self._means = [
             np.stack([own[:length].mean(0) for own, length in zip(side, lens, strict=True)])
             for side in self._frames
         ]
-        self._outputs = [
-            (_array(joint.output.weight).T, _array(joint.output.bias))
-            for joint in model.token_joints
-        ]
+        self._outputs = [(_array(lattice.weight).T, _array(lattice.bias)) for lattice in lattices]
+        [self._first] = _apart(sides, states)
         self._language_model, self._before = language_model, before
         self._seen = model.settings["predictor_context"]
         self._known = {}
@@ -399,7 +396,7 @@ class _Nodes:
     def start(self, row):
         """The sequence (_Prefix) from which the search of an utterance starts."""
         prefix = reduce(self.after, self._before, _Prefix(row))
-        [(prefix.sides, prefix.states)] = _apart(*self._read.start(self._before, 1))
+        prefix.sides, prefix.states = self._first
         if self._language_model is not None:
             advance, start = self._language_model.advance, self._language_model.start
             prefix.context = reduce(advance, self._before, start)
