@@ -525,8 +525,9 @@ class EmotionTransducer(Pretrained):
 
         results, stream = [], windows()
         while wavs := list(islice(stream, max(WINDOWS_AT_ONCE, len(recordings)))):
+            if results:  # a short recording does not need it
+                _return_memory()
             results += self._hear(*_pad(wavs))
-            _return_memory()
             if tell:
                 tell(spans[-1][-1][1] / rate)
         if tell:
