@@ -8,7 +8,6 @@ and a long recording.
 > python benchmarks/field.py --librispeech LibriSpeech --ravdess RAVDESS --ssl whisper-base
 """
 
-import argparse
 import resource
 import sys
 import tempfile
@@ -23,7 +22,16 @@ import numpy as np
 import soundfile
 import torch
 from epoch import in_its_own_process
-from open_model import LINE_RATE, LINES, RATE, known_words, test_actors, utterances
+from open_model import (
+    LINE_RATE,
+    LINES,
+    RATE,
+    add_model,
+    corpus_parser,
+    known_words,
+    test_actors,
+    utterances,
+)
 from speechbrain.processing.signal_processing import reverberate
 
 from ent_brain.audio import resample
@@ -31,7 +39,6 @@ from ent_brain.augment import add_noise, make_room
 from ent_brain.dataio import read_audio
 from ent_brain.errors import exit_on_input_error
 from ent_brain.evaluation import hardware
-from ent_brain.export import OPEN_ENGLISH
 from ent_brain.files import write_json
 from ent_brain.inference import AROUND, EmotionTransducer
 from ent_brain.level import MARGIN as ACTIVE_MARGIN
@@ -67,21 +74,9 @@ class Part(NamedTuple):
 
 @exit_on_input_error
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument(
-        "--librispeech", type=Path, required=True, metavar="FOLDER", help="LibriSpeech"
-    )
+    parser = corpus_parser(__doc__)
+    add_model(parser)
     parser.add_argument("--ravdess", type=Path, required=True, metavar="FOLDER", help="RAVDESS")
-    parser.add_argument(
-        "--part", default="test-speakers", help="part of LibriSpeech with alignments"
-    )
-    parser.add_argument("--ssl", metavar="FOLDER", help="folder of openai/whisper-base")
-    parser.add_argument(
-        "--model",
-        default=OPEN_ENGLISH,
-        metavar="FOLDER",
-        help="model to measure (default: the one in the package)",
-    )
     parser.add_argument(
         "--recordings",
         type=int,
@@ -94,8 +89,6 @@ def main():
     parser.add_argument(
         "--minutes", type=float, default=5.0, help="minutes of the long recording (default: 5)"
     )
-    parser.add_argument("--threads", type=int, default=2, help="CPU threads (default: 2)")
-    parser.add_argument("--output", metavar="JSON", type=Path, help="file for the results")
     options = parser.parse_args()
     options.rows = options.rows or [*ROWS, *FURTHER]
     torch.set_num_threads(options.threads)

@@ -108,10 +108,11 @@ def write_card(text):
     path.write_text(f"{before}{begin}\n\n{text}\n\n{end}{after}", encoding="utf-8")
 
 
-def corpus_parser(doc, every, threads=2):
+def corpus_parser(doc, every=None, threads=2, needs_ssl=False):
     """Parser of the arguments of all benchmarks that read LibriSpeech.
 
-    ``doc`` is the docstring of the benchmark; ``every`` and ``threads`` are its defaults.
+    ``doc`` is the docstring of the benchmark; ``every`` and ``threads`` are its defaults. Without
+    ``every``, it has no such argument. ``needs_ssl``: the folder of Whisper must be given.
     """
     parser = argparse.ArgumentParser(description=doc.partition("\n")[0])
     parser.add_argument(
@@ -120,10 +121,13 @@ def corpus_parser(doc, every, threads=2):
     parser.add_argument(
         "--part", default="test-speakers", help="part of LibriSpeech (default: test-speakers)"
     )
-    parser.add_argument("--ssl", metavar="FOLDER", help="folder of openai/whisper-base")
     parser.add_argument(
-        "--every", type=int, default=every, help=f"use only every Nth file (default: {every})"
+        "--ssl", required=needs_ssl, metavar="FOLDER", help="folder of openai/whisper-base"
     )
+    if every is not None:
+        parser.add_argument(
+            "--every", type=int, default=every, help=f"use only every Nth file (default: {every})"
+        )
     parser.add_argument(
         "--threads", type=int, default=threads, help=f"CPU threads (default: {threads})"
     )

@@ -85,7 +85,7 @@ PEERS = {
 
 @exit_on_input_error
 def main():
-    parser = corpus_parser(__doc__, every=4)
+    parser = corpus_parser(__doc__, every=4, needs_ssl=True)
     parser.add_argument(
         "--ct2", required=True, metavar="FOLDER", help="openai/whisper-base for faster-whisper"
     )
