@@ -207,8 +207,11 @@ def mixed_sets(hparams, train, valid, tests, beside=False):
         run_on_main(mix, args=[manifest, root, mixed_folder, hparams["save_folder"]], kwargs=kwargs)
         return Path(hparams["save_folder"]) / f"mixed_{Path(manifest).name}", mixed_folder
 
-    of_training = {"keep_neutral": hparams["keep_neutral"], "speeds": hparams["mixed_speeds"]}
-    of_training["close_draws"] = hparams.get("close_draws", 0)
+    of_training = {
+        "keep_neutral": hparams["keep_neutral"],
+        "speeds": hparams["mixed_speeds"],
+        "close_draws": hparams.get("close_draws", 0),
+    }
     label = "mixed {}" if beside else "{}"
     sets = (
         {label.format(k): mixed(*v, seed=hparams["seed"], **of_training) for k, v in train.items()},
