@@ -31,7 +31,7 @@ def parse_arguments(arguments):
     Raises
     ------
     InputError
-        If ``--optimizer_step_limit`` is no number of steps, or a switch is given a value.
+        If ``--optimizer_step_limit`` is not a whole number above 0, or a switch has a value.
 
     Example
     -------
@@ -43,8 +43,8 @@ def parse_arguments(arguments):
         name, equals, value = argument.partition("=")
         if before in SWITCHES and argument.lower() in ("true", "false"):
             raise InputError(
-                f"{before} takes no value: give it alone to switch it on, or set it to {argument} "
-                "in the YAML"
+                f"{before}: takes no value. Give it alone to switch it on, or set it to {argument} "
+                "in the YAML."
             )
         if _is_path(before):
             argument = _quoted(argument)
@@ -56,7 +56,7 @@ def parse_arguments(arguments):
     limit = run_opts.optimizer_step_limit  # SpeechBrain reads a text
     if limit is not None:
         if not (limit.isdecimal() and int(limit)):
-            raise InputError(f"--optimizer_step_limit: {limit}: give a whole number above 0")
+            raise InputError(f"--optimizer_step_limit: {limit}. Give a whole number above 0.")
         run_opts = replace(run_opts, optimizer_step_limit=int(limit))
     return hparams_file, run_opts, overrides
 

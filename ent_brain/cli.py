@@ -217,14 +217,14 @@ def _add_model_options(command):
     command.add_argument(
         "--ssl",
         metavar="FOLDER",
-        help="folder of openai/whisper-base, the encoder of the model in the package (default: "
-        "download it at first use)",
+        help="folder with openai/whisper-base, or with its encoder, which the model in the package "
+        "needs (default: download it at first use)",
     )
     command.add_argument(
         "--words",
         choices=WORDS,
         help="own: the model's words; whisper: the words of Whisper's decoder, which needs the "
-        "whole Whisper (default: whisper if the whole Whisper is at hand, otherwise own)",
+        "whole Whisper (default: whisper if the whole Whisper is available, otherwise own)",
     )
     command.add_argument(
         "--language",
@@ -237,8 +237,8 @@ def _add_model_options(command):
         "--precision",
         choices=PRECISIONS,
         default="fp32",
-        help="of the encoder; bf16 is faster with a GPU's or CPU's instructions for it, and much "
-        "slower without (default: fp32)",
+        help="precision of the encoder; bf16 is faster if the GPU or CPU has instructions for it, "
+        "and otherwise much slower (default: fp32)",
     )
 
 
@@ -284,14 +284,14 @@ def _add_annotate(command):
         "--segment_seconds", type=float, help="shortest segment, or window of median, in seconds"
     )
     command.add_argument(
-        "--speakers", metavar="RTTM", help="file with the turns of the speakers of each recording"
+        "--speakers", metavar="RTTM", help="file with the turns of the speakers in each recording"
     )
     again = command.add_mutually_exclusive_group()
     again.add_argument(
         "--keep", action="store_true", help="keep all existing results, even if out of date"
     )
     again.add_argument("--overwrite", action="store_true", help="replace all existing results")
-    command.add_argument("--data_root", help="folder for {data_root} in manifests")
+    command.add_argument("--data_root", help="folder that replaces {data_root} in manifests")
     command.add_argument(
         "--quiet", action="store_true", help="no progress bar; notes and errors remain"
     )
@@ -301,7 +301,7 @@ def _add_annotate(command):
 def align(options):
     """Annotate recordings whose words are known; status as ``annotate``."""
     if options.channel == "each":
-        raise InputError("--channel: each channel has words of its own: align one by its number")
+        raise InputError("--channel: align cannot use each. Give the number of one channel.")
     table = None if options.table is None else read_table(options.table)
 
     def prepare(recording):
@@ -335,10 +335,10 @@ def annotate(options, *preparations):
 
         preparations = *preparations, add_turns
     if options.out is None and len(formats) > 1:
-        raise InputError("--format: several formats need --out, a folder to write them to")
+        raise InputError("--format: several formats need a folder. Give --out.")
     has_page = PAGE_FORMAT in formats
     if options.out is None and has_page:
-        raise InputError(f"--format: {PAGE_FORMAT} needs --out, a folder to write the page to")
+        raise InputError(f"--format: {PAGE_FORMAT} needs a folder for the page. Give --out.")
     if has_page:  # the page is made of the recordings' JSON
         formats = list(dict.fromkeys(["json", *formats]))
         formats.remove(PAGE_FORMAT)
@@ -373,7 +373,7 @@ def annotate(options, *preparations):
                     else:
                         done += 1
         except KeyboardInterrupt:
-            rest = ", run the same command again for the rest" if options.out else ""
+            rest = ". Run the same command again for the others." if options.out else ""
             message = f"{done} of {len(recordings)} recordings were annotated{rest}"
             raise KeyboardInterrupt(message) from None
         found, failed = _of_all_processes(found, failed)
@@ -381,8 +381,8 @@ def annotate(options, *preparations):
             _write_page(options, [each._replace(channel=channel) for each in there])
     if failed and not rank:
         raise InputError(
-            f"{len(failed)} of {found} recordings failed: {_first(failed)}: see above; the rest is "
-            "done"
+            f"{len(failed)} of {found} recordings failed: {_first(failed)}. See the errors above. "
+            "The others are done."
         )
     return 1 if failed else 0
 
@@ -408,8 +408,8 @@ def _part_missing(recordings, rank):
     if not missing:
         return there, []
     problem = (
-        f"{len(missing)} of {len(recordings)} recordings are missing: {_first(missing)}: check "
-        "--data_root"
+        f"{len(missing)} of {len(recordings)} recordings are missing: {_first(missing)}. Check "
+        "--data_root."
     )
     if not there:
         raise InputError(problem)
@@ -430,7 +430,7 @@ def _segment_settings(options):
     given = {name: getattr(options, name) for name in names}
     seconds = given["segment_seconds"]
     if seconds is not None and not 0 < seconds <= 3600:
-        raise InputError(f"--segment_seconds: {seconds}: give a number above 0, up to 3600")
+        raise InputError(f"--segment_seconds: {seconds}. Give a number above 0, up to 3600.")
     return {name: value for name, value in given.items() if value is not None}
 
 
@@ -439,7 +439,7 @@ def _channel(text):
     if text in (None, "each"):
         return text
     if not (text.isascii() and text.isdigit() and int(text)):
-        raise InputError(f"--channel: {text!r}: give a number from 1 on, or each")
+        raise InputError(f"--channel: {text!r}. Give a number from 1, or each.")
     return int(text)
 
 
@@ -543,8 +543,8 @@ def _formats(text):
     for name in formats:
         if name not in (known := [*FORMATS, PAGE_FORMAT]):
             near = difflib.get_close_matches(name, known, 1)
-            remedy = f"did you mean {near[0]}?" if near else f"use some of {', '.join(known)}"
-            raise InputError(f"--format: unknown format {name!r}: {remedy}")
+            remedy = f"Did you mean {near[0]}?" if near else f"Choose from {', '.join(known)}."
+            raise InputError(f"--format: unknown format {name!r}. {remedy}")
     return formats
 
 
@@ -554,7 +554,7 @@ def _make_folder(path):
         tempfile.TemporaryFile(dir=path).close()
     except OSError as error:
         raise InputError(
-            f"{path}: cannot be written to ({error.strerror}): name another --out"
+            f"{path}: cannot be written ({error.strerror}). Name another --out."
         ) from error
 
 
@@ -600,8 +600,8 @@ def _not_done(options, recordings, formats, model):
         known = sources.get(recording.name)
         if known not in (None, recording.source):
             raise InputError(
-                f"{recording.path}: {folder} holds {recording.name!r}, made of {known}: name "
-                "another --out"
+                f"{recording.path}: {folder} already has {recording.name!r}, a result of {known}. "
+                "Name another --out."
             )
         settings = {"channel": recording.channel, **_segment_settings(options)}
         if model.whisper is not None:
@@ -633,7 +633,7 @@ def _write(folder, recording, annotation, formats):
     except OSError as error:
         if error.errno != errno.ENAMETOOLONG:
             raise
-        return f"{recording.label}: its name has no room for an ending: rename it"
+        return f"{recording.label}: the name is too long. Rename the file."
     entry = {"name": recording.name, "source": recording.source, "formats": formats}
     line = json.dumps(entry | recording.stamp, ensure_ascii=False)
     with (folder / INDEX).open("a", encoding="utf-8") as index:
@@ -667,7 +667,7 @@ def _read_annotation(path):
         return Annotation.from_json(path.read_text(encoding="utf-8"))
     except (ValueError, TypeError, KeyError, RecursionError) as error:
         reason = f"damaged ({type(error).__name__})"
-        raise InputError(f"{path}: {reason}: give --overwrite to make it again") from error
+        raise InputError(f"{path}: {reason}. Give --overwrite to write it again.") from error
 
 
 def _say(annotation, format_name):
@@ -728,11 +728,11 @@ def demo(_):
     repository = Path(__file__).resolve().parents[1]
     if not (repository / "Makefile").is_file() or not (repository / "recipes").is_dir():
         raise InputError(
-            f"{repository}: no recipes here: the demo trains one: clone the repository and run "
-            "make demo in it"
+            f"{repository}: no recipes, and the demo trains one. Clone the repository and run make "
+            "demo in it."
         )
     if not shutil.which("make"):
-        raise InputError("make: is not installed: install it, or do by hand what the Makefile does")
+        raise InputError("make: is not installed. Install it, or run the commands of the Makefile.")
     return subprocess.call(["make", "demo"], cwd=repository)
 
 

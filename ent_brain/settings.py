@@ -184,8 +184,8 @@ class Recipe:
             self.emotions.need_neutral("mixed")
         if self.get("curriculum_epochs") and self["max_batch_nodes"] is not None:
             raise InputError(
-                "curriculum_epochs: max_batch_nodes has an order of its own: set the one to 0 or "
-                "the other to null"
+                "curriculum_epochs: max_batch_nodes chooses another order of the utterances. Set "
+                "curriculum_epochs to 0, or max_batch_nodes to null."
             )
 
 
@@ -204,7 +204,7 @@ def _load_errors(hparams_file, values):
     except SafetensorError as error:  # which does not say of what file
         source = values.get("ssl_hub") or values.get("frontend")
         raise InputError(
-            f"{hparams_file}: weights of {source}: damaged ({error}): fetch them again"
+            f"{hparams_file}: weights of {source}: damaged ({error}). Download them again."
         ) from error
     except CANNOT_LOAD as error:
         named = isinstance(error, OSError) and error.filename
@@ -238,7 +238,7 @@ def load_recipe(hparams_file, overrides, device=None):
     """
     hparams_file = Path(hparams_file)
     if not hparams_file.is_file():
-        raise InputError(f"{hparams_file}: no such YAML: name one of the recipe's hparams folder")
+        raise InputError(f"{hparams_file}: no such file. Name a YAML of the recipe's hparams/.")
     text = read_text(hparams_file, "save it as UTF-8")
     raise_problems(_unknown_keys(text, hparams_file), "correct the key or remove it")
     own = _read(text, hparams_file)
@@ -259,7 +259,7 @@ def load_recipe(hparams_file, overrides, device=None):
     with suppress(OSError):  # what is in its way shows in the next line
         folder.mkdir(parents=True, exist_ok=True)
     if not os.access(folder, os.W_OK):
-        raise InputError(f"{folder}: cannot be written: name another one")
+        raise InputError(f"{folder}: cannot be written. Name another output_folder.")
     return recipe
 
 
@@ -283,7 +283,7 @@ def _unknown_options(own, given):
     for key in given:
         if key not in own:
             near = difflib.get_close_matches(str(key), known, n=1)
-            hint = f" (--{near[0]} is near)" if near else ""
+            hint = f" (did you mean --{near[0]}?)" if near else ""
             problems.append(f"--{key}: no such option{hint}")
     return problems
 
@@ -333,7 +333,7 @@ def _wrong_parts(name, key, model, value, own):
     elif isinstance(model, list):
         remedy = "give a list, as [1, 2]"
     elif isinstance(model, TaggedScalar):
-        remedy = "the YAML makes it: change it there"
+        remedy = "the YAML builds this object, so change it there"
     elif isinstance(model, bool):
         remedy = None if isinstance(value, bool) else "give True or False"
     elif isinstance(model, int | float) or (model is None and setting.limits):
@@ -358,7 +358,7 @@ def check_device(device):
         # PyTorch may go on with a list of its internals.
         reason = one_line(error, most=300).partition(". ")[0].rstrip(".")
         raise InputError(
-            f"device: {str(device)!r}: {reason}: name one that is there, cpu is"
+            f"device: {str(device)!r}: {reason}. Name an available one, for example cpu."
         ) from error
 
 
@@ -370,11 +370,11 @@ def _unknown_keys(text, hparams_file):
     problems = []
     for key, value in pairs:
         if key.value not in known and not key.value.startswith("__"):
-            problems.append(f"{hparams_file}: nothing reads the key {key.value!r}")
+            problems.append(f"{hparams_file}: unknown key {key.value!r}")
         if value.tag.startswith("!include:"):
             fragment = hparams_file.parent / value.tag.removeprefix("!include:")
             if not fragment.is_file():
-                problems.append(f"{hparams_file}: includes {fragment}, which is not there")
+                problems.append(f"{hparams_file}: includes {fragment}, which does not exist")
                 continue
             fragment_text = read_text(fragment, "save it as UTF-8")
             defined = {k.value for k, _ in _key_value_pairs(fragment_text, fragment)}

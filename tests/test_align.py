@@ -293,8 +293,8 @@ def test_a_folder_is_aligned_with_the_transcripts_in_it(folder, tmp_path, capsys
         f"error: {corpus}/none.wav: no transcript beside it. Write none.txt, or name a --table.",
         f"error: {corpus}/late.wav: its transcript has words at 3.0 s, but the recording ends at "
         "1.000 s. Give the transcript of this recording.",
-        f"error: 2 of 5 recordings failed: {corpus}/none.wav, {corpus}/late.wav: see above; the "
-        "rest is done",
+        f"error: 2 of 5 recordings failed: {corpus}/none.wav, {corpus}/late.wav. See the "
+        "errors above. The others are done.",
     ]
     said = {
         name: Annotation.from_json((out / f"{name}.json").read_text())
@@ -325,7 +325,7 @@ def test_a_table_names_the_transcripts(folder, tmp_path, capsys):
     assert json.loads(captured.out)["text"] == "Oh no"
     assert f"error: {tmp_path}/in/b.wav: no text in {table}. Add a row." in captured.err
     assert run(*asked, table, "--channel", "each") == 1
-    assert capsys.readouterr().err.startswith("error: --channel: each channel has words of its own")
+    assert capsys.readouterr().err.startswith("error: --channel: align cannot use each.")
 
 
 def test_a_result_never_replaces_a_transcript(folder, tmp_path, capsys):

@@ -101,8 +101,8 @@ def test_a_bad_file_is_told_and_the_rest_is_done(model, tmp_path, capsys):
     assert bad.startswith(f"error: {tmp_path}/in/bad.wav: cannot be read as audio (")
     assert nan == f"error: {tmp_path}/in/nan.wav: holds samples that are no sound: replace it"
     assert last == (
-        f"error: 2 of 3 recordings failed: {tmp_path}/in/bad.wav, {tmp_path}/in/nan.wav: see "
-        "above; the rest is done"
+        f"error: 2 of 3 recordings failed: {tmp_path}/in/bad.wav, {tmp_path}/in/nan.wav. See "
+        "the errors above. The others are done."
     )
     assert {path.name for path in (tmp_path / "out").iterdir()} == {"good.json", cli.INDEX}
 
@@ -116,10 +116,10 @@ def test_a_name_that_cannot_be_written_is_told_and_the_rest_is_done(model, tmp_p
     *told, last = capsys.readouterr().err.splitlines()
     assert sorted(told) == [
         f"error: {tmp_path}/in/caf\\udce9.wav: its name is no text: rename it",
-        f"error: {tmp_path}/in/{'n' * 251}.wav: its name has no room for an ending: rename it",
+        f"error: {tmp_path}/in/{'n' * 251}.wav: the name is too long. Rename the file.",
     ]
     assert last.startswith("error: 2 of 4 recordings failed: ")
-    assert last.endswith(": see above; the rest is done")
+    assert last.endswith(". See the errors above. The others are done.")
     done = {path.name for path in (tmp_path / "out").iterdir()}
     assert done == {"good.json", f"{'n' * 240}.json", cli.INDEX}
 
@@ -150,8 +150,8 @@ def test_files_of_one_name_are_kept_apart(model, tmp_path, capsys):
     other = write(tmp_path / "other" / "y.wav")
     assert run(*asked, other) == 1
     assert told(capsys.readouterr().err) == (
-        f"error: {other}: {tmp_path}/out holds 'y', made of {tmp_path}/in/y.wav: name another "
-        "--out\n"
+        f"error: {other}: {tmp_path}/out already has 'y', a result of {tmp_path}/in/y.wav. Name "
+        "another --out.\n"
     )
 
 
@@ -177,7 +177,10 @@ def test_a_bad_file_of_one_process_leaves_the_others_to_their_work(model, tmp_pa
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 1
     assert f"error: {tmp_path}/in/0.wav: cannot be read as audio (" in done.stderr
-    last = f"error: 1 of 6 recordings failed: {tmp_path}/in/0.wav: see above; the rest is done"
+    last = (
+        f"error: 1 of 6 recordings failed: {tmp_path}/in/0.wav. See the errors above. The others "
+        "are done."
+    )
     assert done.stderr.count(last) == 1
     assert {path.stem for path in (tmp_path / "out").glob("*.json")} == set("12345")
 
@@ -242,7 +245,10 @@ def test_standard_input_is_a_recording(model, tmp_path, capsys, monkeypatch):
     assert run("annotate", "-", "--model", model, "--quiet") == 1
     problem, last = capsys.readouterr().err.splitlines()
     assert problem.startswith("error: standard input: cannot be read as audio (")
-    assert last == "error: 1 of 1 recordings failed: standard input: see above; the rest is done"
+    assert last == (
+        "error: 1 of 1 recordings failed: standard input. See the errors above. The others are "
+        "done."
+    )
 
 
 @pytest.mark.parametrize("seconds", [1.2, 5.0], ids=["short", "long"])
@@ -365,7 +371,7 @@ def test_channels_are_annotated_alone(model, tmp_path, capsys):
     problem = told(capsys.readouterr().err).splitlines()[0]
     assert problem == f"error: {path}: has no channel 3: give one from 1 to 2"
     assert run(*asked, "0") == 1
-    assert capsys.readouterr().err == "error: --channel: '0': give a number from 1 on, or each\n"
+    assert capsys.readouterr().err == "error: --channel: '0'. Give a number from 1, or each.\n"
     said = Annotation.from_json((tmp_path / "out" / "call.json").read_text())
     assert [path.name for path in (tmp_path / "out").glob("*.json")] == ["call.json"]
     assert said.name == "call"
@@ -491,7 +497,7 @@ def test_a_folder_with_all_results_may_be_read_only(model, tmp_path, capsys, mon
     write(path, seed=1)
     assert run(*asked) == 1
     assert capsys.readouterr().err == (
-        f"error: {out}: cannot be written to (Read-only file system): name another --out\n"
+        f"error: {out}: cannot be written (Read-only file system). Name another --out.\n"
     )
 
 
@@ -501,7 +507,8 @@ def test_the_first_of_many_bad_files_are_named_at_the_end(model, tmp_path, capsy
     assert run("annotate", tmp_path, "--model", model, "--quiet") == 1
     names = ", ".join(f"{tmp_path}/{index}.wav" for index in range(5))
     assert capsys.readouterr().err.splitlines()[7:] == [
-        f"error: 7 of 7 recordings failed: {names} and 2 more: see above; the rest is done"
+        f"error: 7 of 7 recordings failed: {names} and 2 more. See the errors above. The others "
+        "are done."
     ]
 
 
@@ -515,8 +522,9 @@ def test_missing_files_of_a_manifest_are_counted_once(model, tmp_path, capsys):
     captured = capsys.readouterr()
     assert json.loads(captured.out)["name"] == "v"
     assert captured.err.splitlines() == [
-        f"error: 7 of 8 recordings are missing: {names} and 2 more: check --data_root",
-        f"error: 7 of 8 recordings failed: {names} and 2 more: see above; the rest is done",
+        f"error: 7 of 8 recordings are missing: {names} and 2 more. Check --data_root.",
+        f"error: 7 of 8 recordings failed: {names} and 2 more. See the errors above. The others "
+        "are done.",
     ]
     assert run(*asked, tmp_path / "wrong") == 1
     [line] = capsys.readouterr().err.splitlines()
@@ -539,7 +547,8 @@ def test_ctrl_c_is_one_line_and_the_rest_is_done_later(model, tmp_path, capsys, 
     monkeypatch.setattr(EmotionTransducer, "annotate_batch", interrupted)
     assert run(*asked) == 130
     assert told(capsys.readouterr().err) == (
-        "interrupted: 1 of 3 recordings were annotated, run the same command again for the rest\n"
+        "interrupted: 1 of 3 recordings were annotated. Run the same command again for the "
+        "others.\n"
     )
     [first] = (tmp_path / "out").glob("*.json")
     first.write_text("kept")
@@ -623,24 +632,24 @@ def test_processes_share_the_files(model, tmp_path, monkeypatch, processes):
         ),
         (
             ["{tmp}/a.wav", "--format", "textgird"],
-            "--format: unknown format 'textgird': did you mean textgrid?",
+            "--format: unknown format 'textgird'. Did you mean textgrid?",
         ),
         (
             ["{tmp}/a.wav", "--format", "docx"],
-            "--format: unknown format 'docx': use some of json, rttm, textgrid, webvtt, audacity, "
-            "srt, csv, frames.csv, eaf, html",
+            "--format: unknown format 'docx'. Choose from json, rttm, textgrid, webvtt, audacity, "
+            "srt, csv, frames.csv, eaf, html.",
         ),
         (
             ["{tmp}/a.wav", "--format", "json,rttm"],
-            "--format: several formats need --out, a folder to write them to",
+            "--format: several formats need a folder. Give --out.",
         ),
         (
             ["{tmp}/a.wav", "--format", "html"],
-            "--format: html needs --out, a folder to write the page to",
+            "--format: html needs a folder for the page. Give --out.",
         ),
         (
             ["{tmp}/a.wav", "--out", "{tmp}/a.wav"],
-            "{tmp}/a.wav: cannot be written to (File exists): name another --out",
+            "{tmp}/a.wav: cannot be written (File exists). Name another --out.",
         ),
         (
             ["{tmp}/a.wav", "--model", "{tmp}/no"],

@@ -418,7 +418,7 @@ def test_what_is_set_is_explained(path):
 def test_a_missing_yaml_is_refused(tmp_path):
     path = tmp_path / "no.yaml"
     assert refused(path, tmp_path) == (
-        f"{path}: no such YAML: name one of the recipe's hparams folder"
+        f"{path}: no such file. Name a YAML of the recipe's hparams/."
     )
 
 
@@ -441,7 +441,7 @@ def test_a_yaml_away_from_its_fragments_is_refused(own_yaml, tmp_path):
     moved = own_yaml.rename(tmp_path / "mine.yaml")
     line = refused(moved, tmp_path, data_folder="x")
     fragments = [f"{tmp_path}/../../../hparams/{name}.yaml" for name in ("fbank", "adamw")]
-    problems = "; ".join(f"{moved}: includes {name}, which is not there" for name in fragments)
+    problems = "; ".join(f"{moved}: includes {name}, which does not exist" for name in fragments)
     assert line == f"2 problems: {problems}: correct the key or remove it"
 
 
@@ -461,8 +461,8 @@ def test_an_option_given_twice_is_refused(own_yaml):
 def test_a_key_that_nothing_reads_is_refused(own_yaml, tmp_path):
     own_yaml.write_text(own_yaml.read_text() + "\nleraning_rate: 3\nbatchsize: 2\n")
     assert refused(own_yaml, tmp_path, data_folder="x") == (
-        f"2 problems: {own_yaml}: nothing reads the key 'leraning_rate'; "
-        f"{own_yaml}: nothing reads the key 'batchsize': correct the key or remove it"
+        f"2 problems: {own_yaml}: unknown key 'leraning_rate'; "
+        f"{own_yaml}: unknown key 'batchsize': correct the key or remove it"
     )
 
 
@@ -482,8 +482,8 @@ def test_an_option_that_nothing_reads_is_refused(own_yaml, tmp_path):
     assert line == "--xyz: no such option: correct the option or remove it"
     line = refused(own_yaml, tmp_path, data_folder="x", batchsize=3, lattice_weigth=1)
     assert line == (
-        "2 problems: --batchsize: no such option (--batch_size is near); "
-        "--lattice_weigth: no such option (--lattice_weight is near): "
+        "2 problems: --batchsize: no such option (did you mean --batch_size?); "
+        "--lattice_weigth: no such option (did you mean --lattice_weight?): "
         "correct the option or remove it"
     )
 
@@ -524,15 +524,15 @@ def test_a_limit_of_steps_is_a_number():
     assert run_opts["optimizer_step_limit"] == 7
     assert run_opts.overridden_args == {"optimizer_step_limit"}
     for wrong in ("0", "-1", "1.5", "many"):
-        message = f"--optimizer_step_limit: {wrong}: give a whole number above 0"
+        message = f"--optimizer_step_limit: {wrong}. Give a whole number above 0."
         with pytest.raises(InputError, match=f"^{message}$"):
             parse_arguments([*given, wrong])
 
 
 def test_a_switch_takes_no_value():
     for value in ("False", "true"):
-        message = "--remove_vector_weight_decay takes no value: give it alone to switch it on, or "
-        with pytest.raises(InputError, match=f"^{message}set it to {value} in the YAML$"):
+        message = "--remove_vector_weight_decay: takes no value. Give it alone to switch it on, or "
+        with pytest.raises(InputError, match=f"^{message}set it to {value} in the YAML.$"):
             parse_arguments(["ent.yaml", "--remove_vector_weight_decay", value])
     _, run_opts, _ = parse_arguments(["ent.yaml", "--remove_vector_weight_decay", "--lr", "1"])
     assert run_opts["remove_vector_weight_decay"]
@@ -682,7 +682,7 @@ def test_a_device_that_is_not_there_is_refused(own_yaml, tmp_path):
         line = str(error.value)
         assert "\n" not in line
         assert line.startswith(f"device: '{device}': ")
-        assert line.endswith(": name one that is there, cpu is")
+        assert line.endswith(". Name an available one, for example cpu.")
 
 
 @pytest.mark.skipif(torch.backends.mps.is_available(), reason="the device is there")
@@ -691,7 +691,7 @@ def test_a_device_of_another_system_is_refused_in_a_short_line():
         check_device("mps")
     assert str(error.value) == (
         "device: 'mps': Could not run 'aten::empty.memory_format' with arguments from the 'MPS' "
-        "backend: name one that is there, cpu is"
+        "backend. Name an available one, for example cpu."
     )
 
 
@@ -707,7 +707,7 @@ def test_an_output_folder_that_is_read_only_is_refused(own_yaml, tmp_path, monke
     # The tests' user may be one whom no permission stops.
     monkeypatch.setattr("os.access", lambda path, mode: False)
     line = refused(own_yaml, tmp_path, data_folder="x")
-    assert line == f"{tmp_path}/out: cannot be written: name another one"
+    assert line == f"{tmp_path}/out: cannot be written. Name another output_folder."
 
 
 def test_some_loss_must_have_a_weight(own_yaml, tmp_path):
@@ -757,7 +757,7 @@ def test_damaged_weights_of_a_front_end_are_refused(tmp_path, tiny_ssl):
     weights.write_bytes(weights.read_bytes()[:-1000])
     line = refused(path, tmp_path, data_folder="x", ssl_hub=source)
     assert line.startswith(f"{path}: weights of {source}: damaged (")
-    assert line.endswith("): fetch them again")
+    assert line.endswith("). Download them again.")
 
 
 @pytest.mark.parametrize("size", [10**10, 10**30])

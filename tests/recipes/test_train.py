@@ -876,7 +876,7 @@ def test_a_transcript_longer_than_its_audio_is_refused(run, own_iemocap):
 @pytest.mark.parametrize(
     ("options", "part"),
     [
-        ({"batchsize": 3}, "--batchsize: no such option (--batch_size is near)"),
+        ({"batchsize": 3}, "--batchsize: no such option (did you mean --batch_size?)"),
         ({"lattice_mode": "two"}, "lattice_mode: two: choose one, full_t, full_u, mil, aligned, a"),
         ({"rnnt_weight": -1}, "rnnt_weight: -1: give a number from 0"),
         ({"test_session": 7}, "test_session: 7: choose 1, 2, 3, 4, 5, null"),
@@ -917,4 +917,4 @@ def test_a_misspelt_key_of_a_yaml_is_refused(run, tmp_path):
     own = own_hparams(tmp_path, "ent_demo.yaml")
     own.write_text(own.read_text().replace("\nmax_symbols:", "\nmax_symbol: 3\nmax_symbols:"))
     outcome = run("IEMOCAP", own, data_folder="nowhere")
-    assert_refused(outcome, f"{own}: nothing reads the key 'max_symbol': correct the key or remove")
+    assert_refused(outcome, f"{own}: unknown key 'max_symbol': correct the key or remove")
