@@ -23,7 +23,7 @@ from tqdm import tqdm
 from ent_brain import versions
 from ent_brain.annotation import Annotation
 from ent_brain.audio import STDIN, scan_part
-from ent_brain.errors import SHOWN_PROBLEMS, InputError, exit_on_input_error
+from ent_brain.errors import InputError, exit_on_input_error, first_names
 from ent_brain.export import OPEN_ENGLISH, find_model
 from ent_brain.formats import FORMATS, describe_formats
 from ent_brain.inference import PRECISIONS, WORDS, EmotionTransducer
@@ -381,8 +381,8 @@ def annotate(options, *preparations):
             _write_page(options, [each._replace(channel=channel) for each in there])
     if failed and not rank:
         raise InputError(
-            f"{len(failed)} of {found} recordings failed: {_first(failed)}. See the errors above. "
-            "The others are done."
+            f"{len(failed)} of {found} recordings failed: {first_names(failed)}. See the errors "
+            "above. The others are done."
         )
     return 1 if failed else 0
 
@@ -408,8 +408,8 @@ def _part_missing(recordings, rank):
     if not missing:
         return there, []
     problem = (
-        f"{len(missing)} of {len(recordings)} recordings are missing: {_first(missing)}. Check "
-        "--data_root."
+        f"{len(missing)} of {len(recordings)} recordings are missing: {first_names(missing)}. "
+        "Check --data_root."
     )
     if not there:
         raise InputError(problem)
@@ -417,11 +417,6 @@ def _part_missing(recordings, rank):
         return there, []
     print(f"error: {InputError(problem)}", file=sys.stderr)
     return there, missing
-
-
-def _first(names):
-    more = len(names) - SHOWN_PROBLEMS
-    return ", ".join(names[:SHOWN_PROBLEMS]) + (f" and {more} more" if more > 0 else "")
 
 
 def _segment_settings(options):

@@ -85,6 +85,18 @@ def raise_problems(problems, remedy):
     raise InputError(f"{count}{shown}{more}: {remedy}")
 
 
+def first_names(names):
+    """Join the first names (list[str]) with commas, and count the others.
+
+    Example
+    -------
+    >>> first_names(list("abcdefg"))
+    'a, b, c, d, e and 2 more'
+    """
+    more = len(names) - SHOWN_PROBLEMS
+    return ", ".join(names[:SHOWN_PROBLEMS]) + (f" and {more} more" if more > 0 else "")
+
+
 def one_line(error, most=160):
     r"""Shorten an error's message to one line, to quote it in ours; its type if it has no message.
 

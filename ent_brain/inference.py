@@ -17,7 +17,7 @@ from ent_brain.annotation import Heard, annotate
 from ent_brain.audio import LOUDEST, Inspection, read_blocks, scan_audio
 from ent_brain.decoding import TokenPath
 from ent_brain.emotions import EmotionSet
-from ent_brain.errors import SHOWN_PROBLEMS, InputError, one_line
+from ent_brain.errors import InputError, first_names, one_line
 from ent_brain.export import (
     OPEN_ENGLISH,
     SSL_WEIGHTS,
@@ -878,10 +878,8 @@ def _note_band(speech):
 
 def _count(names):
     """How many words there are, and the first of them (str)."""
-    more = len(names) - SHOWN_PROBLEMS
-    rest = f" and {more} more" if more > 0 else ""
     number = "1 word" if len(names) == 1 else f"{len(names)} words"
-    return f"{number}: {', '.join(names[:SHOWN_PROBLEMS])}{rest}"
+    return f"{number}: {first_names(names)}"
 
 
 def _text(heard):

@@ -17,7 +17,7 @@ from speechbrain.utils.logger import get_logger
 
 from ent_brain.audio import find_audio
 from ent_brain.emotions import check_label_map, describe_label_map
-from ent_brain.errors import SHOWN_PROBLEMS, InputError
+from ent_brain.errors import InputError, first_names
 from ent_brain.manifest import (
     SAMPLE_RATE,
     Utterance,
@@ -94,9 +94,9 @@ def prepare_zed(zed_folder, save_folder, emotions, label_map, normalize):
         except InputError as error:
             problems.append(f"{name}: {error}")
     if missing:
-        shown = ", ".join(missing[:SHOWN_PROBLEMS])
-        more = f" and {len(missing) - SHOWN_PROBLEMS} more" * (len(missing) > SHOWN_PROBLEMS)
-        problems.append(f"{len(missing)} of {len(entries)} recordings missing: {shown}{more}")
+        problems.append(
+            f"{len(missing)} of {len(entries)} recordings missing: {first_names(missing)}"
+        )
     utterances = check_utterances(drafts, zed_folder, problems, emotions, normalize)
     made_of = describe_label_map({**label_map, REST: emotions.neutral}, emotions)
     counts = ", ".join(f"{count} {label}" for label, count in left_out.most_common())
