@@ -7,7 +7,6 @@ deleted at any time.
 
 import hashlib
 import json
-import os
 import shutil
 import zlib
 from pathlib import Path
@@ -22,6 +21,7 @@ from tqdm import tqdm
 
 from ent_brain.errors import InputError
 from ent_brain.files import whole_or_nothing, write_json
+from ent_brain.processes import rank_and_count
 
 FORMAT = 1
 """Version of the cache. Raise it whenever the content of a file or the computation of features
@@ -240,7 +240,7 @@ def fill(frontend, datasets, device="cpu"):
         Datasets from ``make_dataset`` with this front end.
     device : str or torch.device
     """
-    rank, processes = (int(os.environ.get(k, d)) for k, d in (("RANK", 0), ("WORLD_SIZE", 1)))
+    rank, processes = rank_and_count()
     utterances = sorted(
         (
             (dataset, index, dataset.data[name]["duration"])

@@ -30,7 +30,7 @@ from ent_brain.inference import PRECISIONS, WORDS, EmotionTransducer
 from ent_brain.live import Listener, listen_to, microphone, standard_input
 from ent_brain.manifest import check_id
 from ent_brain.page import Utterance, write_recordings, write_report
-from ent_brain.processes import gather, take_turns
+from ent_brain.processes import gather, rank_and_count, take_turns
 from ent_brain.recordings import find_recordings
 from ent_brain.segments import SEGMENT_DECODINGS
 from ent_brain.settings import check_device
@@ -344,7 +344,7 @@ def annotate(options, *preparations):
         formats.remove(PAGE_FORMAT)
     with tempfile.TemporaryDirectory() as scratch:
         recordings = find_recordings(options.files, options.data_root, Path(scratch))
-        rank, processes = (int(os.environ.get(k, d)) for k, d in (("RANK", 0), ("WORLD_SIZE", 1)))
+        rank, processes = rank_and_count()
         there, failed = _part_missing(recordings, rank)
         recordings = [each._replace(channel=channel) for each in there[rank::processes]]
         found = len(recordings) + len(failed)

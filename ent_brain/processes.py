@@ -1,5 +1,6 @@
 """Distributed training: ``torchrun`` starts the processes, and SpeechBrain's DDP joins them."""
 
+import os
 import random
 import signal
 from dataclasses import replace
@@ -56,6 +57,11 @@ def join(run_opts):
 
 def _end(*_):
     raise ProcessEndedError
+
+
+def rank_and_count():
+    """Rank and number of processes (int, int) by ``torchrun``, also before they are joined."""
+    return int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
 
 
 def part_random_states():

@@ -11,6 +11,7 @@ from typing import NamedTuple
 from ent_brain.audio import ENDINGS, OTHER_ENDINGS, STDIN
 from ent_brain.errors import InputError
 from ent_brain.manifest import DATA_ROOT, check_id, is_seconds, path_inside, read_entries
+from ent_brain.processes import rank_and_count
 
 
 class Recording(NamedTuple):
@@ -106,7 +107,7 @@ def find_recordings(files, data_root, scratch):
 def _report_left_out(folder, files):
     """Say once how many files of a folder may be media but are not taken."""
     endings = Counter(p.suffix.lower() for p in files if p.suffix.lower() in OTHER_ENDINGS)
-    if endings and os.environ.get("RANK", "0") == "0":
+    if endings and not rank_and_count()[0]:
         counts = ", ".join(f"{count} {ending}" for ending, count in sorted(endings.items()))
         print(
             f"note: {folder}: {endings.total()} files may be media but are left out: {counts}",
