@@ -448,7 +448,7 @@ class EmotionTransducer(Pretrained):
         list[Annotation]
         """
         alone = self._check_batch(wavs, wav_lens)
-        surveys = [_survey([wav], self.mods.frontend) for wav in alone]
+        surveys = [self._survey_blocks([wav]) for wav in alone]
         prepared = [survey.apply(wav) for survey, wav in zip(surveys, alone, strict=True)]
         encoded = self._encode_each(*_pad(prepared))
         names = list(map(str, range(len(encoded))) if names is None else names)
@@ -481,7 +481,28 @@ class EmotionTransducer(Pretrained):
         return self._survey_blocks(read_blocks(audio, self.mods.frontend.sample_rate))
 
     def _survey_blocks(self, blocks):
-        return _survey(blocks, self.mods.frontend)
+        """Look through the samples of a recording, in blocks at 16 kHz (``Survey``)."""
+        rate, level = self.mods.frontend.sample_rate, self.mods.frontend.level
+        means, powers = [], []
+
+        def measured():
+            for block in blocks:
+                means.append(step_means(block, rate))
+                powers.append(step_powers(block, rate))
+                yield block
+
+        speech = find_speech(measured())
+        means, powers = torch.cat(means), torch.cat(powers)
+        mean, power = float(means.mean()), float(powers.mean())
+        deviation = max(power - mean**2, 0.0) ** 0.5
+        offset = mean if abs(mean) > OFFSET * deviation else 0.0
+        if level is None:
+            return Survey(speech, offset, 1.0)
+        powers = powers - 2 * offset * means + offset**2
+        spoken = _spoken_frames(speech, len(powers), round(STEP * rate))
+        if spoken.any():
+            powers = powers[torch.from_numpy(spoken)]
+        return Survey(speech, offset, gain(powers.clamp(min=0), level))
 
     def _hear_file(self, audio, progressbar):
         """What the model makes of a sound file (``Audio``), ``Heard``."""
@@ -568,7 +589,7 @@ class EmotionTransducer(Pretrained):
     def _hear_batch(self, wavs, wav_lens):
         """What the model makes of waveforms [B, S] or [S] that somebody gives, list[Heard]."""
         alone = self._check_batch(wavs, wav_lens)
-        return self._hear_speech([(_survey([wav], self.mods.frontend), [wav]) for wav in alone])
+        return self._hear_speech([(self._survey_blocks([wav]), [wav]) for wav in alone])
 
     def _hear_on(self, wav, before, seconds):
         """What the model makes of samples [S] whose first words are known (``Heard``).
@@ -576,7 +597,7 @@ class EmotionTransducer(Pretrained):
         The words ``before`` (list[str]) are said up to ``seconds``.
         """
         frontend, recognizer, tokens = self.mods.frontend, self.recognizer, self.hparams.tokens
-        survey = _survey([wav], frontend)
+        survey = self._survey_blocks([wav])
         encoded, frame_lens, *_ = self._encode(*_pad([survey.apply(wav)]))
         frame = min(int(seconds / frontend.frame_duration), int(frame_lens) - 1)
         found = recognizer.go_on(encoded, frame_lens, tokens.encode(" ".join(before)), frame)
@@ -801,30 +822,6 @@ class Survey(NamedTuple):
     def apply(self, wav):
         """Samples [S] as the model is to hear them."""
         return (wav - self.offset) * self.gain
-
-
-def _survey(blocks, frontend):
-    """Look through the samples of a recording, in blocks at 16 kHz (``Survey``)."""
-    means, powers, rate = [], [], frontend.sample_rate
-
-    def measured():
-        for block in blocks:
-            means.append(step_means(block, rate))
-            powers.append(step_powers(block, rate))
-            yield block
-
-    speech = find_speech(measured())
-    means, powers = torch.cat(means), torch.cat(powers)
-    mean, power = float(means.mean()), float(powers.mean())
-    deviation = max(power - mean**2, 0.0) ** 0.5
-    offset = mean if abs(mean) > OFFSET * deviation else 0.0
-    if frontend.level is None:
-        return Survey(speech, offset, 1.0)
-    powers = powers - 2 * offset * means + offset**2
-    spoken = _spoken_frames(speech, len(powers), round(STEP * rate))
-    if spoken.any():
-        powers = powers[torch.from_numpy(spoken)]
-    return Survey(speech, offset, gain(powers.clamp(min=0), frontend.level))
 
 
 def _pad(wavs):
