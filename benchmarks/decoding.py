@@ -16,6 +16,7 @@ import time
 from pathlib import Path
 
 import torch
+from speechbrain.utils.data_utils import batch_pad_right
 
 from ent_brain.dataio import read_audio
 from ent_brain.decoding import Hypothesis, beam_search, greedy_search
@@ -106,9 +107,7 @@ def _trained(options):
         write_zed(folder, count, seed=7)
         wavs = [read_audio(path, frontend.sample_rate) for path in Path(folder).rglob("*.wav")]
     wavs.sort(key=len)
-    lens = torch.tensor([len(wav) for wav in wavs])
-    wavs = torch.nn.utils.rnn.pad_sequence(wavs, batch_first=True)
-    features, frame_lens = frontend(wavs, lens / wavs.size(1))
+    features, frame_lens = frontend(*batch_pad_right(wavs))
     return trained.model, frontend.frame_duration, features, frame_lens
 
 

@@ -18,6 +18,7 @@ from datetime import timedelta
 from pathlib import Path
 
 import torch
+from speechbrain.utils.data_utils import batch_pad_right
 from tqdm import tqdm
 
 from ent_brain import versions
@@ -495,14 +496,13 @@ def annotate_all(model, recordings):
                 yield recording, None, _problem(recording, error)
         if not read:
             continue
-        lens = torch.tensor([len(wav) for _, _, wav in read])
-        wavs = torch.nn.utils.rnn.pad_sequence([wav for _, _, wav in read], batch_first=True)
+        wavs, lens = batch_pad_right([wav for _, _, wav in read])
         names = [Path(recording.name).name for recording, _, _ in read]
         texts = [recording.passages for recording, _, _ in read]
         if texts[0] is None:
-            annotations = model.annotate_batch(wavs, lens / lens.max(), names)
+            annotations = model.annotate_batch(wavs, lens, names)
         else:
-            annotations = model.align_batch(wavs, texts, lens / lens.max(), names)
+            annotations = model.align_batch(wavs, texts, lens, names)
         for (recording, audio, _), annotation in zip(read, annotations, strict=True):
             annotation = replace(annotation, notes=audio.notes + annotation.notes)
             yield recording, _complete(recording, annotation), None

@@ -10,6 +10,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from speechbrain.inference.interfaces import Pretrained
+from speechbrain.utils.data_utils import batch_pad_right
 from tqdm import tqdm
 
 from ent_brain.alignment import MOST_NODES, align, align_tokens, word_times
@@ -450,7 +451,7 @@ class EmotionTransducer(Pretrained):
         alone = self._check_batch(wavs, wav_lens)
         surveys = [self._survey_blocks([wav]) for wav in alone]
         prepared = [survey.apply(wav) for survey, wav in zip(surveys, alone, strict=True)]
-        encoded = self._encode_each(*_pad(prepared))
+        encoded = self._encode_each(*batch_pad_right(prepared))
         names = list(map(str, range(len(encoded))) if names is None else names)
         for key, values in (("names", names), ("texts", texts)):
             if isinstance(values, str) or len(values) != len(encoded):
@@ -548,7 +549,7 @@ class EmotionTransducer(Pretrained):
         while wavs := list(islice(stream, max(WINDOWS_AT_ONCE, len(recordings)))):
             if results:  # a short recording does not need it
                 _return_memory()
-            results += self._hear(*_pad(wavs))
+            results += self._hear(*batch_pad_right(wavs))
             if tell:
                 tell(spans[-1][-1][1] / rate)
         if tell:
@@ -578,7 +579,7 @@ class EmotionTransducer(Pretrained):
         blocks = map(survey.apply, read_blocks(audio, rate))
         stream = cut(blocks, [(0, math.inf)], rate, longest, frontend.frame_samples)
         while windows := list(islice(stream, WINDOWS_AT_ONCE)):
-            yield windows, *_pad([window.wav for window in windows])
+            yield windows, *batch_pad_right([window.wav for window in windows])
             tell((windows[-1].start + len(windows[-1].wav)) / rate)
 
     def _count_frames(self, samples):
@@ -598,7 +599,7 @@ class EmotionTransducer(Pretrained):
         """
         frontend, recognizer, tokens = self.mods.frontend, self.recognizer, self.hparams.tokens
         survey = self._survey_blocks([wav])
-        encoded, frame_lens, *_ = self._encode(*_pad([survey.apply(wav)]))
+        encoded, frame_lens, *_ = self._encode(*batch_pad_right([survey.apply(wav)]))
         frame = min(int(seconds / frontend.frame_duration), int(frame_lens) - 1)
         found = recognizer.go_on(encoded, frame_lens, tokens.encode(" ".join(before)), frame)
         heard = recognizer.heard(found, tokens.words(found.tokens), len(wav) / frontend.sample_rate)
@@ -822,13 +823,6 @@ class Survey(NamedTuple):
     def apply(self, wav):
         """Samples [S] as the model is to hear them."""
         return (wav - self.offset) * self.gain
-
-
-def _pad(wavs):
-    """Waveforms (list of [S]) as a batch [B, S], and their relative lengths [B]."""
-    lens = torch.tensor([len(wav) for wav in wavs])
-    padded = torch.nn.utils.rnn.pad_sequence(wavs, batch_first=True)
-    return padded, lens / padded.size(1)
 
 
 def _spoken_frames(speech, frames, step):
