@@ -40,11 +40,11 @@ from ent_brain.dataio import read_audio
 from ent_brain.errors import exit_on_input_error
 from ent_brain.evaluation import hardware
 from ent_brain.files import write_json
-from ent_brain.inference import AROUND, EmotionTransducer
+from ent_brain.inference import EmotionTransducer
 from ent_brain.level import MARGIN as ACTIVE_MARGIN
 from ent_brain.level import STEP, active_level, step_powers
 from ent_brain.metrics import EmotionStats
-from ent_brain.speech import find_speech
+from ent_brain.speech import AROUND, find_speech
 
 CORPORA = "LibriSpeech", "RAVDESS"
 ROOM = 0.5, 0.0

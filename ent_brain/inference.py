@@ -31,12 +31,11 @@ from ent_brain.export import (
 from ent_brain.frontend import SSLFrontend
 from ent_brain.language_model import WordFusion
 from ent_brain.level import STEP, gain, step_means, step_powers
-from ent_brain.manifest import SAMPLE_RATE
 from ent_brain.model import Streams
 from ent_brain.recognizer import Recognizer
 from ent_brain.settings import check_device, wrong_values
 from ent_brain.speakers import Turn, name_speakers
-from ent_brain.speech import MARGIN, NARROW, Speech, find_speech, highest_frequency
+from ent_brain.speech import NARROW, Speech, find_speech, highest_frequency
 from ent_brain.tokens import CharacterTokens, CharTokens, SentencePieceTokens
 from ent_brain.transcripts import Passage, check_passages, spell
 from ent_brain.windows import cut, join, join_rows
@@ -53,12 +52,6 @@ NO_SPEECH = f"less than {SHORTEST} s of speech was found: no words and no emotio
 OFFSET = 0.1
 """Mean of a recording's samples, as a share of their deviation from it, from which on it is
 removed. Smaller ones are left, because training leaves them."""
-
-AROUND = 1.0
-"""Seconds before and after speech that the model hears, too."""
-
-BREAK = 0.5
-"""Seconds between two speech regions up to which the frames between them count as speech."""
 
 CERTAIN = 1 - 1e-6
 """Probability of the neutral label where nobody speaks."""
@@ -500,7 +493,7 @@ class EmotionTransducer(Pretrained):
         if level is None:
             return Survey(speech, offset, 1.0)
         powers = powers - 2 * offset * means + offset**2
-        spoken = _spoken_frames(speech, len(powers), round(STEP * rate))
+        spoken = speech.spoken_frames(len(powers), round(STEP * rate))
         if spoken.any():
             powers = powers[torch.from_numpy(spoken)]
         return Survey(speech, offset, gain(powers.clamp(min=0), level))
@@ -541,7 +534,8 @@ class EmotionTransducer(Pretrained):
         def windows():
             for row, (survey, blocks) in enumerate(recordings):
                 blocks = map(survey.apply, blocks)  # an offset would hide the pauses
-                for window in cut(blocks, _stretches(survey.speech), rate, longest, step):
+                stretches = survey.speech.stretches() if survey.speech.seconds >= SHORTEST else []
+                for window in cut(blocks, stretches, rate, longest, step):
                     spans[row].append((window.start, window.start + len(window.wav)))
                     yield window.wav
 
@@ -568,7 +562,7 @@ class EmotionTransducer(Pretrained):
         if not spans:
             return Heard(seconds, [], None, None, None, (NO_SPEECH,))
         frames = self._count_frames(speech.samples)
-        spoken = _spoken_frames(speech, frames, step)
+        spoken = speech.spoken_frames(frames, step)
         joined = join(spans, results, rate, step, frames, spoken)
         return self._only_speech(joined._replace(seconds=seconds), speech)
 
@@ -638,7 +632,7 @@ class EmotionTransducer(Pretrained):
         if heard.frame_log_probs is None or neutral is None:
             return heard
         rows, labels = heard.frame_log_probs.clone(), np.array(heard.labels)
-        silent = ~_spoken_frames(speech, len(rows), self.mods.frontend.frame_samples)
+        silent = ~speech.spoken_frames(len(rows), self.mods.frontend.frame_samples)
         rest = torch.full((rows.size(1),), (1 - CERTAIN) / (rows.size(1) - 1))
         rest[neutral] = CERTAIN
         rows[torch.from_numpy(silent)] = rest.log().to(rows)
@@ -825,35 +819,10 @@ class Survey(NamedTuple):
         return (wav - self.offset) * self.gain
 
 
-def _spoken_frames(speech, frames, step):
-    """Whether each frame of ``step`` samples is speech, or a short break in it ([frames] bool)."""
-    spoken, margin = np.zeros(frames, dtype=bool), round(MARGIN * SAMPLE_RATE)
-    before = None
-    for first, end in speech.regions:
-        if before is not None and first - before < BREAK * SAMPLE_RATE:
-            first = before
-        before = end
-        spoken[max(0, first - margin) // step : -(-(end + margin) // step)] = True
-    return spoken
-
-
 def _return_memory():
     """Return freed memory to the system. glibc keeps it, some hundred MB in an hour of sound."""
     with suppress(AttributeError, OSError, TypeError):  # another C library
         ctypes.CDLL(None).malloc_trim(0)
-
-
-def _stretches(speech):
-    """Stretches of a recording that hold speech and some of what is around it: (start, end)."""
-    if speech.seconds < SHORTEST:
-        return []
-    around, stretches = round(AROUND * SAMPLE_RATE), []
-    for first, end in speech.regions:
-        first, end = max(0, first - around), min(end + around, speech.samples)
-        if stretches and first <= stretches[-1][1]:
-            first = stretches.pop()[0]
-        stretches.append((first, end))
-    return stretches
 
 
 def _note_band(speech):

@@ -36,6 +36,12 @@ MARGIN = 0.1
 """Time in seconds at both ends of a region that may also contain speech. Regions do not include it,
 because pauses are compared by their length."""
 
+BREAK = 0.5
+"""Time in seconds between two regions up to which the frames between them count as speech."""
+
+AROUND = 1.0
+"""Time in seconds before and after speech that the model also hears."""
+
 BAND_FLOOR = -50.0
 """Level in dB, relative to the strongest frequency of speech, below which a frequency counts as
 empty. Measured above 6 kHz: speech on wideband -46 to -11, and of a rate of 8 kHz -65 to -46."""
@@ -55,6 +61,27 @@ class Speech(NamedTuple):
     """Length of the recording in samples."""
     spectrum: np.ndarray
     """[129] mean power of the steps with speech, from 0 to 8 kHz; zeros without speech."""
+
+    def spoken_frames(self, count, step):
+        """Whether each frame of ``step`` samples has speech or a short break in it ([count])."""
+        spoken, margin = np.zeros(count, dtype=bool), round(MARGIN * SAMPLE_RATE)
+        before = None
+        for first, end in self.regions:
+            if before is not None and first - before < BREAK * SAMPLE_RATE:
+                first = before
+            before = end
+            spoken[max(0, first - margin) // step : -(-(end + margin) // step)] = True
+        return spoken
+
+    def stretches(self):
+        """Regions with ``AROUND`` seconds around them, joined if they touch: (start, end)."""
+        around, stretches = round(AROUND * SAMPLE_RATE), []
+        for first, end in self.regions:
+            first, end = max(0, first - around), min(end + around, self.samples)
+            if stretches and first <= stretches[-1][1]:
+                first = stretches.pop()[0]
+            stretches.append((first, end))
+        return stretches
 
 
 @lru_cache(maxsize=1)
