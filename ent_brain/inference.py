@@ -643,8 +643,8 @@ class EmotionTransducer(Pretrained):
         """Encode waveforms (list[Encoded])."""
         streams, frame_lens, samples, _ = self._encode(wavs, wav_lens)
         return [
-            Encoded(Streams(*(stream[row, :count] for stream in streams)), *of_row)
-            for row, (count, *of_row) in enumerate(
+            Encoded(Streams(*(stream[row, :frames] for stream in streams)), count)
+            for row, (frames, count) in enumerate(
                 zip(frame_lens.tolist(), samples.tolist(), strict=True)
             )
         ]
