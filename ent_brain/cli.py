@@ -4,7 +4,6 @@ import argparse
 import difflib
 import errno
 import hashlib
-import importlib
 import json
 import os
 import shutil
@@ -672,11 +671,16 @@ def _say(annotation, format_name):
 
 def app(options):
     """Show a model in the browser until Ctrl-C."""
-    serve = _import("app").serve
-    limits = options.minutes, options.megabytes
+    try:
+        from ent_brain.app import serve
+    except ModuleNotFoundError as error:
+        raise InputError(
+            f"{error.name}: is not installed. Run pip install 'ent_brain[app]'."
+        ) from error
     signal.signal(signal.SIGTERM, lambda *_: sys.exit())  # which removes temporary files
     print(f"http://{options.host}:{options.port}", "Ctrl-C ends it.", flush=True)
-    serve(_load_model(options), options.host, options.port, *limits)
+    model = _load_model(options)
+    serve(model, options.host, options.port, options.minutes, options.megabytes)
     return 0
 
 
@@ -700,16 +704,6 @@ def listen(options):
     if options.out is not None:
         listener.annotate(options.name).write(options.out, formats)
     return 0
-
-
-def _import(name):
-    """Import a module of this package that needs the extra of its name."""
-    try:
-        return importlib.import_module(f"ent_brain.{name}")
-    except ModuleNotFoundError as error:
-        raise InputError(
-            f"{error.name}: is not installed. Run pip install 'ent_brain[{name}]'."
-        ) from error
 
 
 def report(options):
