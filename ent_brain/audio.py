@@ -45,21 +45,10 @@ ENDINGS = (
 """Extensions of the sound files taken from a folder, the preferred ones first."""
 
 OTHER_ENDINGS = (
-    *(
-        ".raw",
-        ".pcm",
-        ".sln",
-        ".alaw",
-        ".ulaw",
-        ".g711",
-        ".g722",
-        ".g729",
-        ".ima",
-        ".sd2",
-        ".ircam",
-    ),
-    *(".dss", ".ds2", ".dvf", ".msv", ".m4p", ".aax", ".aa", ".dsf", ".dff", ".mid", ".midi"),
-    *(".m4r", ".mpa", ".mp1", ".mp+", ".mxf", ".ogm", ".ogx", ".qt", ".rmvb", ".divx", ".m2v"),
+    *(".raw", ".pcm", ".sln", ".alaw", ".ulaw", ".g711", ".g722", ".g729", ".ima", ".sd2"),
+    *(".ircam", ".dss", ".ds2", ".dvf", ".msv", ".m4p", ".aax", ".aa", ".dsf", ".dff", ".mid"),
+    *(".midi", ".m4r", ".mpa", ".mp1", ".mp+", ".mxf", ".ogm", ".ogx", ".qt", ".rmvb", ".divx"),
+    ".m2v",
 )
 """Extensions of other media, which are not taken from a folder. Most of them cannot be read."""
 
