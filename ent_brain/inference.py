@@ -542,7 +542,7 @@ class EmotionTransducer(Pretrained):
         results, stream = [], windows()
         while wavs := list(islice(stream, max(WINDOWS_AT_ONCE, len(recordings)))):
             if results:  # a short recording does not need it
-                _return_memory()
+                return_memory()
             results += self._hear(*batch_pad_right(wavs))
             if tell:
                 tell(spans[-1][-1][1] / rate)
@@ -819,7 +819,7 @@ class Survey(NamedTuple):
         return (wav - self.offset) * self.gain
 
 
-def _return_memory():
+def return_memory():
     """Return freed memory to the system. glibc keeps it, some hundred MB in an hour of sound."""
     with suppress(AttributeError, OSError, TypeError):  # another C library
         ctypes.CDLL(None).malloc_trim(0)

@@ -17,7 +17,7 @@ import torch
 
 from ent_brain.annotation import Heard, Word, annotate
 from ent_brain.errors import InputError
-from ent_brain.inference import SHORTEST
+from ent_brain.inference import SHORTEST, return_memory
 from ent_brain.windows import join
 
 HOP = 0.5
@@ -147,6 +147,7 @@ class Listener:
         words = self._settle(heard, max(limit, cut))
         self._keep(heard, now)
         self._wav, self._start = self._wav[start - self._start :].clone(), start
+        return_memory()
         return words
 
     def _find_cut(self, words, target):
