@@ -485,12 +485,21 @@ class TransducerModel(nn.Module):
         return encoded
 
     def predict(self, tokens, token_lens):
-        """Predictor streams [B, U+1, D] of token ids [B, U] with [B] lengths."""
+        """Predictor streams [B, U+1, D] of token ids [B, U] with [B] lengths.
+
+        If the model has no token joint, all positions are the first one, without tokens. Training
+        never shows tokens to such a predictor, so a CTC head's tokens would mislead it.
+        """
         if not self.predictors:
             return Streams(None, None)
         valid = torch.arange(tokens.size(1), device=tokens.device) < token_lens[:, None]
         history = nn.functional.pad(tokens.masked_fill(~valid, BLANK), (1, 0), value=BLANK)
-        predicted = [predictor(history)[0] for predictor in self.predictors]
+        if not self.token_joints:
+            history = history[:, :1]
+        positions = tokens.size(1) + 1
+        predicted = [
+            predictor(history)[0].expand(-1, positions, -1) for predictor in self.predictors
+        ]
         return Streams(predicted[0], predicted[-1])
 
     def token_lattices(self, encoded, predicted):

@@ -197,7 +197,16 @@ def test_without_a_token_joint_a_ctc_head_spells_its_best_path(model_class):
         spelt = [(token, at) for (token, _), at in zip(runs, starts, strict=False) if token]
         assert list(zip(hypothesis.tokens, hypothesis.frames, strict=True)) == spelt
         assert hypothesis.score == pytest.approx(sum(float(f.max()) for f in log_probs), rel=1e-5)
-        assert hypothesis.emotion_log_probs.shape == (len(each), 4)
+        # Training shows no token to the predictor, so emotions do not depend on them.
+        encoded, predicted = plain.encode(each, 0), plain.predict([], 0)
+        expected = [plain.emotion_logits([x], predicted).log_softmax(0) for x in encoded]
+        torch.testing.assert_close(
+            hypothesis.emotion_log_probs, torch.stack(expected).float(), rtol=0, atol=1e-5
+        )
+        expected = plain.head_logits(encoded.mean(0), predicted[0]).log_softmax(0)
+        torch.testing.assert_close(
+            hypothesis.utterance_log_probs, expected.float(), rtol=0, atol=1e-5
+        )
         ids += hypothesis.tokens
     assert len(set(ids)) > 1
     encoded = model.encode(features, FRAME_LENS)
