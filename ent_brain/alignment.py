@@ -172,8 +172,8 @@ def word_times(words, frames, frame_duration, duration, offset=0.0):
 
     A word starts with the frame of its first token. It ends ``WORD_TAIL`` after the frame of its
     last token, or earlier, when the next word starts or the recording ends. Words that start in the
-    same frame share it evenly. A word without tokens starts after the token before it. Finally,
-    ``offset`` shifts all boundaries, within the recording.
+    same frame share it evenly. A word without tokens starts after the token before it. ``offset``
+    shifts all frames, within the recording.
 
     Arguments
     ---------
@@ -200,24 +200,25 @@ def word_times(words, frames, frame_duration, duration, offset=0.0):
     """
     # A word cannot start in a last frame that the recording fills by less than half.
     last = max(0, math.ceil(duration / frame_duration - 0.5) - 1)
+    offset = min(max(offset, -duration / 2), duration / 2)
+    until = min(duration, duration + offset)
     spans = [_frames_of(frames, first, end) for _, first, end in words]
     first_frames = [min(first, last) for first, _ in spans]
     together = Counter(first_frames)
     seen = Counter()
     starts = []
     for frame in first_frames:
-        length = min(frame_duration, duration - frame * frame_duration)
-        starts.append(frame * frame_duration + length * seen[frame] / together[frame])
+        start = max(0.0, frame * frame_duration + offset)
+        end = min((frame + 1) * frame_duration + offset, until)
+        starts.append(start + (end - start) * seen[frame] / together[frame])
         seen[frame] += 1
-    limits = [*starts[1:], duration]
-    times = [
-        TimedWord(text, start, min(limit, (final + 1) * frame_duration + WORD_TAIL))
+    limits = [*starts[1:], until]
+    return [
+        TimedWord(text, start, min(limit, (final + 1) * frame_duration + WORD_TAIL + offset))
         for (text, _, _), (_, final), start, limit in zip(
             words, spans, starts, limits, strict=False
         )
     ]
-    moved = (word.moved(offset) for word in times)
-    return [TimedWord(text, max(0.0, start), min(duration, end)) for text, start, end in moved]
 
 
 def _frames_of(frames, first, end):

@@ -3,7 +3,7 @@ import math
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from oracles import PLANS, SIZES, alignments, dense_logits, plan, random_batch, random_lattices
 
@@ -113,18 +113,21 @@ def test_hypotheses_of_any_length_move_to_their_best_paths(make_model):
 @given(
     st.lists(st.tuples(st.integers(0, 30), st.integers(1, 4), st.booleans()), max_size=20),
     st.floats(-1, 1),
+    st.floats(-0.49, 0.49),
 )
-def test_words_are_never_empty_and_never_overlap(plan_of_words, rest):
-    """For any number of words in a frame, and any part of the last frame."""
+@example([(0, 1, False)] * 3 + [(9, 1, False)], 0.0, -0.4)
+@example([(9, 1, False)] * 3, 1.0, 0.4)
+def test_words_are_never_empty_and_never_overlap(plan_of_words, rest, shift):
+    """For any number of words in a frame, any part of the last frame, and any offset."""
     words, frames = [], []
     for frame, length, long in sorted(plan_of_words):
         frame = max(frame, frames[-1] if frames else 0)
         words.append(("W", len(frames), len(frames) + length))
         frames += [frame] * (length - 1) + [frame + 5 * long]
     duration = max(0.01, (max(frames, default=0) + rest) * 0.04)
-    times = word_times(words, frames, 0.04, duration)
+    times = word_times(words, frames, 0.04, duration, shift * 0.04)
     assert [text for text, _, _ in times] == ["W"] * len(words)
-    assert all(start < end <= duration for _, start, end in times)
+    assert all(0 <= start < end <= duration for _, start, end in times)
     assert all(a[2] <= b[1] for a, b in itertools.pairwise(times))
 
 
