@@ -157,7 +157,7 @@ class Listener:
             for word in words
             if word.start * self.sample_rate + self._start < target
         ]
-        return self._whole(max(target, *ends[-1:]))
+        return self._whole(max([target, *ends[-1:]]))
 
     def _keep(self, heard, end):
         """Keep the emotions of a window that has ended."""

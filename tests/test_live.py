@@ -92,7 +92,8 @@ def test_words_come_in_order_and_soon(heard):
     assert annotation.segments[-1].end == pytest.approx(23.3)
 
 
-def test_no_word_is_lost_doubled_or_late():
+@pytest.mark.parametrize("silence", [0, 20])
+def test_no_word_is_lost_doubled_or_late(silence):
     """The model recognises each burst as a word, with its loudness as the text."""
 
     def hear_bursts(wav, before, seconds):
@@ -118,6 +119,7 @@ def test_no_word_is_lost_doubled_or_late():
     wav = torch.zeros(60 * RATE // 2)
     for number in range(60):
         wav[number * RATE // 2 :][: RATE // 4] = (number + 20) / 100
+    wav = torch.cat((torch.zeros(silence * RATE), wav))
     words, annotation = hear(stub, wav, same_size(1600))
     assert [word.text for word, _ in words] == [f"W{number + 20}" for number in range(60)]
     assert annotation.text.split() == [word.text for word, _ in words]
