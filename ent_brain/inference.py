@@ -33,6 +33,7 @@ from ent_brain.language_model import WordFusion
 from ent_brain.level import STEP, gain, step_means, step_powers
 from ent_brain.model import Streams
 from ent_brain.recognizer import Recognizer
+from ent_brain.segments import TimedWord
 from ent_brain.settings import check_device, wrong_values
 from ent_brain.speakers import Turn, name_speakers
 from ent_brain.speech import NARROW, Speech, find_speech, highest_frequency
@@ -594,9 +595,18 @@ class EmotionTransducer(Pretrained):
         frontend, recognizer, tokens = self.mods.frontend, self.recognizer, self.hparams.tokens
         survey = self._survey_blocks([wav])
         encoded, frame_lens, *_ = self._encode(*batch_pad_right([survey.apply(wav)]))
-        frame = min(int(seconds / frontend.frame_duration), int(frame_lens) - 1)
-        found = recognizer.go_on(encoded, frame_lens, tokens.encode(" ".join(before)), frame)
+        if self.mods.model.token_joints:
+            frame = min(int(seconds / frontend.frame_duration), int(frame_lens) - 1)
+            found = recognizer.go_on(encoded, frame_lens, tokens.encode(" ".join(before)), frame)
+        else:
+            [found] = recognizer.recognize(encoded, frame_lens)
         heard = recognizer.heard(found, tokens.words(found.tokens), len(wav) / frontend.sample_rate)
+        if not self.mods.model.token_joints:
+            # A CTC head cannot continue after known tokens: it would repeat a token, or lose the
+            # space before a word. So it reads the whole, and gives the words after ``seconds``.
+            known = [TimedWord(text, 0.0, seconds) for text in before]
+            new = [word for word in heard.words if word.start + word.end > 2 * seconds]
+            heard = heard._replace(words=[*known, *new])
         return self._only_speech(heard, survey.speech)
 
     def _check_batch(self, wavs, wav_lens):

@@ -128,6 +128,24 @@ def test_no_word_is_lost_doubled_or_late(silence):
     assert len(delays) > 55
 
 
+def test_a_ctc_head_loses_no_word_after_settled_ones(trained, tmp_path):
+    brain = trained(token_joint=False, ctc_head=True)
+    head = brain.raw_modules["model"].ctc_head
+    with torch.no_grad():
+        head.weight.mul_(20)
+        head.bias[[0, 2]] += 3  # blanks and spaces
+    export(brain, tmp_path / "model", 5.0)
+    model = EmotionTransducer.from_hparams(source=tmp_path / "model")
+    wav = speech(3.0, seed=3)
+    words = model._hear_on(wav, [], 0.0).words
+    assert len(words) > 5
+    for count in range(1, len(words)):
+        before = [word.text for word in words[:count]]
+        heard = model._hear_on(wav, before, words[count - 1].end)
+        assert heard.words[count:] == words[count:]
+        assert [word.text for word in heard.words[:count]] == before
+
+
 def test_a_short_recording_has_the_emotions_of_annotate(model):
     wav = speech(2.9, seed=3)
     words, annotation = hear(model, wav, same_size(800))
