@@ -144,24 +144,6 @@ NORMALIZATIONS = {"published": normalize_transcript, "unicode": normalize_unicod
 """Normalisations by their names in recipes and exports."""
 
 
-def _words(texts):
-    """Join texts of tokens to words; a space, alone or before letters, starts another word.
-
-    A word starts at its first letter, not at a separate boundary.
-    """
-    words = []
-    for index, text in enumerate(texts):
-        letters = text.removeprefix(" ")
-        if not words or text.startswith(" "):
-            words.append([letters, index, index + 1])
-        else:
-            if not words[-1][0]:
-                words[-1][1] = index
-            words[-1][0] += letters
-            words[-1][2] = index + 1
-    return [tuple(word) for word in words if word[0]]
-
-
 class _Tokens:
     """Base class of token sets.
 
@@ -182,8 +164,20 @@ class _Tokens:
         return NORMALIZATIONS[self.normalization](text)
 
     def words(self, ids):
-        """Words of token ids and where they stand: (text, first, end) with the end excluded."""
-        return _words([self.text(index) for index in ids])
+        """Words of token ids and where they stand: (text, first, end) with the end excluded.
+
+        A space, alone or before letters, starts another word. A word starts at its first letter.
+        """
+        words = []
+        for place, text in enumerate(map(self.text, ids)):
+            if not words or text.startswith(" "):
+                words.append(["", place, place])
+            word = words[-1]
+            if not word[0]:
+                word[1] = place
+            word[0] += text.removeprefix(" ")
+            word[2] = place + 1
+        return [tuple(word) for word in words if word[0]]
 
     def decode(self, ids):
         """Transcript (str) of token ids. ``<unk>`` is written out, because it is an error."""
@@ -324,21 +318,7 @@ def learn_characters(transcripts, path):
 
 
 def load_characters(path):
-    """Load the characters from a file of ``learn_characters``.
-
-    Arguments
-    ---------
-    path : str or Path
-
-    Returns
-    -------
-    CharacterTokens
-
-    Raises
-    ------
-    InputError
-        If the file is not such a list. The message names the line.
-    """
+    """Make the tokens (CharacterTokens) of a file of ``learn_characters``, as ``load`` reads it."""
     tokens = CharacterTokens()
     tokens.load(path)
     return tokens
