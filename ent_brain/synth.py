@@ -13,12 +13,12 @@ import math
 import multiprocessing
 import re
 import shutil
-import wave
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import soundfile
 from scipy.fft import irfft, next_fast_len, rfft, rfftfreq
 from scipy.signal import resample_poly
 from tqdm import tqdm
@@ -646,9 +646,7 @@ def _whole_or_nothing(folder):
 
 def _write_wav(path, samples):
     path.parent.mkdir(parents=True, exist_ok=True)
-    with wave.open(str(path), "wb") as writer:
-        writer.setparams((1, 2, SAMPLE_RATE, len(samples), "NONE", "not compressed"))
-        writer.writeframes(samples.tobytes())
+    soundfile.write(path, samples, SAMPLE_RATE)
 
 
 def _write_text(path, lines):
