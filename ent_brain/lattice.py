@@ -90,10 +90,6 @@ class Tile(NamedTuple):
     frames: slice
     positions: slice
 
-    def of_nodes(self, values):
-        """Tile of a tensor over all nodes: [B, T, U+1, ...] -> [N, frames, positions, ...]."""
-        return values[self.rows, self.frames, self.positions]
-
     def grid(self, device):
         """Frame indices [frames, 1] and position indices [1, positions] of the tile's nodes."""
         frames = torch.arange(self.frames.start, self.frames.stop, device=device)

@@ -144,7 +144,6 @@ def test_tiles_read_the_dense_lattice(name, outputs):
         for tile in tiles(lattices, *lengths(SIZES)):
             expected = dense[indices(tile.rows)][:, tile.frames, tile.positions]
             torch.testing.assert_close(tile_logits(lattices, tile), expected)
-            torch.testing.assert_close(tile.of_nodes(dense), expected)
 
 
 def test_a_tile_knows_where_its_nodes_are():
