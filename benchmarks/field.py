@@ -29,6 +29,7 @@ from open_model import (
     add_model,
     corpus_parser,
     known_words,
+    load,
     test_actors,
     utterances,
 )
@@ -40,7 +41,6 @@ from ent_brain.dataio import read_audio
 from ent_brain.errors import exit_on_input_error
 from ent_brain.evaluation import hardware
 from ent_brain.files import write_json
-from ent_brain.inference import EmotionTransducer
 from ent_brain.level import MARGIN as ACTIVE_MARGIN
 from ent_brain.level import STEP, active_level, step_powers
 from ent_brain.metrics import EmotionStats
@@ -91,8 +91,7 @@ def main():
     )
     options = parser.parse_args()
     options.rows = options.rows or [*ROWS, *FURTHER]
-    torch.set_num_threads(options.threads)
-    model = EmotionTransducer.from_hparams(source=options.model, ssl=options.ssl, words="own")
+    model = load(options)
     parts, found = choose_parts(options), {"altered copies": {}}
     with tempfile.TemporaryDirectory() as scratch:
         scratch, original = Path(scratch), None
@@ -360,8 +359,7 @@ def write_long(path, parts, minutes):
 
 def annotate_alone(options, path):
     """Text, real-time factor and peak memory of a file, measured in a new process."""
-    torch.set_num_threads(options.threads)
-    model = EmotionTransducer.from_hparams(source=options.model, ssl=options.ssl, words="own")
+    model = load(options)
     began = time.perf_counter()
     annotation = model.annotate_file(path, progressbar=False)
     took = time.perf_counter() - began

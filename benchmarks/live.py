@@ -21,10 +21,9 @@ from pathlib import Path
 import jiwer
 import numpy as np
 import soundfile
-import torch
 from epoch import in_its_own_process
 from field import Part, write_long
-from open_model import RATE, add_model, corpus_parser, known_words, utterances
+from open_model import RATE, add_model, corpus_parser, known_words, load, utterances
 from soak import look_at
 from word_times import boundary_errors
 
@@ -32,7 +31,6 @@ from ent_brain.dataio import read_audio
 from ent_brain.errors import exit_on_input_error
 from ent_brain.evaluation import hardware
 from ent_brain.files import write_json
-from ent_brain.inference import EmotionTransducer
 from ent_brain.live import Listener
 
 WHOLE = "annotate_file"
@@ -52,7 +50,6 @@ def main():
         "--minutes", type=float, default=3.0, help="minutes of the long stream (default: 3)"
     )
     options = parser.parse_args()
-    torch.set_num_threads(options.threads)
     speech = utterances(options.librispeech / options.part, options.every)
     model = load(options)
     rows = {WHOLE: whole(model, speech)}
@@ -72,10 +69,6 @@ def main():
     print(table(found))
     if options.output:
         write_json(found, options.output)
-
-
-def load(options):
-    return EmotionTransducer.from_hparams(source=options.model, ssl=options.ssl, words="own")
 
 
 def whole(model, speech):
@@ -137,7 +130,6 @@ def score(heard, speech, alignments):
 
 def stream(options, path):
     """Text of a long stream; and cost and memory in each third of it (dict)."""
-    torch.set_num_threads(options.threads)
     return measure_stream(load(options), path)
 
 

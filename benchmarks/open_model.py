@@ -145,6 +145,12 @@ def add_model(parser):
     )
 
 
+def load(options):
+    """Load the model of ``add_model``, for as many threads as the options say."""
+    torch.set_num_threads(options.threads)
+    return EmotionTransducer.from_hparams(source=options.model, ssl=options.ssl, words="own")
+
+
 def utterances(part, every):
     """Text of each utterance in a part of LibriSpeech, by path (dict)."""
     texts = {}

@@ -11,12 +11,11 @@ import sys
 from pathlib import Path
 
 import torch
-from open_model import add_model, corpus_parser, emotions, recordings, utterances, words
+from open_model import add_model, corpus_parser, emotions, load, recordings, utterances, words
 
 from ent_brain.errors import exit_on_input_error
 from ent_brain.evaluation import hardware
 from ent_brain.files import write_json
-from ent_brain.inference import EmotionTransducer
 
 
 @exit_on_input_error
@@ -25,8 +24,7 @@ def main():
     add_model(parser)
     parser.add_argument("--ravdess", type=Path, required=True, metavar="FOLDER", help="RAVDESS")
     options = parser.parse_args()
-    torch.set_num_threads(options.threads)
-    model = EmotionTransducer.from_hparams(source=options.model, ssl=options.ssl, words="own")
+    model = load(options)
     speech = utterances(options.librispeech / options.part, options.every)
     acted = recordings(options.ravdess, options.every)
     frontend, rows = model.mods.frontend, {}

@@ -12,14 +12,12 @@ import random
 import re
 import sys
 
-import torch
-from open_model import RATE, add_model, corpus_parser, utterances
+from open_model import RATE, add_model, corpus_parser, load, utterances
 
 from ent_brain.dataio import read_audio
 from ent_brain.errors import exit_on_input_error
 from ent_brain.evaluation import hardware
 from ent_brain.files import write_json
-from ent_brain.inference import EmotionTransducer
 
 KINDS = "replaced", "inserted"
 
@@ -29,8 +27,7 @@ def main():
     parser = corpus_parser(__doc__, every=4)
     add_model(parser)
     options = parser.parse_args()
-    torch.set_num_threads(options.threads)
-    model = EmotionTransducer.from_hparams(source=options.model, ssl=options.ssl, words="own")
+    model = load(options)
     speech = utterances(options.librispeech / options.part, options.every)
     found = measure(model, {read_audio(path, RATE): text for path, text in speech.items()})
     found["made with"] = f"{len(speech)} files, {hardware('cpu')}"
