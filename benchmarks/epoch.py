@@ -248,10 +248,10 @@ def train(rank, form, folder, sizes, threads):
     reading = time.perf_counter() - begin
 
     Path("/proc/self/clear_refs").write_text("5")  # Linux: the peak counts from here
-    before = _memory("VmRSS")
+    before = memory("VmRSS")
     brain.fit(range(1, form.epochs + 1), dataset, train_loader_kwargs=loader)
     seconds, cpu_seconds = min(brain.times)
-    peak = _memory("VmHWM")
+    peak = memory("VmHWM")
     return {
         "seconds": seconds,
         "cpu seconds": cpu_seconds,
@@ -262,7 +262,7 @@ def train(rank, form, folder, sizes, threads):
     }
 
 
-def _memory(field):
+def memory(field):
     """Read a memory figure of this process in MB, by its name in Linux's status."""
     status = Path("/proc/self/status").read_text()
     [line] = [line for line in status.splitlines() if line.startswith(field)]

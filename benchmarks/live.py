@@ -12,7 +12,6 @@ Computing time is CPU time, which other programs change little.
 > python benchmarks/live.py --librispeech LibriSpeech --ssl whisper-base
 """
 
-import os
 import sys
 import tempfile
 import time
@@ -21,10 +20,9 @@ from pathlib import Path
 import jiwer
 import numpy as np
 import soundfile
-from epoch import in_its_own_process
+from epoch import in_its_own_process, memory
 from field import Part, write_long
 from open_model import RATE, add_model, corpus_parser, known_words, load, utterances
-from soak import look_at
 from word_times import boundary_errors
 
 from ent_brain.dataio import read_audio
@@ -145,7 +143,7 @@ def measure_stream(model, path):
         began = time.process_time()
         listener.feed(chunk)
         took = time.process_time() - began
-        looks.append((took, len(chunk) / RATE, look_at(os.getpid(), 0.0).resident))
+        looks.append((took, len(chunk) / RATE, memory("VmRSS")))
     listener.finish()
     thirds = (np.array(part) for part in np.array_split(looks, len(PARTS)))
     return listener.annotate(path.stem).text, {

@@ -28,7 +28,7 @@ import numpy as np
 import soundfile
 import torch
 import transformers
-from epoch import in_its_own_process
+from epoch import in_its_own_process, memory
 
 from ent_brain.dataio import make_dataset
 from ent_brain.emotions import PUBLISHED
@@ -285,14 +285,12 @@ def read(corpus):
 
 def timed(function, corpus):
     """Measure a function's time in seconds, and its peak memory in MB."""
-    status = Path("/proc/self/status")
     Path("/proc/self/clear_refs").write_text("5")  # the peak counts from here
-    before = look_at(os.getpid(), 0).resident
+    before = memory("VmRSS")
     begin = time.perf_counter()
     function(corpus)
     seconds = time.perf_counter() - begin
-    [peak] = [line for line in status.read_text().splitlines() if line.startswith("VmHWM")]
-    return seconds, int(peak.split()[1]) * 1024 / 1e6 - before
+    return seconds, memory("VmHWM") - before
 
 
 def growth(rows, name):
