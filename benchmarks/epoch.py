@@ -120,7 +120,7 @@ def main():
         prepare(folder, sizes)
         rows = {name: measure(form, folder, sizes, options.threads) for name, form in FORMS.items()}
         first = rows["published"]
-        print(_about(folder, sizes, options) + "\n")
+        print(_about(folder, options) + "\n")
     print("| form | | batch | s | times faster | CPU s | peak MB | of it training |")
     print("| :-- | :-- | --: | --: | --: | --: | --: | --: |")
     for name, row in rows.items():
@@ -136,7 +136,7 @@ def main():
         write_json(rows, options.output)
 
 
-def _about(folder, sizes, options):
+def _about(folder, options):
     """Describe the measurement in one line."""
     frontend = _frontend(folder, cached=True)
     use = disk_use(frontend, [_dataset(folder, frontend)]).partition(", kept in")[0]

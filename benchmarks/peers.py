@@ -18,7 +18,7 @@ import time
 import jiwer
 import numpy as np
 import torch
-from open_model import corpus_parser, known_words, utterances
+from open_model import RATE, corpus_parser, known_words, utterances
 from word_times import boundary_errors
 
 from ent_brain.annotation import Word
@@ -27,8 +27,6 @@ from ent_brain.errors import exit_on_input_error
 from ent_brain.evaluation import hardware
 from ent_brain.files import write_json
 from ent_brain.inference import EmotionTransducer
-
-RATE = 16000
 
 
 def faster_whisper(options):

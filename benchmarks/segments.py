@@ -23,7 +23,6 @@ from ent_brain.metrics import EmotionDiarizationStats
 from ent_brain.segments import SEGMENT_DECODINGS, Segment, SegmentDecoder
 from ent_brain.synth import write_zed
 
-ZED_RECIPE = Path(__file__).resolve().parents[1] / "recipes" / "ZED"
 SECONDS = (0.1, 0.2, 0.3, 0.5, 0.7, 1.0)
 
 
