@@ -33,7 +33,6 @@ from ent_brain.page import Utterance, write_recordings, write_report
 from ent_brain.processes import gather, rank_and_count, take_turns
 from ent_brain.recordings import find_recordings
 from ent_brain.segments import SEGMENT_DECODINGS
-from ent_brain.settings import check_device
 from ent_brain.speakers import join_channels, name_speakers, read_rttm, turns_of
 from ent_brain.transcripts import check_passages, find_transcript, read_table, read_transcript
 from ent_brain.windows import read_windows
@@ -243,7 +242,6 @@ def _add_model_options(command):
 
 
 def _load_model(options, **settings):
-    check_device(options.device)
     chosen = {"device": options.device, "precision": options.precision}
     settings["run_opts"] = {name: value for name, value in chosen.items() if value is not None}
     return EmotionTransducer.from_hparams(
@@ -604,10 +602,9 @@ def _not_done(options, recordings, formats, model):
             settings["precision"] = options.precision
         if recording.part is not None:
             settings["part"] = list(recording.part)
-        if recording.passages is not None:
-            settings["transcript"] = hashlib.sha256(repr(recording.passages).encode()).hexdigest()
-        if recording.turns is not None:
-            settings["turns"] = hashlib.sha256(repr(recording.turns).encode()).hexdigest()
+        for key, value in (("transcript", recording.passages), ("turns", recording.turns)):
+            if value is not None:
+                settings[key] = hashlib.sha256(repr(value).encode()).hexdigest()
         values = _digest(recording.path), model_digest, settings
         stamp = dict(zip(STAMP, values, strict=True))
         paths = [folder / f"{recording.name}.{FORMATS[name][0]}" for name in formats]
