@@ -1,4 +1,4 @@
-"""Atomic writing of files, and checked reading of the files that this package writes."""
+"""Atomic writing of files, and checked reading of texts and of JSON that this package wrote."""
 
 import errno
 import json
@@ -86,6 +86,16 @@ def write_json(value, path):
     """Write a value as JSON atomically."""
     with whole_or_nothing(path) as partial:
         partial.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
+
+
+def read_text(path, remedy):
+    """Read a UTF-8 text file (str); an ``InputError`` ends with ``remedy``."""
+    try:
+        return Path(path).read_text(encoding="utf-8-sig")
+    except OSError as error:
+        raise InputError(f"{path}: {error.strerror}: {remedy}") from error
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: byte {error.start} is not UTF-8 text: {remedy}") from error
 
 
 REMEDY = "remove it and run the command that wrote it again"

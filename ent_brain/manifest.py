@@ -26,7 +26,7 @@ from speechbrain.utils.logger import get_logger
 from ent_brain.audio import DURATION_TOLERANCE, check_audio
 from ent_brain.emotions import PUBLISHED
 from ent_brain.errors import InputError, raise_problems
-from ent_brain.files import whole_or_nothing
+from ent_brain.files import read_text, whole_or_nothing
 from ent_brain.segments import Segment, fill_neutral
 from ent_brain.tokens import normalize_transcript
 
@@ -374,16 +374,6 @@ def _difference(path, manifest):
         "changed": sum(previous[name] != manifest[name] for name in both),
     }
     return ", ".join(f"{count} {what}" for what, count in counts.items() if count)
-
-
-def read_text(path, remedy):
-    """Read a UTF-8 text file (str); an ``InputError`` ends with ``remedy``."""
-    try:
-        return Path(path).read_text(encoding="utf-8-sig")
-    except OSError as error:
-        raise InputError(f"{path}: {error.strerror}: {remedy}") from error
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path}: byte {error.start} is not UTF-8 text: {remedy}") from error
 
 
 def read_entries(path, remedy):

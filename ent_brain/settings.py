@@ -18,9 +18,9 @@ from speechbrain.core import RunOptions
 
 from ent_brain.emotions import EmotionSet
 from ent_brain.errors import InputError, one_line, raise_problems
+from ent_brain.files import read_text
 from ent_brain.limits import FINITE, Choices, Range, as_yaml, limits_of
 from ent_brain.losses import Losses
-from ent_brain.manifest import read_text
 from ent_brain.segments import SEGMENT_DECODINGS, SegmentDecoder
 from ent_brain.tokens import NORMALIZATIONS
 

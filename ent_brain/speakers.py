@@ -10,7 +10,8 @@ import numpy as np
 
 from ent_brain.annotation import Speaker, SpokenSegment
 from ent_brain.errors import InputError
-from ent_brain.manifest import is_seconds, read_text
+from ent_brain.files import read_text
+from ent_brain.manifest import is_seconds
 
 
 class Turn(NamedTuple):

@@ -6,7 +6,7 @@ from typing import NamedTuple
 from pympi.Praat import TextGrid
 
 from ent_brain.errors import InputError
-from ent_brain.manifest import read_text
+from ent_brain.files import read_text
 from ent_brain.spoken import spoken_form
 
 FILE_COLUMN = "wav, file, path, filename, file_name, audio"

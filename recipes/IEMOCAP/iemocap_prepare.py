@@ -14,7 +14,8 @@ from speechbrain.utils.logger import get_logger
 from ent_brain.audio import DURATION_TOLERANCE, find_audio
 from ent_brain.emotions import check_label_map, describe_label_map
 from ent_brain.errors import InputError, raise_problems
-from ent_brain.manifest import Utterance, check_utterances, hold_out, read_text, save_manifests
+from ent_brain.files import read_text
+from ent_brain.manifest import Utterance, check_utterances, hold_out, save_manifests
 
 logger = get_logger(__name__)
 

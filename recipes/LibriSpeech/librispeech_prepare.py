@@ -15,7 +15,8 @@ from speechbrain.utils.logger import get_logger
 
 from ent_brain.audio import ENDINGS
 from ent_brain.errors import SHOWN_PROBLEMS, InputError, raise_problems
-from ent_brain.manifest import Utterance, check_utterances, read_text, save_manifests
+from ent_brain.files import read_text
+from ent_brain.manifest import Utterance, check_utterances, save_manifests
 
 logger = get_logger(__name__)
 
