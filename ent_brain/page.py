@@ -335,9 +335,8 @@ def _overview(frame_probabilities):
     together = max(1, math.ceil(len(probabilities) / POINTS))
     starts = np.arange(0, len(probabilities), together)
     counts = np.diff(starts, append=len(probabilities))[:, None]
-    return np.add.reduceat(probabilities, starts) / counts if len(
-        starts
-    ) else probabilities, together
+    means = np.add.reduceat(probabilities, starts) / counts if len(starts) else probabilities
+    return means, together
 
 
 def _table(rows):
