@@ -42,7 +42,7 @@ from ent_brain.transcripts import Passage, check_passages, spell
 from ent_brain.windows import cut, join, join_rows
 
 WORDS = ("own", "whisper")
-"""Whose words may be written down: the transducer's, or those of Whisper's decoder."""
+"""Sources of the words: the transducer itself, or Whisper's decoder."""
 
 SHORTEST = 0.1
 """Seconds of speech below which a recording gets no words and no emotion. Shorter windows are
@@ -51,8 +51,8 @@ padded to it with silence: no front end needs more."""
 NO_SPEECH = f"less than {SHORTEST} s of speech was found: no words and no emotion"
 
 OFFSET = 0.1
-"""Mean of a recording's samples, as a share of their deviation from it, from which on it is
-removed. Smaller ones are left, because training leaves them."""
+"""Constant offset of samples, as a share of their standard deviation, from which on it is removed.
+Smaller offsets stay, as in training."""
 
 CERTAIN = 1 - 1e-6
 """Probability of the neutral label where nobody speaks."""
@@ -61,13 +61,13 @@ SETTINGS = {
     **{"max_symbols": 1, "beam_size": 1, "longest_window": 1.0},
     **{"segment_decoding": "argmax", "segment_seconds": 1.0},
 }
-"""What an export says of how it is used: keys, and values of their kind."""
+"""Settings that an export must have, each with a value of the right type."""
 
 PRECISIONS = "fp32", "bf16", "fp16"
 """SpeechBrain's names of the precisions that the front end may compute in."""
 
 WINDOWS_AT_ONCE = 4
-"""Windows of a long recording that the model hears together."""
+"""Number of windows of a long recording in one batch."""
 
 
 IMPLAUSIBLE = -3.0
@@ -122,7 +122,7 @@ class EmotionTransducer(Pretrained):
         self._check()
 
     def _check(self):
-        """Raise ValueError where parts or settings are none that go together."""
+        """Raise ValueError if parts or settings do not fit together."""
         problems = wrong_values(SETTINGS, {key: getattr(self.hparams, key) for key in SETTINGS})
         frontend, model, tokens = self.mods.frontend, self.mods.model, self.hparams.tokens
         if not isinstance(tokens, CharTokens | CharacterTokens | SentencePieceTokens):
@@ -170,7 +170,7 @@ class EmotionTransducer(Pretrained):
         Raises
         ------
         InputError
-            If the encoder is nowhere to be found, or the folder holds another one.
+            If the encoder cannot be found, or the folder has another one.
         """
         return cls.from_hparams(source=OPEN_ENGLISH, ssl=ssl, words=words, **kwargs)
 
@@ -193,7 +193,7 @@ class EmotionTransducer(Pretrained):
         source : str or Path
             Folder, or name on the Hugging Face hub, which is fetched.
         savedir : str or Path, optional
-            Where a fetched model is put; the hub's cache where it is not given.
+            Folder for a fetched model (default: the hub's cache).
         revision : str, optional
             Branch, tag or commit of a model on the hub.
         trust : bool
@@ -379,9 +379,9 @@ class EmotionTransducer(Pretrained):
         wavs : Tensor
             [B, S] or [S] at the front end's ``sample_rate``.
         wav_lens : Tensor, optional
-            [B] relative lengths; all 1 where they are not given.
+            [B] relative lengths (default: all 1).
         names : sequence of str, optional
-            Of the recordings; their numbers from 0 where it is not given.
+            Names of the recordings (default: their numbers from 0).
 
         Returns
         -------
@@ -469,7 +469,7 @@ class EmotionTransducer(Pretrained):
         return Recognizer.from_hparams(self.mods, self.hparams.tokens, self.emotions, self.hparams)
 
     def _survey(self, audio):
-        """What ``scan`` found in a sound file, or what another decoding finds (``Survey``)."""
+        """Survey of a sound file: that of ``scan``, or from decoding the file once more."""
         function, survey = audio.inspected
         if function == self._survey_blocks:
             return survey
@@ -509,7 +509,7 @@ class EmotionTransducer(Pretrained):
         return heard._replace(seconds=seconds)
 
     def _progress(self, audio, progressbar):
-        """A function that is told the seconds done, and shows them as is asked for."""
+        """Make a function that takes the seconds done, and shows the progress."""
         seconds = audio.seconds
         hidden = progressbar is not True or seconds <= self.hparams.longest_window
         bar = tqdm(total=round(seconds), desc=audio.path.name, unit="s", disable=hidden)
@@ -568,7 +568,7 @@ class EmotionTransducer(Pretrained):
         return self._only_speech(joined._replace(seconds=seconds), speech)
 
     def _read(self, audio, survey, progressbar):
-        """Yield some windows of a whole sound file, their waveforms [B, S] and lengths [B]."""
+        """Yield windows of a whole file in batches: windows, waveforms [B, S] and lengths [B]."""
         frontend, longest = self.mods.frontend, self.hparams.longest_window
         rate, tell = frontend.sample_rate, self._progress(audio, progressbar)
         blocks = map(survey.apply, read_blocks(audio, rate))
@@ -578,12 +578,12 @@ class EmotionTransducer(Pretrained):
             tell((windows[-1].start + len(windows[-1].wav)) / rate)
 
     def _count_frames(self, samples):
-        """Frames (int) of a recording of so many samples."""
+        """Number of frames (int) of a recording with this number of samples."""
         frontend = self.mods.frontend
         return frontend.count_frames(max(samples, int(SHORTEST * frontend.sample_rate)))
 
     def _hear_batch(self, wavs, wav_lens):
-        """What the model makes of waveforms [B, S] or [S] that somebody gives, list[Heard]."""
+        """Results (list[Heard]) for a caller's waveforms [B, S] or [S]."""
         alone = self._check_batch(wavs, wav_lens)
         return self._hear_speech([(self._survey_blocks([wav]), [wav]) for wav in alone])
 
@@ -610,7 +610,7 @@ class EmotionTransducer(Pretrained):
         return self._only_speech(heard, survey.speech)
 
     def _check_batch(self, wavs, wav_lens):
-        """Waveforms (list of [S]), without their padding, of what somebody gives."""
+        """Check a caller's batch; return its waveforms (list of [S]) without padding."""
         wavs = torch.as_tensor(wavs)
         shape = list(wavs.shape)
         wavs = wavs[None] if wavs.dim() == 1 else wavs
@@ -803,7 +803,7 @@ class EmotionTransducer(Pretrained):
         return [recognizer.heard(*parts) for parts in zip(hypotheses, words, lengths, strict=True)]
 
     def _ask_whisper(self, wavs, samples, features, rows):
-        """Whisper's texts (list[str]) of waveforms [B, S]; empty but for some rows."""
+        """Whisper's texts (list[str]) of waveforms [B, S]; empty except for ``rows``."""
         texts = [""] * len(wavs)
         if rows:
             counts = samples.tolist()
@@ -816,11 +816,11 @@ class EmotionTransducer(Pretrained):
 
 
 class Survey(NamedTuple):
-    """What one look through a recording tells before the model hears it."""
+    """Properties of a recording, measured before the model hears it."""
 
     speech: Speech
     offset: float
-    """Constant that is taken from all samples."""
+    """Constant to subtract from all samples."""
     gain: float
     """Factor that brings the speech to the front end's level; 1 if it has none."""
 
