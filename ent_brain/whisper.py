@@ -22,8 +22,9 @@ MOST_TOKENS = 8
 FEWEST_TOKENS = 16
 """Number of tokens that even the shortest recording may have."""
 
-REPEATED = 8
-"""Number of tokens that a decoder that repeats itself says again. Decoding stops there."""
+REPEATED, BEFORE = 8, 2
+"""Number of tokens that a decoder that repeats itself says again, and how many times it must have
+said them before. Decoding stops there. Once is not enough, because people say sentences twice."""
 
 
 class WhisperSpeechEncoder(WhisperPreTrainedModel):
@@ -176,8 +177,8 @@ class _Repetition(StoppingCriteria):
 
 
 def _end_in_repetition(ids):
-    """Tell for ids [B, N] whether the last ``REPEATED`` tokens occur before, too: [B] bool."""
+    """Whether the last ``REPEATED`` of ids [B, N] were there ``BEFORE`` times before: [B] bool."""
     if ids.size(1) <= REPEATED:
         return torch.zeros(len(ids), dtype=torch.bool, device=ids.device)
     windows = ids.unfold(1, REPEATED, 1)
-    return (windows[:, :-1] == windows[:, -1:]).all(-1).any(-1)
+    return (windows[:, :-1] == windows[:, -1:]).all(-1).sum(-1) >= BEFORE
