@@ -95,7 +95,7 @@ def beam_search(model, features, frame_lens, beam_size=4, n_best=1, max_symbols=
     -------
     list[list[Hypothesis]]
         Hypotheses of each utterance, the best first, on the CPU. ``score`` sums over the alignments
-        in the beam. Merged hypotheses have the ``frames`` of the most probable alignment.
+        in the beam. Merged hypotheses keep the ``frames`` of the more probable one.
 
     Raises
     ------

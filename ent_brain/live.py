@@ -183,8 +183,7 @@ class Listener:
         count = next((i for i, word in enumerate(words) if word.end > limit), len(words))
         if not count:
             return []
-        free = self._settled[-1].end if self._settled else 0.0
-        words = [_not_before(word, free) for word in words[:count]]
+        words = self._after_settled(words[:count])
         self._settled += words
         told = annotate(
             "",
@@ -196,6 +195,15 @@ class Listener:
             Word(text, round(start, 4), round(end, 4), word.emotion, word.probability)
             for (text, start, end), word in zip(words, told.words, strict=True)
         ]
+
+    def _after_settled(self, words):
+        """Place words after the settled ones and each other; each lasts a frame or longer."""
+        free, placed = self._settled[-1].end if self._settled else 0.0, []
+        for word in words:
+            start = max(word.start, free)
+            free = max(word.end, start + self._frontend.frame_duration)
+            placed.append(word._replace(start=start, end=free))
+        return placed
 
 
 def _not_before(word, time):

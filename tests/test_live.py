@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -92,6 +93,18 @@ def test_words_come_in_order_and_soon(heard):
     assert annotation.segments[-1].end == pytest.approx(23.3)
 
 
+def stub_model(hear_on):
+    """A model that hears with a function."""
+    frontend = SimpleNamespace(sample_rate=RATE, frame_samples=640, frame_duration=0.04)
+    return SimpleNamespace(
+        mods=SimpleNamespace(frontend=frontend),
+        hparams=SimpleNamespace(longest_window=8.0),
+        emotions=PUBLISHED,
+        _hear_on=hear_on,
+        _count_frames=lambda samples: samples // frontend.frame_samples,
+    )
+
+
 @pytest.mark.parametrize("silence", [0, 20])
 def test_no_word_is_lost_doubled_or_late(silence):
     """The model recognises each burst as a word, with its loudness as the text."""
@@ -107,15 +120,7 @@ def test_no_word_is_lost_doubled_or_late(silence):
         words = before + [word for word in words if word.start >= seconds]
         return Heard(len(wav) / RATE, words, None, None, None)
 
-    frontend = SimpleNamespace(sample_rate=RATE, frame_samples=640, frame_duration=0.04)
-    frontend.count_frames = lambda samples: samples // 640
-    stub = SimpleNamespace(
-        mods=SimpleNamespace(frontend=frontend),
-        hparams=SimpleNamespace(longest_window=8.0),
-        emotions=PUBLISHED,
-        _hear_on=hear_bursts,
-        _count_frames=frontend.count_frames,
-    )
+    stub = stub_model(hear_bursts)
     wav = torch.zeros(60 * RATE // 2)
     for number in range(60):
         wav[number * RATE // 2 :][: RATE // 4] = (number + 20) / 100
@@ -126,6 +131,20 @@ def test_no_word_is_lost_doubled_or_late(silence):
     delays = [now - word.end for word, now in words if now is not None]
     assert max(delays) <= live.HOP + live.LAG + 1e-6
     assert len(delays) > 55
+
+
+def test_a_word_that_is_found_before_the_settled_ones_follows_them():
+    """Each hearing moves the words to the start of the window."""
+
+    def hear_early(wav, before, seconds):
+        count = len(before) + (len(wav) > 3 * RATE) + 1
+        words = [TimedWord(f"W{index}", 0.0, 0.1) for index in range(count)]
+        return Heard(len(wav) / RATE, words, None, None, None)
+
+    words = Listener(stub_model(hear_early)).feed(torch.zeros(6 * RATE))
+    assert len(words) > 5
+    assert all(word.start + 0.039 < word.end for word in words)
+    assert all(word.end <= following.start for word, following in pairwise(words))
 
 
 def test_a_ctc_head_loses_no_word_after_settled_ones(trained, tmp_path):
