@@ -30,7 +30,8 @@ WAITING = 32
 EMBEDDED_BYTES = 64 * 2**20
 """Size limit in bytes of the MP3 in a player's page. ``MOST_MINUTES`` of sound need less."""
 
-OWN_WORDS, TYPED_WORDS = "the model's own", "a transcript that I type"
+WHISPER_WORDS, OWN_WORDS = "Whisper's", "the model's own"
+TYPED_WORDS = "a transcript that I type"
 MIXED, EACH = "mixed", "each alone"
 
 FIT_PLAYER = """
@@ -102,14 +103,15 @@ class _Sessions:
 
 
 def word_sources(model):
-    """Return the sources of words that a model supports (list[str]).
+    """Return the sources of words that a model supports (list[str]), the default first.
 
     Example
     -------
     >>> word_sources(object())
     ["the model's own"]
     """
-    return [OWN_WORDS] + [TYPED_WORDS] * hasattr(model, "align_file")
+    whisper = [WHISPER_WORDS] * (getattr(model, "whisper", None) is not None)
+    return [*whisper, OWN_WORDS] + [TYPED_WORDS] * hasattr(model, "align_file")
 
 
 def make_app(model, title="Words and emotions", minutes=MOST_MINUTES):
@@ -151,7 +153,9 @@ def make_app(model, title="Words and emotions", minutes=MOST_MINUTES):
             show_share(0.0)
             typed = transcript if source == TYPED_WORDS else None
             check_length(path, minutes)
-            recordings = _annotate(model, path, typed, channels == EACH, show_share)
+            has_choice = source == OWN_WORDS and WHISPER_WORDS in sources
+            chosen = model.with_own_words() if has_choice else model
+            recordings = _annotate(chosen, path, typed, channels == EACH, show_share)
             page = folder / f"{name}.html"
             write_recordings(page, name, recordings, EMBEDDED_BYTES)
             show_share(1.0)
@@ -181,7 +185,8 @@ def make_app(model, title="Words and emotions", minutes=MOST_MINUTES):
             spoken = gr.Audio(label="or speak", sources=["microphone"], type="filepath", buttons=[])
             with gr.Column(min_width=200):
                 channels = gr.Radio([MIXED, EACH], value=MIXED, label="Channels")
-                source = gr.Radio(sources, value=OWN_WORDS, label="Words", visible=len(sources) > 1)
+                several = len(sources) > 1
+                source = gr.Radio(sources, value=sources[0], label="Words", visible=several)
                 transcript = gr.Textbox(label="Transcript", lines=3, visible=False)
         with gr.Row():
             again = gr.Button("Annotate", variant="primary")

@@ -1,5 +1,6 @@
 """A trained model in use: from a sound file to its words, its emotions and their times."""
 
+import copy
 import ctypes
 import math
 from contextlib import suppress
@@ -456,6 +457,17 @@ class EmotionTransducer(Pretrained):
             self._align(name, [(0, each.samples)], [each], survey.speech, text, name)
             for name, each, survey, text in zip(names, encoded, surveys, texts, strict=True)
         ]
+
+    def with_own_words(self):
+        """Make a model that writes its own words, in place of Whisper's, and shares the weights.
+
+        Returns
+        -------
+        EmotionTransducer
+        """
+        own = copy.copy(self)
+        own.whisper = None
+        return own
 
     def _annotate(self, name, heard, notes=(), words_by=None):
         words_by = words_by or ("model" if self.whisper is None else "whisper")

@@ -272,6 +272,8 @@ def test_a_transcript_is_aligned_where_the_model_can(model, tmp_path):
         align_file=lambda *arguments, **_: told.append(arguments) or annotation,
     )
     assert app.word_sources(stub) == [app.OWN_WORDS, app.TYPED_WORDS]
+    stub.whisper = object()
+    assert app.word_sources(stub) == [app.WHISPER_WORDS, app.OWN_WORDS, app.TYPED_WORDS]
     [recording] = app._annotate(stub, path, "OH DEAR", False, lambda share: None)
     assert recording.annotation is annotation and told == [(path, "OH DEAR")]
     for text, each, problem in (

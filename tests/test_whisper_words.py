@@ -184,6 +184,9 @@ def test_words_are_written_as_whisper_writes_them(packed, whole, path, monkeypat
     assert times == sorted(times)
     assert times[-1] <= annotation.duration
     assert {word.emotion for word in annotation.words} <= set(model.emotions)
+    own = EmotionTransducer.from_hparams(packed, ssl=whole, words="own")
+    assert model.with_own_words().annotate_file(path) == own.annotate_file(path)
+    assert model.annotate_file(path) == annotation
 
 
 def test_nobody_asks_whisper_about_silence(packed, whole, monkeypatch):
