@@ -67,7 +67,7 @@ SETTINGS = {
 PRECISIONS = "fp32", "bf16", "fp16"
 """SpeechBrain's names of the precisions that the front end may compute in."""
 
-WINDOWS_AT_ONCE = 4
+WINDOWS_AT_ONCE = 2
 """Number of windows of a long recording in one batch."""
 
 
