@@ -702,7 +702,7 @@ def test_the_demo_is_the_repository_s(monkeypatch, capsys):
     assert (cwd / "Makefile").is_file()
     monkeypatch.setattr(cli, "__file__", "/site-packages/ent_brain/cli.py")
     assert run("demo") == 1
-    assert "clone the repository and run make demo in it" in capsys.readouterr().err
+    assert "Clone the repository and run make demo in it." in capsys.readouterr().err
 
 
 def test_it_is_a_program_that_says_json_and_nothing_else(model, tmp_path):
