@@ -4,7 +4,7 @@
 All models have the size of their base model and random weights, which take the same time as
 trained ones. For each file, all front ends take turns.
 
-> python benchmarks/features.py ../shared/data/ravdess
+> python benchmarks/features.py RAVDESS
 """
 
 import argparse

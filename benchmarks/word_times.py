@@ -10,8 +10,8 @@ its words that match the TextGrid. The table also compares rules for the boundar
 the frames of their tokens.
 
 > python benchmarks/word_times.py --model demo/ent/pretrained
-> python benchmarks/word_times.py --model PRETRAINED --alignments ../shared/data/librispeech/\
-alignments --recordings ../shared/data/librispeech/test-speakers --whisper WHISPER/hf
+> python benchmarks/word_times.py --model PRETRAINED --alignments LibriSpeech/alignments \
+    --recordings LibriSpeech/test-speakers --whisper WHISPER/hf
 """
 
 import argparse
