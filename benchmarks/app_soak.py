@@ -86,7 +86,9 @@ def soak(paths, options, scratch):
         until = began + 60 * options.minutes
         with ThreadPoolExecutor(options.sessions) as pool:
             futures = [
-                pool.submit(use, address, paths[number:] + paths[:number], downloads, until)
+                pool.submit(
+                    use, address, paths[number:] + paths[:number], downloads / str(number), until
+                )
                 for number in range(options.sessions)
             ]
             while not all(future.done() for future in futures):
