@@ -159,6 +159,17 @@ def test_without_a_pooled_head_the_utterance_has_the_mean_of_its_frames(model_cl
         assert hypothesis.utterance_log_probs.exp().sum().item() == pytest.approx(1, abs=1e-5)
 
 
+def assert_emotions_without_tokens(hypothesis, plain, features):
+    """Its emotions are those of a predictor that has read no token."""
+    encoded, predicted = plain.encode(features, 0), plain.predict([], 0)
+    expected = [plain.emotion_logits([x], predicted).log_softmax(0) for x in encoded]
+    torch.testing.assert_close(
+        hypothesis.emotion_log_probs, torch.stack(expected).float(), rtol=0, atol=1e-5
+    )
+    expected = plain.head_logits(encoded.mean(0), predicted[0]).log_softmax(0)
+    torch.testing.assert_close(hypothesis.utterance_log_probs, expected.float(), rtol=0, atol=1e-5)
+
+
 @MODELS
 def test_without_a_token_joint_there_are_no_words_but_emotions(model_class):
     model, features = random_model(model_class, token_joint=False), random_features()
@@ -166,15 +177,7 @@ def test_without_a_token_joint_there_are_no_words_but_emotions(model_class):
     hypotheses = greedy_search(model, features, FRAME_LENS)
     for hypothesis, each in zip(hypotheses, utterances(features), strict=True):
         assert (hypothesis.tokens, hypothesis.frames, hypothesis.score) == ([], [], 0.0)
-        encoded, predicted = plain.encode(each, 0), plain.predict([], 0)
-        expected = [plain.emotion_logits([x], predicted).log_softmax(0) for x in encoded]
-        torch.testing.assert_close(
-            hypothesis.emotion_log_probs, torch.stack(expected).float(), rtol=0, atol=1e-5
-        )
-        expected = plain.head_logits(encoded.mean(0), predicted[0]).log_softmax(0)
-        torch.testing.assert_close(
-            hypothesis.utterance_log_probs, expected.float(), rtol=0, atol=1e-5
-        )
+        assert_emotions_without_tokens(hypothesis, plain, each)
 
 
 @MODELS
@@ -198,15 +201,7 @@ def test_without_a_token_joint_a_ctc_head_spells_its_best_path(model_class):
         assert list(zip(hypothesis.tokens, hypothesis.frames, strict=True)) == spelt
         assert hypothesis.score == pytest.approx(sum(float(f.max()) for f in log_probs), rel=1e-5)
         # Training shows no token to the predictor, so emotions do not depend on them.
-        encoded, predicted = plain.encode(each, 0), plain.predict([], 0)
-        expected = [plain.emotion_logits([x], predicted).log_softmax(0) for x in encoded]
-        torch.testing.assert_close(
-            hypothesis.emotion_log_probs, torch.stack(expected).float(), rtol=0, atol=1e-5
-        )
-        expected = plain.head_logits(encoded.mean(0), predicted[0]).log_softmax(0)
-        torch.testing.assert_close(
-            hypothesis.utterance_log_probs, expected.float(), rtol=0, atol=1e-5
-        )
+        assert_emotions_without_tokens(hypothesis, plain, each)
         ids += hypothesis.tokens
     assert len(set(ids)) > 1
     encoded = model.encode(features, FRAME_LENS)
