@@ -492,11 +492,11 @@ class TransducerModel(nn.Module):
         """
         if not self.predictors:
             return Streams(None, None)
+        positions = tokens.size(1) + 1
+        if not self.token_joints:
+            tokens = tokens[:, :0]
         valid = torch.arange(tokens.size(1), device=tokens.device) < token_lens[:, None]
         history = nn.functional.pad(tokens.masked_fill(~valid, BLANK), (1, 0), value=BLANK)
-        if not self.token_joints:
-            history = history[:, :1]
-        positions = tokens.size(1) + 1
         predicted = [
             predictor(history)[0].expand(-1, positions, -1) for predictor in self.predictors
         ]
