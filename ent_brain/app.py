@@ -153,8 +153,7 @@ def make_app(model, title="Words and emotions", minutes=MOST_MINUTES):
             show_share(0.0)
             typed = transcript if source == TYPED_WORDS else None
             check_length(path, minutes)
-            has_choice = source == OWN_WORDS and WHISPER_WORDS in sources
-            chosen = model.with_own_words() if has_choice else model
+            chosen = model.with_own_words() if source == OWN_WORDS else model
             recordings = _annotate(chosen, path, typed, channels == EACH, show_share)
             page = folder / f"{name}.html"
             write_recordings(page, name, recordings, EMBEDDED_BYTES)
