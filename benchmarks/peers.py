@@ -3,7 +3,8 @@
 
 The script needs the extra ``peers``, a folder of openai/whisper-base, and one of its conversion for
 faster-whisper. Each program runs in its own process; peak memory is that of the process. Times
-include reading and decoding of files. Texts are normalised by Whisper's English normaliser.
+include reading and decoding of files. Texts are normalised by Whisper's English normaliser. A CPU
+without instructions for bfloat16 leaves out the rows in it.
 
 > python benchmarks/peers.py --librispeech LibriSpeech --ssl whisper-base --ct2 faster-whisper-base
 """
@@ -94,6 +95,8 @@ def main():
         return
     rows = {}
     for name in PEERS:
+        if "bf16" in name and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+            continue
         command = [sys.executable, __file__, *sys.argv[1:], "--only", name]
         threads = {"OMP_NUM_THREADS": str(options.threads)}
         done = subprocess.run(command, env=os.environ | threads, stdout=subprocess.PIPE, text=True)
@@ -102,7 +105,8 @@ def main():
         rows[name] = json.loads(done.stdout.splitlines()[-1])
     print(table(rows))
     torch.set_num_threads(options.threads)
-    print(f"\n{rows[name]['files']} files, {hardware('cpu')}")
+    files = next(iter(rows.values()))["files"]
+    print(f"\n{files} files, {hardware('cpu')}")
     if options.output:
         write_json(rows, options.output)
 

@@ -520,32 +520,6 @@ class SSLFrontend(Frontend):
         layer = self.layers.index(self.ssl_model.config.num_hidden_layers)
         return self.encode(wavs)[:, :, layer]
 
-    def last_states(self, features, samples):
-        """Extract the last hidden states of utterances from their features.
-
-        Arguments
-        ---------
-        features : Tensor
-            [B, T, L, D] from ``forward``.
-        samples : sequence of int
-            Number of samples of each utterance.
-
-        Returns
-        -------
-        list of Tensor
-            [T, D] before stacking.
-
-        Raises
-        ------
-        ValueError
-            If the last hidden state is not among ``layers``.
-        """
-        layer = self.layers.index(self.ssl_model.config.num_hidden_layers)
-        states = features[:, :, layer].unflatten(-1, (self.stacked, -1)).flatten(1, 2)
-        return [
-            row[: self._count_states(count)] for row, count in zip(states, samples, strict=True)
-        ]
-
     def _complete(self, kept, wav):
         """Return the cached features of an utterance, or compute and cache them."""
         if kept.features is not None:

@@ -606,7 +606,7 @@ class EmotionTransducer(Pretrained):
         """
         frontend, recognizer, tokens = self.mods.frontend, self.recognizer, self.hparams.tokens
         survey = self._survey_blocks([wav])
-        encoded, frame_lens, *_ = self._encode(*batch_pad_right([survey.apply(wav)]))
+        encoded, frame_lens, _ = self._encode(*batch_pad_right([survey.apply(wav)]))
         if self.mods.model.token_joints:
             frame = min(int(seconds / frontend.frame_duration), int(frame_lens) - 1)
             found = recognizer.go_on(encoded, frame_lens, tokens.encode(" ".join(before)), frame)
@@ -663,7 +663,7 @@ class EmotionTransducer(Pretrained):
 
     def _encode_each(self, wavs, wav_lens):
         """Encode waveforms (list[Encoded])."""
-        streams, frame_lens, samples, _ = self._encode(wavs, wav_lens)
+        streams, frame_lens, samples = self._encode(wavs, wav_lens)
         return [
             Encoded(Streams(*(stream[row, :frames] for stream in streams)), count)
             for row, (frames, count) in enumerate(
@@ -776,8 +776,8 @@ class EmotionTransducer(Pretrained):
 
         Returns
         -------
-        (Streams, Tensor, Tensor, Tensor)
-            [B, T, D] each; [B] frames; [B] samples; and the front end's features.
+        (Streams, Tensor, Tensor)
+            [B, T, D] each; [B] frames; and [B] samples.
         """
         frontend, model = self.mods.frontend, self.mods.model
         if (dtype := next(model.parameters()).dtype) != torch.float32:  # as SpeechBrain's Fbank is
@@ -790,14 +790,13 @@ class EmotionTransducer(Pretrained):
         wavs = torch.nn.functional.pad(wavs, (0, max(0, shortest - wavs.size(1))))
         with self.inference_ctx:
             features, frame_lens = frontend(wavs, samples.clamp(min=shortest) / wavs.size(1))
-        features = features.float()
-        return model.encode(features, frame_lens), frame_lens, samples, features
+        return model.encode(features.float(), frame_lens), frame_lens, samples
 
     @torch.no_grad()
     def _hear(self, wavs, wav_lens):
         """What the model makes of waveforms, list[Heard]."""
         recognizer, rate = self.recognizer, self.mods.frontend.sample_rate
-        encoded, frame_lens, samples, features = self._encode(wavs, wav_lens)
+        encoded, frame_lens, samples = self._encode(wavs, wav_lens)
         if self.whisper is None:
             hypotheses = recognizer.recognize(encoded, frame_lens)
             words = [self.hparams.tokens.words(hypothesis.tokens) for hypothesis in hypotheses]
@@ -805,7 +804,7 @@ class EmotionTransducer(Pretrained):
             # Where the model itself finds no word, Whisper invents some.
             found = replace(recognizer, beam_size=1).search(encoded, frame_lens)
             rows = [row for row, each in enumerate(found) if each.tokens]
-            texts = self._ask_whisper(wavs, samples, features, rows)
+            texts = self._ask_whisper(wavs, samples, rows)
             spelled = [spell(text, self.hparams.tokens, self.language) for text in texts]
             words = [each.words for each in spelled]
             paths = [TokenPath(each.tokens, [], 0.0) for each in spelled]
@@ -814,14 +813,14 @@ class EmotionTransducer(Pretrained):
         lengths = [count / rate for count in samples.tolist()]  # not in float32
         return [recognizer.heard(*parts) for parts in zip(hypotheses, words, lengths, strict=True)]
 
-    def _ask_whisper(self, wavs, samples, features, rows):
+    def _ask_whisper(self, wavs, samples, rows):
         """Whisper's texts (list[str]) of waveforms [B, S]; empty except for ``rows``."""
         texts = [""] * len(wavs)
         if rows:
-            counts = samples.tolist()
-            states = self.mods.frontend.last_states(features, counts)
-            alone = [wavs[row, : counts[row]] for row in rows]
-            found = self.whisper.transcribe(alone, [states[row] for row in rows], self.language)
+            alone = [wavs[row, : samples[row]] for row in rows]
+            with self.inference_ctx:
+                states = self.whisper.encode(alone)
+            found = self.whisper.transcribe(alone, states, self.language)
             for row, text in zip(rows, found, strict=True):
                 texts[row] = text
         return texts

@@ -27,6 +27,11 @@ REPEATED, BEFORE = 8, 2
 said them before. Decoding stops there. Once is not enough, because people say sentences twice."""
 
 
+TAIL = 0.5
+"""Seconds of silence that the decoder reads after an utterance. Without them, it repeats itself in
+a third of the utterances."""
+
+
 class WhisperSpeechEncoder(WhisperPreTrainedModel):
     """Whisper's encoder without its decoder; it encodes each utterance at its own length.
 
@@ -80,12 +85,14 @@ class WhisperSpeechEncoder(WhisperPreTrainedModel):
 
 
 class WhisperDecoder:
-    """Whisper's decoder; it uses the states that a front end's encoder has already computed.
+    """Whisper's decoder; it uses the encoder of a front end.
 
     The decoder was trained on 30 s, mostly with silence at the end. With the states of an utterance
-    alone, it repeats itself. Therefore, states of silence follow up to 30 s: the encoder's states
-    of 30 s of zeros, at the same positions, computed once. If the decoder still repeats itself, the
-    utterance is encoded again with silence up to 30 s, as in Whisper.
+    alone, it repeats itself. Therefore, the utterance is encoded with ``TAIL``, and states of
+    silence follow up to 30 s: the encoder's states of 30 s of zeros, at the same positions,
+    computed once. If the decoder still repeats itself, the utterance is encoded again with silence
+    up to 30 s, as in Whisper. The front end's features cannot be used: ``TAIL`` changes them, and
+    the emotions would not be those of the model's own words.
 
     Arguments
     ---------
@@ -117,8 +124,29 @@ class WhisperDecoder:
     @cached_property
     def silence(self):
         """States [1500, D] of 30 s of silence."""
-        zeros = torch.zeros(1, self.frontend.max_samples, device=self.model.device)
-        return self.frontend.encode_last(zeros)[0]
+        return self._encode(torch.zeros(0, device=self.model.device), self.frontend.max_samples)
+
+    @torch.no_grad()
+    def encode(self, wavs):
+        """Encode utterances, each with silence at its end.
+
+        Arguments
+        ---------
+        wavs : list of Tensor
+            [S] samples of each utterance.
+
+        Returns
+        -------
+        list of Tensor
+            [T, D] last hidden states of each utterance, every 20 ms.
+        """
+        tail = int(TAIL * self.frontend.sample_rate)
+        return [self._encode(wav, len(wav) + tail) for wav in wavs]
+
+    def _encode(self, wav, samples):
+        """Last hidden states [T, D] of an utterance [S] with silence, ``samples`` in all."""
+        rest = min(samples, self.frontend.max_samples) - len(wav)
+        return self.frontend.encode_last(torch.nn.functional.pad(wav, (0, max(0, rest)))[None])[0]
 
     @torch.no_grad()
     def transcribe(self, wavs, states, language="en"):
@@ -129,7 +157,7 @@ class WhisperDecoder:
         wavs : list of Tensor
             [S] samples of each utterance.
         states : list of Tensor
-            [T, D] last hidden states of each utterance, every 20 ms.
+            [T, D] states of each utterance, from ``encode``.
         language : str
             Code of the language.
 
@@ -150,9 +178,8 @@ class WhisperDecoder:
         decoded = self._decode(padded, language, most, stopping_criteria=[_Repetition()])
         for row, ids in enumerate(decoded):
             if bool(_end_in_repetition(torch.tensor([ids]))):
-                rest = self.frontend.max_samples - len(wavs[row])
-                wav = torch.nn.functional.pad(wavs[row], (0, rest))[None]
-                [decoded[row]] = self._decode(self.frontend.encode_last(wav), language, most)
+                whole = self._encode(wavs[row], self.frontend.max_samples)
+                [decoded[row]] = self._decode(whole[None], language, most)
         return [" ".join(text.split()) for text in self.tokenizer.batch_decode(decoded)]
 
     def _decode(self, states, language, most, **settings):

@@ -1,4 +1,4 @@
-"""Words from Whisper's decoder, on states that the front end has computed."""
+"""Words from Whisper's decoder, on states that the front end's encoder computes."""
 
 import json
 
@@ -98,13 +98,13 @@ def path(tmp_path):
     return tmp_path / "a.wav"
 
 
-def test_states_are_those_before_stacking(frontend):
-    wavs = 0.1 * torch.randn(2, RATE)
-    features, _ = frontend(wavs, torch.tensor([1.0, 0.51]))
-    states = frontend.last_states(features, [RATE, 8160])
-    assert [len(each) for each in states] == [50, 26]
-    torch.testing.assert_close(states[0], frontend.encode_last(wavs[:1])[0])
-    torch.testing.assert_close(states[1], frontend.encode_last(wavs[1:, :8160])[0])
+def test_the_decoder_reads_half_a_second_of_silence_after_an_utterance(whole, frontend):
+    wavs = [0.1 * torch.randn(RATE), 0.1 * torch.randn(8160), 0.1 * torch.randn(478_000)]
+    states = WhisperDecoder(whole, frontend).encode(wavs)
+    assert [len(each) for each in states] == [75, 51, 1500]  # never more than 30 s
+    for wav, own, samples in zip(wavs, states, (24_000, 16_160, 480_000), strict=True):
+        padded = torch.nn.functional.pad(wav, (0, samples - len(wav)))
+        torch.testing.assert_close(own, frontend.encode_last(padded[None])[0])
 
 
 def test_texts_are_those_of_the_whole_model_of_transformers(whole, frontend):
