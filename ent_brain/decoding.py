@@ -332,6 +332,35 @@ def _greedy_paths(model, encoded, frame_lens, max_symbols, before=()):
     ]
 
 
+@torch.no_grad()
+def finds_tokens(model, encoded, frame_lens):
+    """Whether greedy search finds any token.
+
+    The search needs not go on for it: until the first token, the predictor has read none.
+
+    Arguments
+    ---------
+    model : ENT or FENT
+        In eval mode, with token joints.
+    encoded : Streams
+        [B, T, D] each, from ``model.encode``.
+    frame_lens : Tensor
+        [B] number of frames.
+
+    Returns
+    -------
+    Tensor
+        [B] bool.
+    """
+    rows = torch.arange(len(frame_lens), device=frame_lens.device)[:, None]
+    times = torch.arange(int(frame_lens.max()), device=frame_lens.device)[None]
+    read = _Reader(model)
+    sides, _ = read.start((), len(rows))
+    nodes = [lattice.at(rows, times, 0) for lattice in read.lattices(encoded, sides)]
+    emits = torch.cat(nodes, -1).argmax(-1) != BLANK
+    return (emits & (times < frame_lens[:, None])).any(1)
+
+
 def _ctc_paths(model, encoded, frame_lens):
     """The best path of the CTC head for each utterance, [[TokenPath]].
 

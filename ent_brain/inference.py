@@ -17,7 +17,7 @@ from tqdm import tqdm
 from ent_brain.alignment import MOST_NODES, align, align_tokens, word_times
 from ent_brain.annotation import Heard, annotate
 from ent_brain.audio import LOUDEST, Inspection, read_blocks, scan_audio
-from ent_brain.decoding import TokenPath
+from ent_brain.decoding import TokenPath, finds_tokens
 from ent_brain.emotions import EmotionSet
 from ent_brain.errors import InputError, first_names, one_line
 from ent_brain.export import (
@@ -802,8 +802,8 @@ class EmotionTransducer(Pretrained):
             words = [self.hparams.tokens.words(hypothesis.tokens) for hypothesis in hypotheses]
         else:
             # Where the model itself finds no word, Whisper invents some.
-            found = replace(recognizer, beam_size=1).search(encoded, frame_lens)
-            rows = [row for row, each in enumerate(found) if each.tokens]
+            found = finds_tokens(self.mods.model, encoded, frame_lens).tolist()
+            rows = [row for row, any_token in enumerate(found) if any_token]
             texts = self._ask_whisper(wavs, samples, rows)
             spelled = [spell(text, self.hparams.tokens, self.language) for text in texts]
             words = [each.words for each in spelled]

@@ -117,6 +117,10 @@ class WhisperDecoder:
                 f"{folder}: holds Whisper's encoder, but no decoder ({missing[0]} is missing). "
                 "Name a folder with the whole model."
             )
+        # The same ban in another form: that of ``suppress_tokens`` takes milliseconds at each step.
+        settings = model.generation_config
+        settings.bad_words_ids = [[token] for token in settings.suppress_tokens or []] or None
+        settings.suppress_tokens = None
         self.frontend = frontend
         self.model = model.to(frontend.ssl_model.device).eval()
         self.tokenizer = WhisperTokenizerFast.from_pretrained(folder)

@@ -275,6 +275,20 @@ def test_search_keeps_no_graph(model_class):
 
 
 @MODELS
+def test_whether_greedy_search_finds_a_token_is_known_without_it(model_class):
+    model, features = random_model(model_class), random_features()
+    output, answers = model.token_joints[0].output, []
+    for _ in range(8):
+        encoded = model.encode(features, FRAME_LENS)
+        found = decoding.finds_tokens(model, encoded, FRAME_LENS).tolist()
+        searched = greedy_search(model, features, FRAME_LENS)
+        assert found == [bool(hypothesis.tokens) for hypothesis in searched]
+        answers += found
+        output.bias.data[0] += 1
+    assert {True, False} == set(answers)
+
+
+@MODELS
 @pytest.mark.parametrize(("max_symbols", "frames"), [(1, 4), (2, 3), (3, 2)])
 def test_a_beam_that_holds_everything_sums_over_all_paths(
     model_class, max_symbols, frames, monkeypatch
