@@ -150,7 +150,8 @@ class WhisperDecoder:
     def _encode(self, wav, samples):
         """Last hidden states [T, D] of an utterance [S] with silence, ``samples`` in all."""
         rest = min(samples, self.frontend.max_samples) - len(wav)
-        return self.frontend.encode_last(torch.nn.functional.pad(wav, (0, max(0, rest)))[None])[0]
+        padded = torch.nn.functional.pad(wav, (0, max(0, rest)))
+        return self.frontend.encode_last(padded[None])[0].float()
 
     @torch.no_grad()
     def transcribe(self, wavs, states, language="en"):
