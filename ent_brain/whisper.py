@@ -26,10 +26,9 @@ REPEATED, BEFORE = 8, 2
 """Number of tokens that a decoder that repeats itself says again, and how many times it must have
 said them before. Decoding stops there. Once is not enough, because people say sentences twice."""
 
-
 TAIL = 0.5
-"""Seconds of silence that the decoder reads after an utterance. Without them, it repeats itself in
-a third of the utterances."""
+"""Seconds of silence that the decoder reads after an utterance. Without them, it often repeats
+itself."""
 
 
 class WhisperSpeechEncoder(WhisperPreTrainedModel):
