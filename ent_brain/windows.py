@@ -35,11 +35,6 @@ class Window(NamedTuple):
     """[S], mono."""
 
 
-def count_seconds(path):
-    """Count the seconds of a sound file that can be decoded (float), regardless of its header."""
-    return scan_audio(path).seconds
-
-
 def read_windows(path, sample_rate, longest, frame_samples):
     """Read a sound file window by window, with little more than one window in memory.
 

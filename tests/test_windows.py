@@ -6,8 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ent_brain.annotation import Heard
-from ent_brain.audio import resample
-from ent_brain.windows import count_seconds, cut, join, read_windows
+from ent_brain.audio import resample, scan_audio
+from ent_brain.windows import cut, join, read_windows
 
 RATE, FRAME = 1000, 40
 FRAME_DURATION = FRAME / RATE
@@ -32,7 +32,7 @@ def test_a_short_recording_is_one_window(tmp_path):
     [window] = windows_of(path, 4.0)
     assert window.start == 0
     torch.testing.assert_close(window.wav, wav)
-    assert count_seconds(path) == 3.9
+    assert scan_audio(path).seconds == 3.9
 
 
 def test_windows_part_in_the_pauses_and_nothing_is_heard_twice(tmp_path):
