@@ -40,6 +40,8 @@ class Setting(NamedTuple):
     part: str | None = None
     """Part of ``trained_on.json`` that records it, if another value is another training."""
     or_null: bool = False
+    or_list: bool = False
+    """Whether a list is allowed where the YAML has another kind. The code that reads it checks it."""
     is_path: bool = False
     sample: str | float | None = None
     """Sample value of a mapping with keys of any name. Limits and null are for its values."""
@@ -54,7 +56,8 @@ _TABLE = {
     "max_unknown_share": Setting(EVERY, SHARE),
     "normalization": Setting(EVERY, Choices(tuple(NORMALIZATIONS))),
     "zed_folder librispeech_folder mixed_folder test_actors valid_actors train_parts valid_parts "
-    "test_parts valid_speakers mixed keep_neutral mixed_speeds close_draws": Setting(SOME),
+    "test_parts mixed keep_neutral mixed_speeds close_draws": Setting(SOME),
+    "valid_speakers": Setting(SOME, or_list=True),
     "table": Setting(SOME, is_path=True),
     "test_session": Setting(SOME, Choices((1, 2, 3, 4, 5, None))),  # None trains on all
     "valid_share test_share neutral_share": Setting(SOME, SHARE),
@@ -313,6 +316,8 @@ def _wrong_parts(name, key, model, value, own):
             model = "" if key.endswith("_folder") else None
     setting, remedy = SETTINGS.get(key, Setting()), None
     if value is None and (model is None or (setting.or_null and not isinstance(model, dict))):
+        return
+    if setting.or_list and isinstance(value, list):
         return
     if isinstance(setting.limits, Choices):
         remedy = setting.limits.remedy(value)

@@ -658,6 +658,13 @@ def test_a_session_is_one_of_five(tmp_path, session):
     assert line == f"test_session: {session}: choose 1, 2, 3, 4, 5, null"
 
 
+@pytest.mark.parametrize("speakers", [0.2, [1088, 118], []])
+def test_validation_speakers_are_a_share_or_a_list(tmp_path, speakers):
+    yaml = ROOT / "recipes" / "LibriSpeech" / "hparams" / "ent_asr_fbank.yaml"
+    given = overrides(tmp_path, data_folder=tmp_path, valid_speakers=speakers)
+    assert load_recipe(yaml, given)["valid_speakers"] == speakers
+
+
 def test_zed_s_recipe_trains_on_all_sessions_too(tmp_path):
     path = ROOT / "recipes" / "ZED" / "hparams" / "ent_demo.yaml"
     given = {"data_folder": "x", "zed_folder": "y"}
