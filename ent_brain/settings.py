@@ -41,7 +41,7 @@ class Setting(NamedTuple):
     """Part of ``trained_on.json`` that records it, if another value is another training."""
     or_null: bool = False
     or_list: bool = False
-    """Whether a list is allowed where the YAML has another kind. The code that reads it checks it."""
+    """Whether a list may stand where the YAML has another kind. Its reader checks it."""
     is_path: bool = False
     sample: str | float | None = None
     """Sample value of a mapping with keys of any name. Limits and null are for its values."""
