@@ -18,6 +18,7 @@ import av
 import numpy as np
 import soundfile
 import torch
+from scipy.interpolate import CubicSpline
 from scipy.signal import resample_poly
 
 from ent_brain.errors import InputError
@@ -64,6 +65,15 @@ loudest second, so that somebody who speaks once in an hour is kept."""
 
 CANCELLED = 0.5
 """Power of the mix, as a share of what uncorrelated channels give, below which channels cancel."""
+
+CLIPPED = 0.99
+"""Share of full scale from which on a sample may be clipped, if the next one is, too."""
+
+LONGEST_CLIP = 0.005
+"""Duration in seconds of the longest clipped peak that is restored. Longer ones are not speech."""
+
+HIGHEST_PEAK = 4.0
+"""Limit of restored peaks, where full scale is 1."""
 
 SEEKABLE = {"WAV", "WAVEX", "W64", "AIFF", "AU", "FLAC"}
 """soundfile's names of formats in which it finds any sample at once."""
@@ -325,7 +335,7 @@ def _resample_blocks(stream, rate, sample_rate):
         # What was read beyond that second waits for the next block.
         used = kept[: (start + BLOCK + 1 - before) * rate]
         ended = before * rate + len(kept) <= (start + BLOCK) * rate
-        wav = torch.from_numpy(resample(used, rate, sample_rate))
+        wav = torch.from_numpy(resample(restore_peaks(used, rate), rate, sample_rate))
         first = (start - before) * sample_rate
         yield wav[first : first + BLOCK * sample_rate]
         start += BLOCK
@@ -447,6 +457,47 @@ def resample(samples, rate, sample_rate):
         return samples
     common = math.gcd(rate, sample_rate)
     return resample_poly(samples, sample_rate // common, rate // common)
+
+
+def restore_peaks(samples, rate):
+    """Restore clipped peaks by a cubic spline through the samples around them.
+
+    Only peaks at full scale are restored, and nothing if a sample is beyond full scale.
+
+    Arguments
+    ---------
+    samples : float array [S]
+    rate : int
+        Hz.
+
+    Returns
+    -------
+    float array [S]
+        The argument itself if nothing is clipped. Restored samples may be beyond full scale.
+
+    Example
+    -------
+    >>> tone = 1.5 * np.sin(np.arange(800) * 0.1)
+    >>> error = np.abs(restore_peaks(tone.clip(-1, 1), 16000) - tone)[20:-20].max()
+    >>> round(float(error), 2)  # of peaks that were cut by 0.5
+    0.04
+    """
+    levels = np.abs(samples)
+    if not 1 >= levels.max(initial=0) >= CLIPPED:
+        return samples
+    edges = np.flatnonzero(np.diff(levels >= CLIPPED, prepend=False, append=False))
+    is_peak = np.zeros(len(samples), dtype=bool)
+    for first, end in edges.reshape(-1, 2):
+        if first and end < len(samples) and 2 <= end - first <= LONGEST_CLIP * rate:
+            is_peak[first:end] = True
+    places, others = np.flatnonzero(is_peak), np.flatnonzero(~is_peak)
+    if not len(places):
+        return samples
+    restored = samples.copy()
+    peaks = CubicSpline(others, samples[others])(places)
+    signs = np.sign(samples[places])
+    restored[places] = signs * (signs * peaks).clip(levels[places], HIGHEST_PEAK)
+    return restored
 
 
 def _scan(path, channel, blocks=None, inspection=None):

@@ -15,7 +15,15 @@ import numpy as np
 import pytest
 import soundfile
 
-from ent_brain.audio import check_audio, load_audio, mix_weights, read_blocks, scan_audio
+from ent_brain.audio import (
+    CLIPPED,
+    check_audio,
+    load_audio,
+    mix_weights,
+    read_blocks,
+    restore_peaks,
+    scan_audio,
+)
 from ent_brain.dataio import read_audio
 from ent_brain.errors import InputError
 from ent_brain.windows import read_windows
@@ -631,3 +639,44 @@ def test_an_error_that_two_files_share_is_told_of_both(media, tmp_path):
         path = tmp_path / f"{name}.amr"
         path.write_bytes(content[: 6 + 32 * 90 + 17])
         assert scan_audio(path).notes == ("damaged (amrnb: Corrupt bitstream)",)
+
+
+def tone(peak, seconds=1.0):
+    return np.float32(peak * np.sin(0.06 * np.arange(round(16000 * seconds))))
+
+
+def test_clipped_peaks_are_restored():
+    original = tone(2.0)
+    restored = restore_peaks(original.clip(-1, 1), 16000)
+    assert restored.dtype == np.float32
+    assert (
+        np.abs(restored - original)[100:-100].max()
+        < 0.15 * np.abs(original - original.clip(-1, 1)).max()
+    )
+    kept = np.abs(original) < CLIPPED
+    assert np.array_equal(restored[kept], original[kept])
+
+
+@pytest.mark.parametrize(
+    "samples",
+    [
+        tone(0.9),
+        tone(2.0),  # louder than full scale, in a file of floats
+        tone(2.0).clip(-0.5, 0.5),
+        np.sign(tone(1.0)),
+        np.ones(16000, dtype=np.float32),
+        np.zeros(0, dtype=np.float32),
+        np.ones(1, dtype=np.float32),
+    ],
+    ids=["quieter", "louder", "clipped below", "square", "offset", "empty", "one sample"],
+)
+def test_what_is_not_clipped_speech_is_left_as_it_is(samples):
+    assert restore_peaks(samples, 16000) is samples
+
+
+def test_clipped_peaks_are_restored_in_files_of_any_rate(tmp_path):
+    original = tone(2.0, seconds=12.0)
+    soundfile.write(tmp_path / "a.wav", original.clip(-1, 1), 32000, subtype="PCM_16")
+    blocks = read_blocks(scan_audio(tmp_path / "a.wav"), 16000)
+    heard = np.concatenate(list(blocks))
+    assert np.abs(heard - original[::2])[100:-100].max() < 0.15
