@@ -99,12 +99,12 @@ def test_a_word_without_tokens_is_between_its_neighbours():
     rounded = [(text, round(start, 4), round(end, 4)) for text, start, end in times]
     assert rounded == [
         ("a", 0.04, 0.08),
-        ("5", 0.08, 0.2),
+        ("5", 0.08, 0.26),
         ("b", 0.4, 0.44),
         ("6", 0.44, 0.46),
-        ("7", 0.46, 0.56),
+        ("7", 0.46, 0.6),
     ]
-    assert word_times([("5", 0, 0)], [], 0.04, 0.6) == [("5", 0.0, pytest.approx(0.12))]
+    assert word_times([("5", 0, 0)], [], 0.04, 0.6) == [("5", 0.0, pytest.approx(0.18))]
 
 
 def test_the_path_does_not_depend_on_how_many_nodes_are_in_memory(model, monkeypatch):

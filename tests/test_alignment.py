@@ -134,9 +134,9 @@ def test_words_are_never_empty_and_never_overlap(plan_of_words, rest, shift):
 def test_an_offset_moves_words_within_the_recording():
     words, frames = [("I", 0, 1), ("SEE", 2, 5)], [0, 4, 5, 6, 8]
     expected = {
-        0.0: [("I", 0, 0.12), ("SEE", 0.2, 0.41)],
-        -0.01: [("I", 0, 0.11), ("SEE", 0.19, 0.4)],
-        0.01: [("I", 0.01, 0.13), ("SEE", 0.21, 0.41)],
+        0.0: [("I", 0, 0.18), ("SEE", 0.2, 0.41)],
+        -0.01: [("I", 0, 0.17), ("SEE", 0.19, 0.4)],
+        0.01: [("I", 0.01, 0.19), ("SEE", 0.21, 0.41)],
     }
     for offset, times in expected.items():
         moved = word_times(words, frames, 0.04, 0.41, offset)

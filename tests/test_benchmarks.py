@@ -21,6 +21,7 @@ from ent_brain.export import export
 from ent_brain.files import read_json
 from ent_brain.frontend import SSLFrontend
 from ent_brain.inference import EmotionTransducer
+from ent_brain.segments import TimedWord
 
 ROOT = Path(__file__).parents[1]
 
@@ -316,3 +317,20 @@ def test_wrong_words_are_counted_where_they_were_put(monkeypatch):
     found = wrong_words.measure(SimpleNamespace(align_batch=align_batch), speech)
     assert found["right"] == {"words": 4, "%": 0.0}
     assert found["replaced"] == found["inserted"] == {"words": 2, "%": 100.0}
+
+
+def test_the_sound_of_a_word_before_a_pause_is_measured_to_its_end(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    word_tail = importlib.import_module("word_tail")
+    generator = np.random.default_rng(0)
+    wav = 1e-3 * generator.standard_normal(3 * word_tail.RATE)
+    wav[: int(0.9 * word_tail.RATE)] += generator.standard_normal(int(0.9 * word_tail.RATE))
+    wav[2 * word_tail.RATE :] += generator.standard_normal(word_tail.RATE)
+    tail = word_tail.WORD_TAIL
+    words = [
+        TimedWord("FOLLOWED", 0.2, 0.5),
+        TimedWord("LAST", 0.5, 0.7 + tail),
+        TimedWord("TO THE END", 2.0, 2.9 + tail),
+    ]
+    [seconds] = word_tail.tails(wav, words)
+    assert seconds == pytest.approx(0.2, abs=0.02)
