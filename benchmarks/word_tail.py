@@ -7,7 +7,7 @@ value of `ent_brain.alignment.WORD_TAIL`. Measure it on validation speakers.
 > python benchmarks/word_tail.py --librispeech LibriSpeech --ssl whisper-base
 """
 
-from itertools import islice, pairwise
+from itertools import pairwise
 
 import numpy as np
 from open_model import RATE, add_model, corpus_parser, load, utterances
@@ -51,7 +51,7 @@ def main():
     for speaker in options.speakers:
         speech = utterances(options.librispeech / options.part / speaker, 1)
         apart = max(1, len(speech) // options.utterances)
-        chosen = list(islice(speech.items(), 0, apart * options.utterances, apart))
+        chosen = list(speech.items())[::apart][: options.utterances]
         for path, text in tqdm(chosen, desc=speaker, unit="file"):
             wav = read_audio(path, RATE)
             [annotation] = model.align_batch(wav[None], [text])

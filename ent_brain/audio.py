@@ -500,13 +500,15 @@ def restore_peaks(samples, rate):
     for first, end in edges.reshape(-1, 2):
         if first and end < len(samples) and 2 <= end - first <= LONGEST_CLIP * rate:
             is_peak[first:end] = True
+    if not is_peak.any():
+        return samples
     restored, quarter = samples.copy(), math.ceil(PREDICTED * rate / 4)
     for start in range(0, len(samples) - 4 * quarter + 1, 2 * quarter):
         part, middle = slice(start, start + 4 * quarter), slice(quarter, 3 * quarter)
         if is_peak[part][middle].any() and is_peak[part].mean() <= MOST_CLIPPED:
             predicted = _predict(restored[part].astype(np.float64), is_peak[part], rate)
             restored[part][middle] = predicted[middle]
-    return restored if is_peak.any() else samples
+    return restored
 
 
 def _predict(samples, is_peak, rate):
