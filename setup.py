@@ -21,10 +21,10 @@ setup(
     entry_points={"console_scripts": ["ent-brain = ent_brain.__main__:main"]},
     python_requires=">=3.10",
     install_requires=[
-        # SpeechBrain imports torchaudio, which needs the torch of its own version. Its last release
-        # is 2.11; torch has newer ones, and without a bound pip would install two versions.
+        # SpeechBrain imports torchaudio, which needs the torch of its own version. The newest
+        # pair is 2.11.0: torchaudio 2.11.1 asks for torch 2.11 but cannot be imported with it.
         "torch>=2.8,<2.12",
-        "torchaudio>=2.8,<2.12",
+        "torchaudio>=2.8,<2.11.1",
         "speechbrain>=1.1,<1.2",
         "transformers>=5.0,<6",
         "hyperpyyaml>=1.2.3",
