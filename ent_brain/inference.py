@@ -40,7 +40,7 @@ from ent_brain.speakers import Turn, name_speakers
 from ent_brain.speech import NARROW, Speech, find_speech, highest_frequency
 from ent_brain.tokens import CharacterTokens, CharTokens, SentencePieceTokens
 from ent_brain.transcripts import Passage, check_passages, spell
-from ent_brain.windows import cut, join, join_rows
+from ent_brain.windows import cut, in_batches, join, join_rows
 
 WORDS = ("own", "whisper")
 """Sources of the words: the transducer itself, or Whisper's decoder."""
@@ -66,10 +66,6 @@ SETTINGS = {
 
 PRECISIONS = "fp32", "bf16", "fp16"
 """SpeechBrain's names of the precisions that the front end may compute in."""
-
-WINDOWS_AT_ONCE = 2
-"""Number of windows of a long recording in one batch."""
-
 
 IMPLAUSIBLE = -3.0
 """Mean log-probability (nats) of a word's tokens on the best path, below which the recording may
@@ -550,15 +546,15 @@ class EmotionTransducer(Pretrained):
                 stretches = survey.speech.stretches() if survey.speech.seconds >= SHORTEST else []
                 for window in cut(blocks, stretches, rate, longest, step):
                     spans[row].append((window.start, window.start + len(window.wav)))
-                    yield window.wav
+                    yield window
 
-        results, stream = [], windows()
-        while wavs := list(islice(stream, max(WINDOWS_AT_ONCE, len(recordings)))):
+        results = []
+        for batch in in_batches(windows(), len(recordings) * longest * rate):
             if results:  # a short recording does not need it
                 return_memory()
-            results += self._hear(*batch_pad_right(wavs))
+            results += self._hear(*batch_pad_right([window.wav for window in batch]))
             if tell:
-                tell(spans[-1][-1][1] / rate)
+                tell((batch[-1].start + len(batch[-1].wav)) / rate)
         if tell:
             tell(recordings[0][0].speech.samples / rate)
         rest = iter(results)
@@ -585,7 +581,7 @@ class EmotionTransducer(Pretrained):
         rate, tell = frontend.sample_rate, self._progress(audio, progressbar)
         blocks = map(survey.apply, read_blocks(audio, rate))
         stream = cut(blocks, [(0, math.inf)], rate, longest, frontend.frame_samples)
-        while windows := list(islice(stream, WINDOWS_AT_ONCE)):
+        for windows in in_batches(stream, longest * rate):
             yield windows, *batch_pad_right([window.wav for window in windows])
             tell((windows[-1].start + len(windows[-1].wav)) / rate)
 

@@ -110,6 +110,27 @@ def cut(blocks, stretches, sample_rate, longest, frame_samples):
             kept, start = kept[following:].clone(), first
 
 
+def in_batches(windows, samples):
+    """Collect windows, in order, while a padded batch of them has at most so many samples.
+
+    A long window is a batch of its own, and short ones share one: all batches need about as much
+    memory.
+
+    Yields
+    ------
+    list[Window]
+    """
+    batch, longest = [], 0
+    for window in windows:
+        longest = max(longest, len(window.wav))
+        if batch and (len(batch) + 1) * longest > samples:
+            yield batch
+            batch, longest = [], len(window.wav)
+        batch.append(window)
+    if batch:
+        yield batch
+
+
 def _find_pause(wav, sample_rate, overlap):
     """Find the middle of a window's longest pause (int, sample); None without a pause.
 

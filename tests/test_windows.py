@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from ent_brain.annotation import Heard
 from ent_brain.audio import resample, scan_audio
-from ent_brain.windows import cut, join, read_windows
+from ent_brain.windows import Window, cut, in_batches, join, read_windows
 
 RATE, FRAME = 1000, 40
 FRAME_DURATION = FRAME / RATE
@@ -211,6 +211,19 @@ def test_the_windows_of_stretches_hold_what_the_recording_has_there(gaps, block,
         # A frame that the stretch before has begun is not heard again.
         assert all(sample // frame == before // frame for sample in lost.tolist())
         before = last
+
+
+@given(st.lists(st.integers(1, 12)), st.integers(1, 30))
+def test_a_batch_has_as_many_windows_as_fit_and_at_least_one(lengths, samples):
+    windows = [Window(0, torch.zeros(length)) for length in lengths]
+    batches = list(in_batches(iter(windows), samples))
+    assert [window for batch in batches for window in batch] == windows
+    for index, batch in enumerate(batches):
+        sizes = [len(window.wav) for window in batch]
+        assert len(batch) == 1 or len(batch) * max(sizes) <= samples
+        for following in batches[index + 1 : index + 2]:
+            more = [*sizes, len(following[0].wav)]
+            assert len(more) * max(more) > samples, "the next window would have fitted"
 
 
 def test_no_window_ends_within_the_one_before(tmp_path):
