@@ -4,7 +4,7 @@
 All models have the size of their base model and random weights, which take the same time as
 trained ones. For each file, all front ends take turns.
 
-> python benchmarks/features.py RAVDESS
+> python benchmarks/features.py RAVDESS [--bf16] [--output features.json]
 """
 
 import argparse
@@ -16,6 +16,7 @@ import torch
 import transformers
 
 from ent_brain.dataio import read_audio
+from ent_brain.evaluation import hardware
 from ent_brain.files import write_json
 from ent_brain.frontend import FbankFrontend, SSLFrontend
 
@@ -51,17 +52,26 @@ def main():
     with torch.autocast("cpu", torch.bfloat16, enabled=options.bf16), torch.no_grad():
         seconds = measure(wavs)
     speech = sum(map(len, wavs)) / FbankFrontend.sample_rate
-    print(
+    facts = (
         f"{len(wavs)} files, {speech:.1f} s, mean {speech / len(wavs):.2f} s; "
-        f"{'bfloat16' if options.bf16 else 'float32'}, threads: {options.threads}\n"
+        f"{'bfloat16' if options.bf16 else 'float32'}; {hardware('cpu')}"
     )
+    print(facts + "\n")
     print("| front end | s | ms a second of audio | share of padded Whisper |")
     print("| :-- | --: | --: | --: |")
-    for name, spent in seconds.items():
-        share = f"1/{seconds[PADDED] / spent:.1f}"
-        print(f"| {name} | {spent:.2f} | {1000 * spent / speech:.1f} | {share} |")
+    rows = {
+        name: {
+            "seconds": spent,
+            "ms a second of audio": 1000 * spent / speech,
+            "times faster than padded Whisper": seconds[PADDED] / spent,
+        }
+        for name, spent in seconds.items()
+    }
+    for name, row in rows.items():
+        spent, cost, faster = row.values()
+        print(f"| {name} | {spent:.2f} | {cost:.1f} | 1/{faster:.1f} |")
     if options.output:
-        write_json(seconds, options.output)
+        write_json({"made with": facts, "rows": rows}, options.output)
 
 
 def measure(wavs):

@@ -151,6 +151,21 @@ def test_an_epoch_needs_less_memory_than_the_published_way(long_mode, tmp_path):
     )
 
 
+def test_features_cost_as_much_as_their_seconds_say(long_mode, tmp_path):
+    for name in ("one", "two"):
+        soundfile.write(tmp_path / f"{name}.wav", speech(1.0).numpy(), 16000)
+    printed = run("features", tmp_path, "--files", 2, "--output", tmp_path / "features.json")
+    found = read_json(tmp_path / "features.json")
+    assert found["made with"].startswith("2 files, 2.0 s, mean 1.00 s; float32; ")
+    assert f"{found['made with']}\n" in printed
+    for name, row in found["rows"].items():
+        assert row["ms a second of audio"] == pytest.approx(1000 * row["seconds"] / 2.0)
+        assert f"| {name} | {row['seconds']:.2f} |" in printed
+    padded, fbank = found["rows"]["whisper, padded to 30 s"], found["rows"]["fbank"]
+    assert padded["times faster than padded Whisper"] == 1
+    assert fbank["times faster than padded Whisper"] > 1
+
+
 def test_every_way_to_search_finds_the_same(tmp_path):
     printed = run_quickly("decoding", "--repetitions", 1, "--output", tmp_path / "decoding.json")
     rows = read_json(tmp_path / "decoding.json")
