@@ -18,7 +18,7 @@ from ent_brain.annotation import Annotation, Word
 from ent_brain.audio import load_audio
 from ent_brain.emotions import PUBLISHED
 from ent_brain.export import export
-from ent_brain.files import read_json
+from ent_brain.files import read_json, write_json
 from ent_brain.frontend import SSLFrontend
 from ent_brain.inference import EmotionTransducer
 from ent_brain.segments import TimedWord
@@ -149,6 +149,23 @@ def test_an_epoch_needs_less_memory_than_the_published_way(long_mode, tmp_path):
     assert (
         rows["cached"]["batch"] == 2 < rows["bucketed 16"]["batch"] < rows["bucketed 48"]["batch"]
     )
+
+
+def test_the_demo_is_timed_in_a_clone_of_the_last_commit(monkeypatch, tmp_path):
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    demo = importlib.import_module("demo")
+    repository, rows = tmp_path / "repository", [{"test set": "ZED", "WER": 12.5}]
+    repository.mkdir()
+    makefile = repository / "Makefile"
+    makefile.write_text("demo:\n\tsleep 0.2\n\tmkdir -p demo/ent\n\tcp results.json demo/ent\n")
+    write_json(rows, repository / "results.json")
+    git = ["git", "-C", repository, "-c", "user.name=A", "-c", "user.email=a@example.org"]
+    for command in (["init", "--quiet"], ["add", "."], ["commit", "--quiet", "--message", "Add"]):
+        subprocess.run([*git, *command], check=True)
+    makefile.write_text("demo:\n\tfalse\n")
+    seconds, measured = demo.measure(repository, tmp_path / "clone")
+    assert measured == rows
+    assert 0.2 < seconds < 60
 
 
 def test_features_cost_as_much_as_their_seconds_say(long_mode, tmp_path):
