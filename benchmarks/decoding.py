@@ -6,11 +6,10 @@ has the paper's sizes and random weights, and decodes noise. Its blank bias is s
 about as many tokens per second as speech has. Every row decodes the same utterances, including the
 encoder, and must give the results of the first row of its search.
 
-> python benchmarks/decoding.py [--quick] [--model demo/ent/pretrained]
+> python benchmarks/decoding.py [--quick] [--model demo/ent/pretrained] [--output decoding.json]
 """
 
 import argparse
-import platform
 import tempfile
 import time
 from pathlib import Path
@@ -20,6 +19,7 @@ from speechbrain.utils.data_utils import batch_pad_right
 
 from ent_brain.dataio import read_audio
 from ent_brain.decoding import Hypothesis, beam_search, greedy_search
+from ent_brain.evaluation import hardware
 from ent_brain.files import write_json
 from ent_brain.inference import EmotionTransducer
 from ent_brain.model import ENT, Streams
@@ -81,11 +81,11 @@ def main():
             }
         )
     tokens = sum(len(hypothesis.tokens) for hypothesis in found)
-    machine = f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads"
-    print(
+    facts = (
         f"{len(frame_lens)} utterances, {seconds:.0f} s, {tokens / seconds:.1f} tokens a second; "
-        f"{sum(p.numel() for p in model.parameters()) / 1e6:.1f} M parameters; {machine}\n"
+        f"{sum(p.numel() for p in model.parameters()) / 1e6:.1f} M parameters; {hardware('cpu')}"
     )
+    print(facts + "\n")
     print("| search | form | s | real-time factor | times faster | the same |")
     print("| :-- | :-- | --: | --: | --: | :-- |")
     for row in rows:
@@ -95,7 +95,7 @@ def main():
             f"| {'yes' if row['the same'] else 'NO'} |"
         )
     if options.output:
-        write_json(rows, options.output)
+        write_json({"made with": facts, "rows": rows}, options.output)
 
 
 @torch.no_grad()

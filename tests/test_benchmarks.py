@@ -185,7 +185,9 @@ def test_features_cost_as_much_as_their_seconds_say(long_mode, tmp_path):
 
 def test_every_way_to_search_finds_the_same(tmp_path):
     printed = run_quickly("decoding", "--repetitions", 1, "--output", tmp_path / "decoding.json")
-    rows = read_json(tmp_path / "decoding.json")
+    found = read_json(tmp_path / "decoding.json")
+    assert f"{found['made with']}\n" in printed
+    rows = found["rows"]
     assert [row["search"] for row in rows] == ["greedy"] * 3 + ["beam of 4"] * 2
     assert all(row["the same"] for row in rows)
     assert "NO" not in printed
