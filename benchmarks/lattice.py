@@ -461,12 +461,12 @@ def main():
     if arguments.peers:
         shapes = PEER_SHAPES[:1] if arguments.quick else PEER_SHAPES
         rows = measure_peers(shapes, arguments.device, arguments.threads)
-        write(arguments, "lattice_peers", rows, peer_table(rows), JOINT_DIM)
+        write(arguments, "lattice_peers", {"rows": rows}, peer_table(rows), JOINT_DIM)
     elif arguments.huge:
         torch.set_num_threads(arguments.threads)
         shape = QUICK_SHAPES[0] if arguments.quick else HUGE_SHAPE
         row = measure_huge(shape, HUGE_JOINT_DIM)
-        write(arguments, "lattice_huge", row, huge_table(row), HUGE_JOINT_DIM)
+        write(arguments, "lattice_huge", {"rows": row}, huge_table(row), HUGE_JOINT_DIM)
     else:
         measure_forms(arguments)
 
@@ -486,25 +486,21 @@ def measure_forms(arguments):
         for form, frames in tqdm([*product(LENGTH_FORMS, lengths)], desc="lengths")
     ]
     exponent = growth([row for row in over_length if row["form"] == "ours"])
-    text = f"""{table(rows)}
+    lines = f"""{table(rows)}
 
-{machine(arguments.device)}, threads: {arguments.threads}, random data, joint {JOINT_DIM} wide.
 Peak memory of ours grows with the length of an utterance (T and U) to the power of {exponent:.2f}
-between {lengths[0]} and {lengths[-1]} frames.
-"""
-    print(text)
-    results = {"shapes": rows, "over_length": over_length, "growth_exponent": exponent}
-    (arguments.folder / "lattice.json").write_text(json.dumps(results, indent=2))
-    (arguments.folder / "lattice.md").write_text(text)
+between {lengths[0]} and {lengths[-1]} frames."""
+    found = {"shapes": rows, "over_length": over_length, "growth_exponent": exponent}
+    write(arguments, "lattice", found, lines, JOINT_DIM)
     draw(over_length, arguments.folder / "lattice.png")
 
 
-def write(arguments, name, results, lines, joint_dim):
-    """Write the JSON and the table of ``--peers`` or ``--huge``."""
+def write(arguments, name, found, lines, joint_dim):
+    """Write the JSON and the table, and name the machine in both."""
     where = f"{machine(arguments.device)}, threads: {arguments.threads}"
     text = f"{lines}\n\n{where}, random data, joint {joint_dim} wide.\n"
     print(text)
-    found = {"machine": where, "rows": results}
+    found = {"machine": where, **found}
     (arguments.folder / f"{name}.json").write_text(json.dumps(found, indent=2) + "\n")
     (arguments.folder / f"{name}.md").write_text(text)
 

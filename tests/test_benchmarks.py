@@ -52,7 +52,9 @@ def results(tmp_path_factory):
 
 def test_the_lattice_takes_a_fraction_of_the_memory_of_the_other_forms(results):
     folder, _ = results
-    rows = read_json(folder / "lattice.json")["shapes"]
+    found = read_json(folder / "lattice.json")
+    assert found["machine"].endswith("threads: 1")
+    rows = found["shapes"]
     [small] = [{row["form"]: row["bytes"] for row in rows if row["shape"] == [2, 225, 51, 31]}]
     assert list(small) == ["ours", "ours, aligned", "dense", "published"]
     assert small["published"] > 8 * small["ours"]
