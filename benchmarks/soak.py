@@ -15,7 +15,6 @@ Linux only: the figures are those of /proc.
 import argparse
 import math
 import os
-import platform
 import subprocess
 import sys
 import tempfile
@@ -32,6 +31,7 @@ from epoch import in_its_own_process, memory
 
 from ent_brain.dataio import make_dataset
 from ent_brain.emotions import PUBLISHED
+from ent_brain.evaluation import hardware
 from ent_brain.files import write_json
 from ent_brain.frontend import FbankFrontend
 from ent_brain.tokens import CharTokens
@@ -80,12 +80,14 @@ def main():
     parser.add_argument("--output", metavar="JSON", type=Path, help="file for the results")
     options = parser.parse_args()
     utterances, largest = (100, 4000) if options.quick else (5531, 100_000)
+    begin = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
         folder = Path(folder)
         steps = soak(folder, utterances)
         entries = preparation(folder / "entries", largest)
-    print(f"{utterances:,} utterances, workers of the loader: 2; {platform.machine()}, ", end="")
-    print(f"cores: {os.cpu_count()}, threads: {torch.get_num_threads()}\n")
+    seconds = time.perf_counter() - begin
+    facts = f"{utterances:,} utterances, workers of the loader: 2; {hardware('cpu')}"
+    print(f"{facts}; {seconds:.0f} s\n")
     print("| step | s | peak MB | MB, 2nd quarter | MB, last quarter | growth ", end="")
     print("| files | children | left behind |")
     print("| :-- | --: | --: | --: | --: | --: | --: | --: | --: |")
@@ -106,7 +108,7 @@ def main():
     print("| growth exponent | " + " | ".join(f"{e:.2f}" for e in exponents.values()) + " |")
     if options.output:
         found = {"steps": steps, "after_warm_up": grown, "entries": entries, "exponents": exponents}
-        write_json(found, options.output)
+        write_json({"made with": facts, "seconds": seconds, **found}, options.output)
 
 
 # --- from synthesis to report

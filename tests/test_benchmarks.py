@@ -197,8 +197,10 @@ def test_every_way_to_search_finds_the_same(tmp_path):
 
 def test_a_long_run_leaves_no_process_and_many_entries_take_their_share(long_mode, tmp_path):
     pytest.importorskip("espeakng_loader")
-    run_quickly("soak", "--output", tmp_path / "soak.json")
+    printed = run_quickly("soak", "--output", tmp_path / "soak.json")
     found = read_json(tmp_path / "soak.json")
+    assert found["made with"] in printed
+    assert found["seconds"] > sum(row["seconds"] for row in found["steps"])
     steps = {row["step"]: row for row in found["steps"]}
     assert {"preparation", "start", "first epoch", "search, report"} <= steps.keys()
     assert steps["first epoch"]["children"] >= 2, "the loader's workers"
