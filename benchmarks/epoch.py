@@ -13,7 +13,6 @@ a loop over the batch.
 import argparse
 import multiprocessing
 import os
-import platform
 import tempfile
 import time
 from concurrent.futures import ProcessPoolExecutor
@@ -32,6 +31,7 @@ from ent_brain.brain import EmotionTransducerBrain
 from ent_brain.cache import disk_use
 from ent_brain.dataio import make_batch_sampler, make_dataset
 from ent_brain.emotions import PUBLISHED
+from ent_brain.evaluation import hardware
 from ent_brain.files import write_json
 from ent_brain.frontend import SSLFrontend
 from ent_brain.model import ENT
@@ -120,7 +120,8 @@ def main():
         prepare(folder, sizes)
         rows = {name: measure(form, folder, sizes, options.threads) for name, form in FORMS.items()}
         first = rows["published"]
-        print(_about(folder, options) + "\n")
+        facts = _about(folder, options)
+    print(facts + "\n")
     print("| form | | batch | s | times faster | CPU s | peak MB | of it training |")
     print("| :-- | :-- | --: | --: | --: | --: | --: | --: |")
     for name, row in rows.items():
@@ -133,7 +134,7 @@ def main():
     reading = rows["cached"]["reading seconds"]
     print(f"\nOf an epoch with the cache, {reading:.1f} s are reading audio and features.")
     if options.output:
-        write_json(rows, options.output)
+        write_json({"made with": facts, "rows": rows}, options.output)
 
 
 def _about(folder, options):
@@ -141,7 +142,7 @@ def _about(folder, options):
     frontend = _frontend(folder, cached=True)
     use = disk_use(frontend, [_dataset(folder, frontend)]).partition(", kept in")[0]
     model = "a small model" if options.quick else "the paper's ENT"
-    return f"{model}; {use}; {platform.machine()}, threads: {torch.get_num_threads()}"
+    return f"{model}; {use}; {hardware('cpu')}"
 
 
 def in_its_own_process(function, *arguments):

@@ -141,7 +141,9 @@ def test_a_whole_batch_is_compared_with_the_sum_of_its_utterances(lattice):
 def test_an_epoch_needs_less_memory_than_the_published_way(long_mode, tmp_path):
     pytest.importorskip("espeakng_loader")
     printed = run_quickly("epoch", "--threads", 1, "--output", tmp_path / "epoch.json")
-    rows = read_json(tmp_path / "epoch.json")
+    found = read_json(tmp_path / "epoch.json")
+    assert f"{found['made with']}\n" in printed
+    rows = found["rows"]
     assert all(f"| {name} |" in printed for name in rows)
     needed = {name: row["training"] for name, row in rows.items()}
     assert min(needed.values()) > 0
