@@ -5,7 +5,7 @@ Every form trains the same ENT on the same utterances with the paper's losses, i
 The SSL model has the true size and random weights, so its speed is that of the real one. The
 published way encodes each pair of utterances with padding in every epoch, and runs a bidirectional
 LSTM on packed sequences. It copies both sides of the lattice to T x U with ``repeat``, and pools in
-a loop over the batch.
+a loop over the batch. A CPU without instructions for bfloat16 skips the forms that use it.
 
 > python benchmarks/epoch.py [--quick] [--threads 1] [--output epoch.json]
 """
@@ -118,7 +118,11 @@ def main():
     with tempfile.TemporaryDirectory() as folder:
         folder = Path(folder)
         prepare(folder, sizes)
-        rows = {name: measure(form, folder, sizes, options.threads) for name, form in FORMS.items()}
+        rows = {
+            name: measure(form, folder, sizes, options.threads)
+            for name, form in FORMS.items()
+            if form.precision == "fp32" or torch.ops.mkldnn._is_mkldnn_bf16_supported()
+        }
         first = rows["published"]
         facts = _about(folder, options)
     print(facts + "\n")
