@@ -24,6 +24,9 @@ LONGEST_WORD = 60
 HISTORY = 2
 """Words that a trigram sees before the next one."""
 
+START, END = "<s>", "</s>"
+"""Marks of the start and the end of a sentence in the trigram."""
+
 BEGINNINGS, STATES = 2**15, 2**12
 """Beginnings of words, and states, whose scores are remembered: some MB, however long a recording
 is."""
@@ -61,6 +64,19 @@ class EnglishTrigram:
         """Log-probability in nats of a word after others (tuple[str]), the last one first."""
         return self._log_math.log_to_ln(self._model.prob([word, *history]))
 
+    def follow(self, word, history):
+        """Log-probability of a word after others, if a sentence may end between them.
+
+        Returns it in nats, and the history (tuple[str]) of the next word. This history is that of
+        the more probable case.
+        """
+        log_prob = self.log_prob(word, history)
+        if not history:
+            return log_prob, (word,)
+        anew = self.log_prob(END, history) + self.log_prob(word, (START,))
+        before = history if log_prob >= anew else (START,)
+        return float(np.logaddexp(log_prob, anew)), (word, *before)[:HISTORY]
+
 
 @cache
 def _english():
@@ -73,14 +89,15 @@ class WordFusion:
     The beam search adds to a token's log-probability in the transducer ``weight`` times that in the
     trigram. Within a word, it is the probability of all words that begin so, without history. At
     the end of the word, it is corrected to the word's own probability after the two words before
-    it. A word that is not in the vocabulary may be spelled, at a cost for each letter.
+    it. A sentence may end between any two words. A word that is not in the vocabulary may be
+    spelled, at a cost for each letter.
 
     Arguments
     ---------
     weight : float
         Weight of the trigram. 0: the search does without it.
-    word_bonus : float
-        Nats that each finished word adds, because the trigram prefers few words.
+    letter_bonus : float
+        Nats that each letter adds. Without it, words that the trigram does not expect are lost.
     prior_weight : float
         Weight of the transducer's internal language model, which is subtracted: what its predictor
         expects without hearing anything, learnt from few texts.
@@ -89,13 +106,17 @@ class WordFusion:
     Ortmanns et al. (ICSLP 1996), and the correction of Zeyer et al. (Interspeech 2021).
     """
 
-    def __init__(self, weight, word_bonus, prior_weight=0.0):
+    def __init__(self, weight, letter_bonus, prior_weight=0.0):
         for name, value in (("weight", weight), ("prior_weight", prior_weight)):
             if not (value >= 0 and math.isfinite(value)):
                 raise InputError(f"language_model: {name} {value}: give a number, 0 or more")
-        if not math.isfinite(word_bonus):
-            raise InputError(f"language_model: word_bonus {word_bonus}: give a number")
-        self.settings = {"weight": weight, "word_bonus": word_bonus, "prior_weight": prior_weight}
+        if not math.isfinite(letter_bonus):
+            raise InputError(f"language_model: letter_bonus {letter_bonus}: give a number")
+        self.settings = {
+            "weight": weight,
+            "letter_bonus": letter_bonus,
+            "prior_weight": prior_weight,
+        }
         """Arguments that make this object again."""
         self._scorer = None
 
@@ -114,14 +135,14 @@ class TokenScorer:
     Arguments
     ---------
     tokens : CharTokens, CharacterTokens or SentencePieceTokens
-    weight, word_bonus, prior_weight : float
+    weight, letter_bonus, prior_weight : float
         As for ``WordFusion``.
 
     Example
     -------
     >>> from ent_brain.tokens import CharTokens
     >>> tokens = CharTokens()
-    >>> scorer = TokenScorer(tokens, weight=0.5, word_bonus=0.0)
+    >>> scorer = TokenScorer(tokens, weight=0.5, letter_bonus=0.0)
     >>> state = scorer.start
     >>> for token in tokens.encode("GOOD MORN"):
     ...     state = scorer.advance(state, token)
@@ -134,17 +155,19 @@ class TokenScorer:
 
     start = (), ""
 
-    def __init__(self, tokens, weight, word_bonus, prior_weight=0.0):
-        self.tokens, self.weight, self.word_bonus = tokens, weight, word_bonus
-        self.prior_weight = prior_weight
+    def __init__(self, tokens, weight, letter_bonus, prior_weight=0.0):
+        self.tokens, self.weight, self.prior_weight = tokens, weight, prior_weight
         texts = [tokens.text(index).lower() for index in range(len(tokens))]
         self.texts = [
             None if index in (BLANK, UNKNOWN, len(texts) - 1) else text
             for index, text in enumerate(texts)
         ]
         self.starts_word = np.array([bool(text) and text[0] == " " for text in self.texts])
+        letters = [len((text or "").strip()) for text in self.texts]
+        self.bonuses = letter_bonus * np.array(letters, dtype=np.float32)
         self.end = lru_cache(STATES)(self._end)
         self._spelling = lru_cache(BEGINNINGS)(self._spell)
+        self._follow = lru_cache(STATES)(lambda *state: self.ngram.follow(*state))
 
     @cached_property
     def ngram(self):
@@ -171,7 +194,7 @@ class TokenScorer:
             else self._log_beginning(letters + text) - before
             for text in self.texts
         ]
-        return self.weight * np.array(row, dtype=np.float32)
+        return self.weight * np.array(row, dtype=np.float32) + self.bonuses
 
     def advance(self, state, token):
         """Return the state after a token (int)."""
@@ -182,7 +205,7 @@ class TokenScorer:
         if text[0] != " ":
             return words, letters + text
         if letters:
-            words = (letters, *words)[:HISTORY] if letters in self.ngram.words else ()
+            words = self._follow(letters, words)[1] if letters in self.ngram.words else ()
         return words, text[1:]
 
     def _end(self, state):
@@ -191,10 +214,10 @@ class TokenScorer:
         if not letters:
             return 0.0
         if letters in self.ngram.words:
-            log_prob = math.log1p(-UNKNOWN_SHARE) + self.ngram.log_prob(letters, words)
+            log_prob = math.log1p(-UNKNOWN_SHARE) + self._follow(letters, words)[0]
         else:
             log_prob = math.log(_spelled(len(letters) + 1))
-        return self.weight * (log_prob - self._log_beginning(letters)) + self.word_bonus
+        return self.weight * (log_prob - self._log_beginning(letters))
 
     def _log_beginning(self, letters):
         known = (1 - UNKNOWN_SHARE) * self.ngram.beginnings.get(letters, 0.0)

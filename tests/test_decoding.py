@@ -354,7 +354,8 @@ def test_a_language_model_adds_the_probability_of_the_words(model_class, monkeyp
     features, lens = random_features()[:1, :frames], torch.tensor([frames])
     read = NodeReader(PlainModel(model), features[0])
     paths = oracles.every_path(read, frames, max_symbols)
-    scorer, ngram = TokenScorer(tokens, 0.7, word_bonus=0.3, prior_weight=0.4), EnglishTrigram()
+    scorer = TokenScorer(tokens, 0.7, letter_bonus=0.3, prior_weight=0.4)
+    ngram = EnglishTrigram()
     plain, streams = PlainModel(model), (0, -1)
     mean = [plain.encode(features[0], stream).mean(0) for stream in streams]
     size = 2 * len(paths)
@@ -367,12 +368,12 @@ def test_a_language_model_adds_the_probability_of_the_words(model_class, monkeyp
         known = (index for index in hypothesis.tokens if index not in (1, len(tokens) - 1))
         for word in tokens.decode(known).lower().split():
             if word in ngram.words:  # "tat" is not
-                log_prob = math.log(1 - UNKNOWN_SHARE) + ngram.log_prob(word, before)
-                before = (word, *before)[:2]
+                log_prob, before = ngram.follow(word, before)
+                log_prob += math.log(1 - UNKNOWN_SHARE)
             else:
                 log_prob = math.log(UNKNOWN_SHARE) - (len(word) + 1) * math.log(LETTERS)
                 before = ()
-            expected += 0.7 * log_prob + 0.3
+            expected += 0.7 * log_prob + 0.3 * len(word)
             written.add(word)
         predicted = [plain.predict(hypothesis.tokens, stream) for stream in streams]
         for index, token in enumerate(hypothesis.tokens):
@@ -387,7 +388,7 @@ def test_a_language_model_adds_the_probability_of_the_words(model_class, monkeyp
 def test_a_language_model_that_says_nothing_changes_no_hypothesis():
     model, features = random_model(ENT, vocab_size=31), random_features()
     encoded = model.encode(features, FRAME_LENS)
-    silent = TokenScorer(CharTokens(), weight=0.0, word_bonus=0.0)
+    silent = TokenScorer(CharTokens(), weight=0.0, letter_bonus=0.0)
     fused = decoding.search(model, encoded, FRAME_LENS, 4, 2, language_model=silent)
     for ours, alone in zip(fused, decoding.search(model, encoded, FRAME_LENS, 4, 2), strict=True):
         for each, expected in zip(ours, alone, strict=True):

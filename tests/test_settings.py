@@ -138,7 +138,7 @@ NOTED_OTHERWISE = {
         *("feature_cache", "only_fill_cache", "num_workers", "max_tokens_per_frame"),
         "max_unknown_share",
         *("number_of_epochs", "max_symbols", "beam_size", "segment_decoding", "segment_seconds"),
-        *("language_model_weight", "word_bonus", "prior_weight"),
+        *("language_model_weight", "letter_bonus", "prior_weight"),
     },
 }
 """Parts of ``trained_on.json`` that record keys under other names."""
@@ -306,7 +306,7 @@ VARIANTS = {
         {*LIBRISPEECH, *WORDS_ALONE, "ctc_weight", "speeds", "ssl_layers", "number_of_epochs"}
         | {"average_checkpoints", "warmup_epochs", "time_masks", "encoder_dim", "joint_dim"}
         | {"encoder_dropout", "dropout", "normalize_features", "predictor_context"}
-        | {"beam_size", "language_model_weight", "word_bonus", "prior_weight", "language_model"},
+        | {"beam_size", "language_model_weight", "letter_bonus", "prior_weight", "language_model"},
     ),
     "Open/fent": ("Open/ent", {"model"}),
     "Table/ent": ("RAVDESS/ent", TABLE),
