@@ -2,9 +2,9 @@
 """Words while they are spoken: accuracy, delay, computing time and memory of a ``Listener``.
 
 A listener hears test speakers of LibriSpeech in chunks of several sizes. ``annotate_file``
-annotates the same files. The delay of a word is the audio after the end of the word that the
-listener needs to settle it; the computing time comes on top. The Montreal aligner gives the ends of
-words, so only correct words have a delay. Words that the end of a file settles have none.
+annotates the same files. The delay of a word is the time from its end to the moment when a listener
+at a microphone would have settled it, computing time included. The Montreal aligner gives the ends
+of words, so only correct words have a delay. Words that the end of a file settles have none.
 
 A further listener hears the files joined to one long stream. Its cost per minute must not grow.
 Computing time is CPU time, which other programs change little.
@@ -86,13 +86,17 @@ def listen(model, wav, seconds):
     Returns
     -------
     (list[Word], float, float)
-        The words, with the time in the stream at which each was settled in place of its end, NaN
-        after the stream; computing time and duration in seconds.
+        The words, with the time after the start of the stream at which each was settled in place of
+        its end, NaN after the stream; computing time and duration in seconds.
     """
-    listener, words = Listener(model), []
+    listener, words, now = Listener(model), [], 0.0
     began = time.process_time()
     for chunk in wav.split(round(seconds * RATE)):
-        words += [word._replace(end=listener.seconds) for word in listener.feed(chunk)]
+        fed = time.perf_counter()
+        settled = listener.feed(chunk)
+        # A microphone gives a chunk at its end. It waits while the one before is being processed.
+        now = max(now, listener.seconds) + time.perf_counter() - fed
+        words += [word._replace(end=now) for word in settled]
     words += [word._replace(end=float("nan")) for word in listener.finish()]
     return words, time.process_time() - began, listener.seconds
 
