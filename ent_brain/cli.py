@@ -5,6 +5,7 @@ import difflib
 import errno
 import hashlib
 import json
+import math
 import os
 import shutil
 import signal
@@ -27,7 +28,7 @@ from ent_brain.errors import InputError, exit_on_input_error, first_names
 from ent_brain.export import OPEN_ENGLISH, find_model
 from ent_brain.formats import FORMATS, describe_formats
 from ent_brain.inference import PRECISIONS, WORDS, EmotionTransducer
-from ent_brain.live import Listener, listen_to, microphone, standard_input
+from ent_brain.live import CHUNK, Listener, listen_to, microphone, standard_input
 from ent_brain.manifest import check_id
 from ent_brain.page import Utterance, write_recordings, write_report
 from ent_brain.processes import gather, rank_and_count, take_turns
@@ -49,6 +50,12 @@ STAMP = ("audio", "model", "settings")
 
 MODEL_SUFFIXES = {".yaml", ".ckpt", ".json", ".safetensors"}
 """Files of an exported model that its results depend on."""
+
+OWN_WORDS = {"words": "own", "language": "en"}
+"""Options of the commands that never write Whisper's words."""
+
+LATE = 2.0
+"""Seconds of waiting sound from which on ``listen`` says that it does not keep up."""
 
 BATCH_SECONDS = 60.0
 """Seconds of recordings that are heard together, the padding of the shorter ones included."""
@@ -92,9 +99,10 @@ examples:
 
 LISTEN = """\
 Transcribe the microphone. Each word is a line of JSON with its times, its emotion and the emotion's
-probability. The usual delay after the end of the word is at most 1.5 s plus the computing time.
-Ctrl-C prints the last words and ends the command. With --out, it also writes the result to files.
-The microphone needs pip install 'ent_brain[listen]'.
+probability. The usual delay after the end of the word is at most 1.5 s plus the computing time. On
+a computer that is too slow for the model, the delay grows, and a note says so. Ctrl-C prints the
+last words and ends the command. With --out, it also writes the result to files. The microphone
+needs pip install 'ent_brain[listen]'.
 """
 
 EXAMPLES = """\
@@ -125,15 +133,16 @@ def _parser():
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     look = {"formatter_class": argparse.RawDescriptionHelpFormatter}
 
-    _add_annotate(
-        commands.add_parser(
-            "annotate",
-            help="find words, their times and emotions in recordings",
-            description=ANNOTATE,
-            epilog=f"formats:\n{_describe_formats()}\n\n{EXAMPLES}",
-            **look,
-        )
+    command = commands.add_parser(
+        "annotate",
+        help="find words, their times and emotions in recordings",
+        description=ANNOTATE,
+        epilog=f"formats:\n{_describe_formats()}\n\n{EXAMPLES}",
+        **look,
     )
+    _add_annotate(command)
+    _add_words_options(command)
+
     command = commands.add_parser(
         "align",
         help="find times and emotions of known words",
@@ -143,7 +152,7 @@ def _parser():
     )
     command.add_argument("--table", type=Path, metavar="CSV", help="table with the transcripts")
     _add_annotate(command)
-    command.set_defaults(run=align, words="own")
+    command.set_defaults(run=align, **OWN_WORDS)
 
     command = commands.add_parser(
         "app",
@@ -151,6 +160,7 @@ def _parser():
         description="Use a model in the browser. Needs pip install 'ent_brain[app]'.",
     )
     _add_model_options(command)
+    _add_words_options(command)
     command.add_argument(
         "--host",
         default="127.0.0.1",
@@ -184,7 +194,7 @@ def _parser():
         help="formats of annotate, separated by commas (default: json)",
     )
     command.add_argument("--name", default="live", help="name of the files (default: live)")
-    command.set_defaults(run=listen, words="own")
+    command.set_defaults(run=listen, **OWN_WORDS)
 
     command = commands.add_parser(
         "report",
@@ -205,7 +215,7 @@ def _parser():
 
 
 def _add_model_options(command):
-    """Add the options that say which model is loaded, and whose words it writes."""
+    """Add the options that say which model is loaded."""
     command.add_argument(
         "--model",
         default=OPEN_ENGLISH,
@@ -219,6 +229,18 @@ def _add_model_options(command):
         help="folder with openai/whisper-base, or with its encoder, which the model in the package "
         "needs (default: download it at first use)",
     )
+    command.add_argument("--device", help="cpu, cuda or cuda:1 (default: the first GPU, if any)")
+    command.add_argument(
+        "--precision",
+        choices=PRECISIONS,
+        default="fp32",
+        help="precision of the encoder; bf16 is faster if the GPU or CPU has instructions for it, "
+        "and otherwise much slower (default: fp32)",
+    )
+
+
+def _add_words_options(command):
+    """Add the options that say whose words are written."""
     command.add_argument(
         "--words",
         choices=WORDS,
@@ -230,14 +252,6 @@ def _add_model_options(command):
         default="en",
         metavar="CODE",
         help="language of Whisper's decoder (default: en)",
-    )
-    command.add_argument("--device", help="cpu, cuda or cuda:1 (default: the first GPU, if any)")
-    command.add_argument(
-        "--precision",
-        choices=PRECISIONS,
-        default="fp32",
-        help="precision of the encoder; bf16 is faster if the GPU or CPU has instructions for it, "
-        "and otherwise much slower (default: fp32)",
     )
 
 
@@ -692,12 +706,21 @@ def listen(options):
     listener = Listener(_load_model(options))
     with ExitStack() as stack:
         if options.source == STDIN:
-            chunks = standard_input()
+            chunks, allowed = standard_input(listener.sample_rate), math.inf
         else:
-            chunks = stack.enter_context(microphone(listener.sample_rate))
+            chunks, allowed = stack.enter_context(microphone(listener.sample_rate)), LATE
+        print("listening, Ctrl-C ends it", file=sys.stderr)
         for words in listen_to(chunks, listener):
             for word in words:
                 print(json.dumps(word._asdict(), ensure_ascii=False), flush=True)
+            waiting = CHUNK * chunks.qsize()
+            if waiting > allowed:
+                print(
+                    f"note: {waiting:.0f} s late, and nothing is lost: this computer is too slow "
+                    "for the model",
+                    file=sys.stderr,
+                )
+                allowed = 2 * waiting
     if options.out is not None:
         listener.annotate(options.name).write(options.out, formats)
     return 0

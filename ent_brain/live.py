@@ -9,7 +9,7 @@ import queue
 import signal
 import sys
 import threading
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from itertools import takewhile
 
 import numpy as np
@@ -210,10 +210,19 @@ def _not_before(word, time):
     return word._replace(start=max(word.start, time), end=max(word.end, time))
 
 
+CHUNK = 0.1
+"""Seconds of the chunks of the microphone and of standard input."""
+
+READ_AHEAD = 30.0
+"""Seconds that are read ahead from standard input: a file may come faster than the model hears it,
+and Ctrl-C ends after the model has heard them."""
+
+
 def listen_to(chunks, listener):
     """Yield lists of settled words of a queue of chunks, until its end or Ctrl-C.
 
-    Ctrl-C ends the stream between two hearings, and so loses nothing; a second one stops at once.
+    After Ctrl-C, the listener still hears the chunks that are in the queue, and so loses nothing. A
+    second Ctrl-C stops at once.
 
     Arguments
     ---------
@@ -227,16 +236,17 @@ def listen_to(chunks, listener):
         ended.set()
         signal.signal(signal.SIGINT, before)
 
+    def received():
+        while not ended.is_set():
+            with suppress(queue.Empty):
+                yield chunks.get(timeout=CHUNK)
+        for _ in range(chunks.qsize()):
+            yield chunks.get()
+
     before = signal.signal(signal.SIGINT, end)
     rest = b""
     try:
-        while not ended.is_set():
-            try:
-                chunk = chunks.get(timeout=0.1)
-            except queue.Empty:
-                continue
-            if chunk is None:
-                break
+        for chunk in takewhile(lambda chunk: chunk is not None, received()):
             chunk = rest + chunk
             whole = len(chunk) // 2 * 2  # a pipe may part a sample
             rest = chunk[whole:]
@@ -246,14 +256,13 @@ def listen_to(chunks, listener):
         signal.signal(signal.SIGINT, before)
 
 
-def standard_input():
+def standard_input(sample_rate):
     """Give a queue of chunks (bytes), None last, that standard input fills with its raw bytes."""
-    # No more is read ahead than this: a file may come faster than the model hears it.
-    chunks = queue.Queue(maxsize=16)
+    chunks = queue.Queue(maxsize=round(READ_AHEAD / CHUNK))
 
     def read():
         # Not sys.stdin.buffer, whose lock a thread that waits would hold as Python ends.
-        while chunk := os.read(sys.stdin.fileno(), 2**15):
+        while chunk := os.read(sys.stdin.fileno(), 2 * round(CHUNK * sample_rate)):
             chunks.put(chunk)
         chunks.put(None)
 
@@ -268,16 +277,22 @@ def microphone(sample_rate):
     Raises
     ------
     InputError
-        If there is no microphone, or sounddevice is not installed.
+        If there is no microphone, or sounddevice or its library PortAudio is missing.
     """
     try:
         import sounddevice
-    except (ModuleNotFoundError, OSError) as error:  # OSError: PortAudio is missing
+    except ModuleNotFoundError as error:
         raise InputError(f"microphone: {error}. Run pip install 'ent_brain[listen]'.") from error
+    except OSError as error:
+        raise InputError(
+            f"microphone: {error}. Install PortAudio, on Debian and Ubuntu with apt install "
+            "libportaudio2."
+        ) from error
     chunks = queue.Queue()
     try:
         stream = sounddevice.RawInputStream(
             samplerate=sample_rate,
+            blocksize=round(CHUNK * sample_rate),
             channels=1,
             dtype="int16",
             callback=lambda data, *_: chunks.put(bytes(data)),

@@ -2,10 +2,12 @@
 
 import json
 import os
+import queue
 import signal
 import subprocess
 import sys
 import time
+from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
@@ -20,7 +22,7 @@ from ent_brain.emotions import PUBLISHED
 from ent_brain.errors import InputError
 from ent_brain.export import export
 from ent_brain.inference import EmotionTransducer
-from ent_brain.live import Listener
+from ent_brain.live import Listener, listen_to
 from ent_brain.segments import TimedWord
 
 RATE = 16000
@@ -202,6 +204,69 @@ def test_wrong_samples_are_refused(model):
     assert listener.finish() == []
     with pytest.raises(InputError, match="no audio"):
         listener.annotate("a")
+
+
+def test_ctrl_c_loses_nothing_that_was_said_before_it():
+    """The listener is slow: Ctrl-C comes when it has heard one chunk of five."""
+    heard, chunks = [], queue.Queue()
+
+    class Slow:
+        def feed(self, samples):
+            if not heard:
+                signal.raise_signal(signal.SIGINT)
+            heard.append(len(samples))
+            return []
+
+        def finish(self):
+            return ["last"]
+
+    for size in range(1, 6):
+        chunks.put(bytes(2 * size))
+    assert [*listen_to(chunks, Slow())] == [[]] * 5 + [["last"]]
+    assert heard == [1, 2, 3, 4, 5]
+    assert chunks.empty()
+
+
+def test_a_second_ctrl_c_stops_at_once():
+    class Slow:
+        def feed(self, samples):
+            signal.raise_signal(signal.SIGINT)
+
+    chunks = queue.Queue()
+    chunks.put(bytes(2))
+    chunks.put(bytes(2))
+    with pytest.raises(KeyboardInterrupt):
+        [*listen_to(chunks, Slow())]
+
+
+def test_without_portaudio_the_remedy_is_to_install_it(tmp_path, monkeypatch):
+    (tmp_path / "sounddevice.py").write_text('raise OSError("PortAudio library not found")')
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "sounddevice", raising=False)
+    refused = pytest.raises(InputError, match="PortAudio library not found. Install PortAudio")
+    with refused, live.microphone(RATE):
+        pass
+
+
+@pytest.mark.parametrize("late", [1.9, 2.1])
+def test_a_note_says_that_the_computer_is_too_slow(folder, late, capsys, monkeypatch):
+    @contextmanager
+    def microphone(sample_rate):
+        chunks = queue.Queue()
+        for _ in range(1 + round(late / live.CHUNK)):
+            chunks.put(bytes(2 * round(live.CHUNK * sample_rate)))
+        chunks.put(None)
+        yield chunks
+
+    monkeypatch.setattr(cli, "microphone", microphone)
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["listen", "--model", str(folder)])
+    assert ended.value.code == 0
+    told = capsys.readouterr().err.splitlines()
+    assert told[0] == "listening, Ctrl-C ends it"
+    assert [line.startswith("note: 2 s late, and nothing is lost") for line in told[1:]] == (
+        [True] if late > 2 else []
+    )
 
 
 @pytest.mark.parametrize("interrupted", [False, True])
