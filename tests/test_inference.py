@@ -222,6 +222,23 @@ def test_frames_without_speech_are_neutral_and_their_sound_changes_nothing(loade
     assert all(word.start > 13.9 for word in after.words)
 
 
+@pytest.mark.parametrize("before, after", [(5.0, 0.0), (0.0, 5.0), (4.0, 6.0)])
+def test_a_single_window_has_its_place_in_the_recording(tmp_path, trained, before, after):
+    export(trained(), tmp_path / "export", longest_window=30.0)
+    model = EmotionTransducer.from_hparams(source=tmp_path / "export")
+    wav = np.concatenate([np.zeros(int(before * RATE)), noise(2.0), np.zeros(int(after * RATE))])
+    [heard] = model.annotate_batch(torch.from_numpy(wav).float())
+    # The window is the speech and a second around it.
+    assert before - 1.1 < heard.words[0].start < heard.words[-1].end < before + 3.1
+    frames, seconds = np.array(heard.frame_probabilities), heard.frame_duration
+    assert len(frames) == model.mods.frontend.count_frames(len(wav))
+    spoken = frames.max(1) < 0.99
+    first, end = int((before + 0.3) / seconds), int((before + 1.7) / seconds)
+    assert spoken[first:end].all()
+    assert not spoken[: int((before - 0.3) / seconds)].any() or before == 0
+    assert not spoken[int((before + 2.5) / seconds) :].any()
+
+
 def test_a_long_recording_is_what_is_heard_in_its_parts(loaded, tmp_path, capsys):
     """Bursts shorter than a window, separated by pauses, give the same results alone."""
     bursts = [noise(1.4, seed) for seed in range(12)]

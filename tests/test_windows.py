@@ -213,6 +213,15 @@ def test_the_windows_of_stretches_hold_what_the_recording_has_there(gaps, block,
         before = last
 
 
+def test_a_single_window_in_the_middle_keeps_its_place():
+    rows = torch.arange(5)[:, None]
+    heard = Heard(0.2, [("A", 0.08, 0.12)], rows, [0, 1, 2, 3, 4], torch.full((4,), 0.25).log())
+    whole = join([(400, 600)], [heard], RATE, FRAME, 20)
+    assert whole.words == [("A", pytest.approx(0.48), pytest.approx(0.52))]
+    assert frames_of(whole) == [0] * 10 + [0, 1, 2, 3, 4] + [4] * 5
+    torch.testing.assert_close(whole.utterance_log_probs, heard.utterance_log_probs)
+
+
 @given(st.lists(st.integers(1, 12)), st.integers(1, 30))
 def test_a_batch_has_as_many_windows_as_fit_and_at_least_one(lengths, samples):
     windows = [Window(0, torch.zeros(length)) for length in lengths]
