@@ -82,10 +82,10 @@ ALIGN = """\
 Find the times and emotions of the words of known transcripts.
 
 FILES are the same as for `ent-brain annotate`. The transcript of NAME.wav is NAME.lab, NAME.txt or
-NAME.TextGrid in the same folder, as for the Montreal Forced Aligner. In a TextGrid, each tier is a
-speaker. Each interval is an utterance, and its words are aligned within the interval. In a tier
-`words`, each interval is a word, which keeps its times. With --table, the transcripts are in a CSV
-or TSV table with a column for the file and a column for the text.
+NAME.TextGrid in the same folder, as for the Montreal Forced Aligner. If a TextGrid has several
+tiers, each is a speaker. Each interval is an utterance, and its words are aligned within the
+interval. In a tier `words`, each interval is a word, which keeps its times. With --table, the
+transcripts are in a CSV or TSV table with a column for the file and a column for the text.
 
 The words keep their case and punctuation. A note names words that the model's tokens cannot spell,
 and words that the recording may lack.
@@ -394,7 +394,7 @@ def annotate(options, *preparations):
     if failed and not rank:
         raise InputError(
             f"{len(failed)} of {found} recordings failed: {first_names(failed)}. See the errors "
-            "above. The others are done."
+            f"above.{' The others are done.' if len(failed) < found else ''}"
         )
     return 1 if failed else 0
 

@@ -619,13 +619,18 @@ class EmotionTransducer(Pretrained):
 
     def _check_batch(self, wavs, wav_lens):
         """Check a caller's batch; return its waveforms (list of [S]) without padding."""
-        wavs = torch.as_tensor(wavs)
+        try:
+            wavs = torch.as_tensor(wavs)
+        except (TypeError, ValueError) as error:  # a list of waveforms of several lengths
+            raise InputError(
+                "wavs: no tensor. Pad waveforms to one length, and give wav_lens."
+            ) from error
         shape = list(wavs.shape)
         wavs = wavs[None] if wavs.dim() == 1 else wavs
         if wavs.dim() != 2 or not wavs.numel() or not wavs.is_floating_point():
             raise InputError(
                 f"wavs: {wavs.dtype} of shape {shape}. Give floating-point samples from -1 to 1, "
-                "[S] or [B, S], none of them 0."
+                "[S] or [B, S], with at least one sample."
             )
         lens = torch.ones(len(wavs)) if wav_lens is None else torch.as_tensor(wav_lens).cpu()
         if lens.shape != (len(wavs),) or not ((lens > 0) & (lens <= 1)).all():
@@ -639,7 +644,8 @@ class EmotionTransducer(Pretrained):
         for index, wav in enumerate(alone):
             if not (wav.abs() <= LOUDEST).all():  # NaN is not below it
                 raise InputError(
-                    f"wavs: waveform {index} has samples that are no sound. Replace it."
+                    f"wavs: waveform {index} has samples that are NaN or absurdly large. Replace "
+                    "it."
                 )
         return alone
 

@@ -110,7 +110,7 @@ def _report_left_out(folder, files):
     if endings and not rank_and_count()[0]:
         counts = ", ".join(f"{count} {ending}" for ending, count in sorted(endings.items()))
         print(
-            f"note: {folder}: {endings.total()} files may be media but are left out: {counts}",
+            f"note: {folder}: left out, but perhaps sound or video: {counts}",
             file=sys.stderr,
         )
 

@@ -76,8 +76,8 @@ def find_transcript(recording):
 def read_transcript(path):
     """Read a transcript: a text, or a TextGrid with an interval for each utterance or word.
 
-    In a TextGrid, each tier is a speaker. If there are tiers of words, they alone count; their
-    words keep the times that they have.
+    If a TextGrid has several tiers, each is a speaker. If there are tiers of words, they alone
+    count; their words keep the times that they have.
 
     Arguments
     ---------

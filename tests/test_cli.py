@@ -245,10 +245,7 @@ def test_standard_input_is_a_recording(model, tmp_path, capsys, monkeypatch):
     assert run("annotate", "-", "--model", model, "--quiet") == 1
     problem, last = capsys.readouterr().err.splitlines()
     assert problem.startswith("error: standard input: cannot be read as audio (")
-    assert last == (
-        "error: 1 of 1 recordings failed: standard input. See the errors above. The others are "
-        "done."
-    )
+    assert last == "error: 1 of 1 recordings failed: standard input. See the errors above."
 
 
 @pytest.mark.parametrize("seconds", [1.2, 5.0], ids=["short", "long"])
@@ -351,7 +348,7 @@ def test_videos_of_a_folder_are_taken_and_other_media_are_counted(model, tmp_pat
     captured = capsys.readouterr()
     assert [json.loads(line)["name"] for line in captured.out.splitlines()] == ["a", "b", "c"]
     assert captured.err == (
-        f"note: {tmp_path}/in: 3 files may be media but are left out: 2 .dss, 1 .pcm\n"
+        f"note: {tmp_path}/in: left out, but perhaps sound or video: 2 .dss, 1 .pcm\n"
     )
 
 
@@ -507,8 +504,7 @@ def test_the_first_of_many_bad_files_are_named_at_the_end(model, tmp_path, capsy
     assert run("annotate", tmp_path, "--model", model, "--quiet") == 1
     names = ", ".join(f"{tmp_path}/{index}.wav" for index in range(5))
     assert capsys.readouterr().err.splitlines()[7:] == [
-        f"error: 7 of 7 recordings failed: {names} and 2 more. See the errors above. The others "
-        "are done."
+        f"error: 7 of 7 recordings failed: {names} and 2 more. See the errors above."
     ]
 
 

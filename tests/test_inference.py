@@ -146,7 +146,7 @@ def test_one_waveform_is_a_batch_of_one_and_lengths_may_be_left_out(loaded):
     assert loaded.diarize_batch(wav) == [list(expected[0].segments)]
 
 
-SHAPES = "Give floating-point samples from -1 to 1, [S] or [B, S], none of them 0."
+SHAPES = "Give floating-point samples from -1 to 1, [S] or [B, S], with at least one sample."
 LENS = "Give each a share of the longest, above 0 and up to 1."
 
 
@@ -156,6 +156,11 @@ LENS = "Give each a share of the longest, above 0 and up to 1."
         (torch.zeros(2, 9, 2), None, f"wavs: torch.float32 of shape [2, 9, 2]. {SHAPES}"),
         (torch.zeros(0, 9), None, f"wavs: torch.float32 of shape [0, 9]. {SHAPES}"),
         (torch.zeros(3, 0), None, f"wavs: torch.float32 of shape [3, 0]. {SHAPES}"),
+        (
+            [torch.zeros(9), torch.zeros(8)],
+            None,
+            "wavs: no tensor. Pad waveforms to one length, and give wav_lens.",
+        ),
         (torch.tensor(0.5), None, f"wavs: torch.float32 of shape []. {SHAPES}"),
         (
             torch.zeros(1, 9, dtype=torch.int16),
@@ -168,12 +173,12 @@ LENS = "Give each a share of the longest, above 0 and up to 1."
         (
             torch.tensor([[0.0, 0.1], [torch.nan, 0.1]]),
             None,
-            "wavs: waveform 1 has samples that are no sound. Replace it.",
+            "wavs: waveform 1 has samples that are NaN or absurdly large. Replace it.",
         ),
         (
             torch.full((9,), 1e7),
             None,
-            "wavs: waveform 0 has samples that are no sound. Replace it.",
+            "wavs: waveform 0 has samples that are NaN or absurdly large. Replace it.",
         ),
     ],
 )
