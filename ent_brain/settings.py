@@ -375,7 +375,7 @@ def _unknown_keys(text, hparams_file):
     problems = []
     for key, value in pairs:
         if key.value not in known and not key.value.startswith("__"):
-            problems.append(f"{hparams_file}: unknown key {key.value!r}")
+            problems.append(f"{hparams_file}: nothing uses the key {key.value!r}")
         if value.tag.startswith("!include:"):
             fragment = hparams_file.parent / value.tag.removeprefix("!include:")
             if not fragment.is_file():

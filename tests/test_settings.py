@@ -461,8 +461,8 @@ def test_an_option_given_twice_is_refused(own_yaml):
 def test_a_key_that_nothing_reads_is_refused(own_yaml, tmp_path):
     own_yaml.write_text(own_yaml.read_text() + "\nleraning_rate: 3\nbatchsize: 2\n")
     assert refused(own_yaml, tmp_path, data_folder="x") == (
-        f"2 problems: {own_yaml}: unknown key 'leraning_rate'; "
-        f"{own_yaml}: unknown key 'batchsize': correct the key or remove it"
+        f"2 problems: {own_yaml}: nothing uses the key 'leraning_rate'; "
+        f"{own_yaml}: nothing uses the key 'batchsize': correct the key or remove it"
     )
 
 

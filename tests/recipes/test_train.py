@@ -917,4 +917,4 @@ def test_a_misspelt_key_of_a_yaml_is_refused(run, tmp_path):
     own = own_hparams(tmp_path, "ent_demo.yaml")
     own.write_text(own.read_text().replace("\nmax_symbols:", "\nmax_symbol: 3\nmax_symbols:"))
     outcome = run("IEMOCAP", own, data_folder="nowhere")
-    assert_refused(outcome, f"{own}: unknown key 'max_symbol': correct the key or remove")
+    assert_refused(outcome, f"{own}: nothing uses the key 'max_symbol': correct the key or remove")
