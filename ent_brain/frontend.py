@@ -72,7 +72,8 @@ class Frontend(nn.Module):
 
     sample_rate = SAMPLE_RATE
     settings: dict
-    """Arguments that rebuild this front end after training."""
+    """Arguments with which an exported model builds this front end again. There is no default: a
+    front end built with other arguments would have other features."""
     frame_samples: int
     feature_dim: int
     feature_layers: int

@@ -168,7 +168,13 @@ def build(recipe, train):
     if recipe["tokens"] == "characters" or recipe["vocab_size"] is None:
         recipe.settle(vocab_size=len(tokens))
     hparams = recipe.build()
-    model = hparams["modules"]["model"]
+    frontend, model = (hparams["modules"][name] for name in ("frontend", "model"))
+    if not isinstance(getattr(frontend, "settings", None), dict):
+        kind = type(frontend)
+        raise InputError(
+            f"{kind.__module__}.{kind.__name__}: has no settings. In __init__, set self.settings "
+            "to a dict of its arguments, with which the exported model builds it again."
+        )
     for key, size in (("vocab_size", len(tokens)), ("num_emotions", len(recipe.emotions))):
         if model.settings[key] != size:
             raise InputError(

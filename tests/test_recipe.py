@@ -5,6 +5,8 @@ import pytest
 
 from ent_brain.emotions import PUBLISHED
 from ent_brain.errors import InputError
+from ent_brain.frontend import Frontend
+from ent_brain.recipe import build
 from ent_brain.recipe import make_tokens as make_recipe_tokens
 from ent_brain.settings import load_recipe
 
@@ -113,3 +115,18 @@ def test_tokens_need_transcripts_and_pieces_a_number(tmp_path, kind, line):
 
 def test_the_published_characters_are_counted_where_the_yaml_leaves_it_open(tmp_path):
     assert len(make_tokens("char", None, tmp_path / "no.json", tmp_path)) == 31
+
+
+def test_a_front_end_that_an_export_could_not_build_again_is_refused(tmp_path, monkeypatch):
+    class Bare(Frontend):
+        pass
+
+    yaml = Path(__file__).parents[1] / "recipes" / "RAVDESS" / "hparams" / "ent_fbank.yaml"
+    recipe = load_recipe(yaml, f"data_folder: x\noutput_folder: {tmp_path}\n")
+    monkeypatch.setattr(recipe, "build", lambda: {"modules": {"frontend": Bare(), "model": None}})
+    with pytest.raises(InputError) as error:
+        build(recipe, {})
+    assert str(error.value) == (
+        f"{__name__}.Bare: has no settings. In __init__, set self.settings to a dict of its "
+        "arguments, with which the exported model builds it again."
+    )
