@@ -224,6 +224,12 @@ def _add_model_options(command):
     )
     command.add_argument("--revision", help="branch, tag or commit of a model on the hub")
     command.add_argument(
+        "--trust",
+        action="store_true",
+        help="load a model that the checks refuse, such as one with a front end of your own. Its "
+        "YAML can then run any program on this computer, so read it first (default: refuse it)",
+    )
+    command.add_argument(
         "--ssl",
         metavar="FOLDER",
         help="folder with openai/whisper-base, or with its encoder, which the model in the package "
@@ -261,6 +267,7 @@ def _load_model(options, **settings):
     return EmotionTransducer.from_hparams(
         options.model,
         revision=options.revision,
+        trust=options.trust,
         ssl=options.ssl,
         words=options.words,
         language=options.language,

@@ -53,8 +53,9 @@ CONSTRUCTORS = {
     "sentencepiece.SentencePieceProcessor",
     "speechbrain.utils.parameter_transfer.Pretrainer",
 }
-"""Classes that the YAML of a folder may construct: those that ``export`` writes. Allowing a whole
-package would not be safe: SpeechBrain has functions that run commands or unpickle files."""
+"""Classes that the YAML of a folder may construct: those of this package that ``export`` writes. A
+model with another class needs ``trust``. Allowing a whole package would not be safe: SpeechBrain
+has functions that run commands or unpickle files."""
 
 SSL_TAG = "!new:ent_brain.frontend.SSLFrontend"
 CHARACTERS_TAG = "!new:ent_brain.tokens.CharacterTokens"
@@ -461,7 +462,8 @@ def check_model(folder):
     ]
     raise_problems(
         [f"{path}: {problem}" for problem in (*problems, *_strange_files(folder))],
-        "a model from a stranger can run code: look at it, and give trust=True to load it as it is",
+        "a model from a stranger can run code: look at it, and give --trust (in Python trust=True) "
+        "to load it as it is",
     )
     has_ssl = any(node.tag == SSL_TAG for node, _ in nodes)
     needed = [f"{name}.ckpt" for name in _check_loading(path, root)]

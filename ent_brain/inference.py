@@ -257,7 +257,10 @@ class EmotionTransducer(Pretrained):
         except Exception as error:  # there is no one kind for what a damaged folder can do
             parts = error.args if isinstance(error, TypeError) else [error]  # hyperpyyaml adds one
             reason = " ".join(map(one_line, parts))
-            raise InputError(f"{folder}: makes no model ({reason}): export again") from error
+            remedy = "export again"
+            if isinstance(error, ImportError):  # a class of another project
+                remedy = "install its module, or add the module's folder to PYTHONPATH"
+            raise InputError(f"{folder}: makes no model ({reason}): {remedy}") from error
 
     def scan(self, path, channel=None, least=0.0):
         """Look through a sound file as ``scan_audio`` does, and find its speech on the way.

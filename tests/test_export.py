@@ -202,7 +202,7 @@ def test_a_yaml_that_would_do_more_is_refused_before_it_is_loaded(
         file.write(line.format(mark="mark") + "\n")
     assert refusal(folder) == (
         f"{path}: line {number}: {reason}: a model from a stranger can run code: look at it, and "
-        "give trust=True to load it as it is"
+        "give --trust (in Python trust=True) to load it as it is"
     )
     assert not (tmp_path / "mark").exists()
 
