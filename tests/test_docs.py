@@ -16,6 +16,7 @@ import pytest
 import torch
 from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 
+from ent_brain import synth
 from ent_brain.arguments import parse_arguments
 from ent_brain.frontend import FbankFrontend
 from ent_brain.model import ENT
@@ -32,7 +33,7 @@ def blocks(page, language):
 def run_shell(script, folder):
     """Run a script in a copy of the recipes."""
     for part in ("recipes", "hparams"):
-        shutil.copytree(REPOSITORY / part, folder / part)
+        shutil.copytree(REPOSITORY / part, folder / part, dirs_exist_ok=True)
     environment = {
         **os.environ,
         "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
@@ -61,6 +62,52 @@ def test_own_data_from_a_table_to_an_annotated_recording(tmp_path):
     assert "* Training: " in said
     [characters] = (tmp_path / "my_model" / "save").glob("characters_*.txt")
     assert "Ü\tLATIN CAPITAL LETTER U WITH DIAERESIS" in characters.read_text()
+
+
+def patched(text, diff):
+    """A text after a diff without line numbers, whose hunks are separated by ``@@``."""
+    for hunk in diff.split("@@\n"):
+        lines = hunk.splitlines(keepends=True)
+        old, new = ("".join(line[1:] for line in lines if line[0] != sign) for sign in "+-")
+        assert text.count(old) == 1, old
+        text = text.replace(old, new)
+    return text
+
+
+def test_a_front_end_of_one_s_own_from_its_class_to_an_annotated_recording(tmp_path, monkeypatch):
+    pytest.importorskip("espeakng_loader")
+    begin, finish = blocks("architecture.md", "bash")
+    command, begin = begin.split("\n", 1)
+    monkeypatch.chdir(tmp_path)
+    synth.main(shlex.split(command.removeprefix("python -m ent_brain.synth ")))
+    [code], [diff] = (blocks("architecture.md", language) for language in ("python", "diff"))
+    run_shell(begin, tmp_path)
+    own = tmp_path / "my_front_end"
+    (own / "my_front.py").write_text(code)
+    (own / "mfcc.yaml").write_text(patched((own / "mfcc.yaml").read_text(), diff))
+    assert patched((REPOSITORY / "recipes/RAVDESS/hparams/ent_fbank.yaml").read_text(), diff)
+    assert "--number_of_epochs 2" in finish
+    small = "--number_of_epochs 1 --warmup_epochs 0 --max_symbols 2 --beam_size 1"
+    small += " --encoder_dim 16 --predictor_dim 8 --joint_dim 8"
+    finish = finish.replace("--number_of_epochs 2", small)
+    said = run_shell(f"cd {own.name}\n{finish}", tmp_path)
+    annotation = json.loads(said.splitlines()[-1])
+    assert annotation["name"] == "de_00001"
+    assert sum(annotation["probabilities"].values()) == pytest.approx(1, abs=0.01)
+    exported = (own / "trained" / "pretrained" / "hyperparams.yaml").read_text()
+    assert "frontend: !new:my_front.MfccFrontend\n    coefficients: 20\n" in exported
+
+    names = {}
+    exec(code, names)
+    frontend = names["MfccFrontend"](coefficients=13).eval()
+    wavs = torch.randn(2, 16000)
+    wavs[1, 7000:] = 0
+    features, frame_lens = frontend(wavs, torch.tensor([1.0, 7000 / 16000]))
+    assert features.shape == (2, 26, frontend.feature_layers, frontend.feature_dim)
+    assert frame_lens.tolist() == [26, 11]
+    single, [count] = frontend(wavs[1:, :7000], torch.ones(1))
+    assert count == 11
+    torch.testing.assert_close(features[1:, :11], single)
 
 
 def test_training_s_command_is_one_of_a_recipe():
@@ -150,7 +197,8 @@ def test_what_a_page_names_is_there(page):
     names = set(re.findall(r"[`\" ]((?:\w+/)*\w+\.py)\b", text))
     places = (REPOSITORY, REPOSITORY / "ent_brain", *REPOSITORY.glob("recipes/*"))
     missing = {name for name in names if not any((place / name).is_file() for place in places)}
-    assert missing <= {"recipes/X/x_prepare.py", "x_prepare.py", "recipes/NAME/name_prepare.py"}
+    examples = {"recipes/X/x_prepare.py", "x_prepare.py", "recipes/NAME/name_prepare.py"}
+    assert missing <= examples | {"my_front.py"}
 
 
 def test_imports_go_one_way():
