@@ -1,9 +1,11 @@
 """Browser app: drop a recording or speak, then see and hear the words and emotions."""
 
 import atexit
+import errno
 import os
 import secrets
 import shutil
+import socket
 import tempfile
 import threading
 from dataclasses import replace
@@ -241,8 +243,11 @@ def serve(
     InputError
         If the port is taken, or the model cannot be loaded.
     """
+    check_port(host, port)
     if not isinstance(model, EmotionTransducer):
         model = EmotionTransducer.from_hparams(source=model)
+    if model.whisper is not None:
+        model.whisper.prepare()
     app = make_app(model, minutes=minutes)
     # System fonts, so that nothing is downloaded; dark buttons, so that white text is readable.
     theme = gr.themes.Default(
@@ -272,7 +277,28 @@ def serve(
             **settings,
         )
     except OSError as error:
-        raise InputError(f"port {port}: already in use. Give another --port.") from error
+        raise _taken(port) from error
+
+
+def check_port(host, port):
+    """Refuse a port that the app cannot listen on (``InputError``)."""
+    try:
+        found = socket.getaddrinfo(host.strip("[]"), None, type=socket.SOCK_STREAM)
+        family, *_, address = found[0]
+        with socket.socket(family) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind((address[0], port, *address[2:]))
+    except (OSError, OverflowError) as error:
+        if isinstance(error, OSError) and error.errno == errno.EADDRINUSE:
+            raise _taken(port) from error
+        reason = getattr(error, "strerror", None) or error
+        raise InputError(
+            f"{host}:{port}: cannot listen ({reason}). Give another --host or --port."
+        ) from error
+
+
+def _taken(port):
+    return InputError(f"port {port}: already in use. Give another --port.")
 
 
 def check_length(path, minutes):

@@ -690,15 +690,20 @@ def _say(annotation, format_name):
 def app(options):
     """Show a model in the browser until Ctrl-C."""
     try:
-        from ent_brain.app import serve
+        from ent_brain.app import check_port, serve
     except ModuleNotFoundError as error:
         raise InputError(
             f"{error.name}: is not installed. Run pip install 'ent_brain[app]'."
         ) from error
     signal.signal(signal.SIGTERM, lambda *_: sys.exit())  # which removes temporary files
+    check_port(options.host, options.port)
+    print("Loading the model ...", file=sys.stderr, flush=True)
+    limits = options.minutes, options.megabytes
+    served, *_ = serve(
+        _load_model(options), options.host, options.port, *limits, prevent_thread_lock=True
+    )
     print(f"http://{options.host}:{options.port}", "Ctrl-C ends it.", flush=True)
-    model = _load_model(options)
-    serve(model, options.host, options.port, options.minutes, options.megabytes)
+    served.get_blocks().block_thread()
     return 0
 
 

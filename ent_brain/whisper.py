@@ -129,6 +129,10 @@ class WhisperDecoder:
         """States [1500, D] of 30 s of silence."""
         return self._encode(torch.zeros(0, device=self.model.device), self.frontend.max_samples)
 
+    def prepare(self):
+        """Compute ``silence`` now; otherwise the first utterance waits for it."""
+        _ = self.silence
+
     @torch.no_grad()
     def encode(self, wavs):
         """Encode utterances, each with silence at its end.

@@ -1,5 +1,6 @@
 """The app in Chromium, with a small random model."""
 
+import signal
 import socket
 import time
 from pathlib import Path
@@ -14,7 +15,7 @@ pytest.importorskip("gradio")
 
 from test_page import find, serious_faults, set_colors, start_chromium, wait  # noqa: E402
 
-from ent_brain import app  # noqa: E402
+from ent_brain import app, cli  # noqa: E402
 from ent_brain.annotation import Annotation  # noqa: E402
 from ent_brain.errors import InputError  # noqa: E402
 from ent_brain.export import export  # noqa: E402
@@ -57,6 +58,13 @@ def served(model, tmp_path_factory):
         served = app.serve(model, port=port, minutes=MINUTES, prevent_thread_lock=True)
         folder = next(Path(app.tempfile.gettempdir()).iterdir())
         yield SimpleNamespace(address=f"http://127.0.0.1:{port}", folder=folder, app=served[0])
+
+
+@pytest.fixture
+def taken():
+    """A port on which another program listens."""
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        yield other.getsockname()[1]
 
 
 @pytest.fixture(scope="module")
@@ -284,6 +292,62 @@ def test_a_transcript_is_aligned_where_the_model_can(model, tmp_path):
             app._annotate(stub, path, text, each, lambda share: None)
     names = [r.annotation.name for r in app._annotate(stub, path, None, True, lambda share: None)]
     assert names == ["a.channel1", "a.channel2"]
+
+
+def run(*arguments):
+    """Exit status of ``ent-brain app``."""
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["app", *arguments])
+    return ended.value.code
+
+
+def test_a_port_is_checked_before_the_model_is_loaded(taken, monkeypatch, capsys):
+    monkeypatch.setattr(cli, "_load_model", lambda options: pytest.fail("loaded"))
+    for arguments, problem in (
+        (["--port", str(taken)], f"error: port {taken}: already in use. Give another --port.\n"),
+        (["--port", "80000"], "cannot listen (bind(): port must be 0-65535.)"),
+        (["--host", "192.0.2.1"], "error: 192.0.2.1:7860: cannot listen (Cannot assign"),
+    ):
+        assert run(*arguments) == 1
+        said = capsys.readouterr()
+        assert said.out == "" and problem in said.err
+    with pytest.raises(InputError, match="already in use"):
+        app.serve("no/model", port=taken)
+
+
+def test_the_address_is_printed_when_the_server_answers(model, monkeypatch, capsys):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    address, said, handler = f"http://127.0.0.1:{port}", [], signal.getsignal(signal.SIGTERM)
+
+    def load(options):
+        said.append(capsys.readouterr())
+        return model
+
+    def block(blocks):
+        assert urlopen(address).status == 200
+        said.append(capsys.readouterr())
+        blocks.close()
+
+    monkeypatch.setattr(cli, "_load_model", load)
+    monkeypatch.setattr("gradio.Blocks.block_thread", block)
+    try:
+        assert run("--port", str(port)) == 0
+    finally:
+        signal.signal(signal.SIGTERM, handler)
+    loading, answering = said
+    assert (loading.out, loading.err) == ("", "Loading the model ...\n")
+    assert answering.out.startswith(f"{address} ")
+
+
+def test_states_of_silence_are_computed_before_the_first_recording(model, monkeypatch):
+    done = []
+    whisper = SimpleNamespace(prepare=lambda: done.append("prepared"))
+    monkeypatch.setattr(model, "whisper", whisper, raising=False)
+    monkeypatch.setattr("gradio.Blocks.launch", lambda *_, **__: done.append("launched"))
+    app.serve(model, port=0)
+    assert done == ["prepared", "launched"]
 
 
 def test_progress_is_told_in_shares_and_may_stop(model, tmp_path):

@@ -111,7 +111,7 @@ def test_texts_are_those_of_the_whole_model_of_transformers(whole, frontend):
     """Utterances of 30 s need no states of silence."""
     wavs = [0.1 * torch.randn(480_000), torch.sin(torch.arange(480_000) / 10)]
     decoder = WhisperDecoder(whole, frontend)
-    decoder.silence  # noqa: B018  it is computed alone
+    decoder.prepare()
     found = decoder.transcribe(wavs, [frontend.encode_last(wav[None])[0] for wav in wavs])
     model = WhisperForConditionalGeneration.from_pretrained(whole)
     features = WhisperFeatureExtractor()(
