@@ -668,10 +668,19 @@ def _write_page(options, recordings):
         for recording, path, is_there in zip(recordings, paths, there, strict=True)
         if is_there
     )
-    title = f"Recordings in {folder.resolve().name}"
     page = folder / RECORDINGS_PAGE
-    write_recordings(page, title, utterances, progressbar=not options.quiet)
+    write_recordings(page, _title(options.files), utterances, progressbar=not options.quiet)
     print(page)
+
+
+def _title(files):
+    """Title of the page of recordings (str), with the name of the only folder or file, if any."""
+    if len(files) > 1 or files == [STDIN]:
+        return "Recordings"
+    path = Path(files[0])
+    if path.is_dir():
+        return f"Recordings in {path.resolve().name}"
+    return f"Recordings in {path.name}" if path.suffix == ".json" else path.stem
 
 
 def _read_annotation(path):

@@ -43,7 +43,7 @@ EMBEDDED_BYTES = 16 * 2**20
 the page opens quickly. Every browser can play and seek MP3; Chromium cannot seek a short FLAC."""
 
 MOMENTS, MOMENT_SECONDS = 10, 1.0
-"""Number of the strongest moments in a summary, and seconds over which strength is averaged."""
+"""Number of the strongest moments in a summary, and their longest duration in seconds."""
 
 POINTS = 1000
 """Number of points of a waveform's outline and of the probabilities over time. No screen shows
@@ -156,8 +156,8 @@ def write_recordings(path, title, recordings, embedded_bytes=EMBEDDED_BYTES, pro
     """Write a page of annotated recordings, with a summary and a player.
 
     The summary has the seconds of each emotion, by speaker if speakers are known. It also has the
-    strongest moments: those with the most probable emotion, averaged over a second. Neutral does
-    not count as an emotion.
+    strongest moments: the seconds with the highest sums of an emotion's probability over frames,
+    each with its mean probability. Neutral does not count as an emotion.
 
     Arguments
     ---------
@@ -458,7 +458,7 @@ def _moments(annotation):
         rows = of_channels.get(getattr(segment, "speaker", None)) or annotation.frame_probabilities
         if emotion == annotation.neutral:
             continue
-        first = int(start / frame)
+        first = round(start / frame)
         last = max(first + 1, round(end / frame))
         values = np.array(rows[first:last])[:, annotation.emotions.index(emotion)]
         if not len(values):
@@ -473,6 +473,7 @@ def _moments(annotation):
             "start": round(since, 4),
             "emotion": emotion,
             "strength": float(sums[best] / width),
+            "probability": float(values[max(0, best + 1 - width) : best + 1].mean()),
             "text": " ".join(w.text for w in annotation.words if w.start < until and w.end > since),
         }
 

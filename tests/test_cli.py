@@ -420,6 +420,7 @@ def test_a_page_shows_all_recordings_of_the_folder(model, tmp_path, capsys):
     assert run(*asked, *channels) == 1  # for the broken file; the page is there nevertheless
     assert capsys.readouterr().out == f"{out / 'recordings.html'}\n"
     text = (out / "recordings.html").read_text("utf-8")
+    assert "<title>Recordings in in</title>" in text
     data = text.split('<script type="application/json" id="data">')[1].split("</script>")[0]
     data = json.loads(data)
     names = [f"{folder}/call" for folder in "ab"]
@@ -437,6 +438,20 @@ def test_a_page_shows_all_recordings_of_the_folder(model, tmp_path, capsys):
     (out / "a" / "call.json").write_text("{")
     assert run(*asked, *channels, "--keep") == 1
     assert "call.json: damaged (JSONDecodeError)" in capsys.readouterr().err
+
+
+def test_a_page_is_named_after_the_only_folder_or_file(tmp_path, monkeypatch):
+    (tmp_path / "calls.2024").mkdir()
+    monkeypatch.chdir(tmp_path / "calls.2024")
+    for files, title in (
+        (["."], "Recordings in calls.2024"),
+        ([str(tmp_path / "calls.2024")], "Recordings in calls.2024"),
+        (["a/talk.one.wav"], "talk.one"),
+        (["test.json"], "Recordings in test.json"),
+        (["a.wav", "b.wav"], "Recordings"),
+        (["-"], "Recordings"),
+    ):
+        assert cli._title(files) == title
 
 
 def test_results_that_are_out_of_date_are_made_again(model, tmp_path):

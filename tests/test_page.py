@@ -2,6 +2,7 @@ import base64
 import hashlib
 import io
 import json
+import re
 import shutil
 from html.parser import HTMLParser
 from pathlib import Path
@@ -239,11 +240,11 @@ def test_a_summary_has_the_seconds_of_emotions_and_the_strongest_moments(tmp_pat
     expected = {"happy": 0.3, "angry": 1.5, "sad": 0.0, "neutral": 3.2}
     assert seconds == {emotion: pytest.approx(value) for emotion, value in expected.items()}
     assert two[0] == "Bob" and sum(two[1]) == pytest.approx(2.0)
-    told = [(each["id"], each["strength"], each["text"]) for each in summary["moments"]]
+    told = [(each["id"], each["probability"], each["text"]) for each in summary["moments"]]
     assert told == [
         ("a2", pytest.approx(0.9), "FIRST"),
         ("a", pytest.approx(0.8), ""),
-        ("b", pytest.approx(0.3), "FIRST"),
+        ("b", pytest.approx(1.0), "FIRST"),  # last, because it is short
     ]
     assert summary["moments"][1]["start"] == pytest.approx(2.0)
     many = [recording(f"{i}", [("sad", 0.5 + i / 100, 10)]) for i in range(20)]
@@ -511,6 +512,8 @@ def test_a_click_on_a_moment_plays_it(browser, tmp_path):
     write_recordings(tmp_path / "page.html", "calls", recordings)
     open_page(browser, tmp_path / "page.html")
     moments = browser.find_elements("css selector", "#moments button")
+    percentages = [re.search(r"\d+ %", moment.text)[0] for moment in moments]
+    assert percentages == ["77 %", "77 %"]  # the frames' own, though they last 0.2 s only
     assert len(moments) == 2 and not browser.find_elements("css selector", "#moments img")
     place = find(browser, "#moments li:nth-child(2) .place").get_property("textContent")
     moments[1].click()
@@ -523,6 +526,21 @@ def test_a_click_on_a_moment_plays_it(browser, tmp_path):
     wait(browser, "document.querySelectorAll('#word-details tbody tr').length === 3")
     assert find(browser, "#word-details tbody tr").text == "OH 0.10 0.30 neutral 0.90"
     assert browser.get_log("browser") == []
+
+
+def test_the_only_recording_has_one_heading_and_no_key_for_others(browser, tmp_path):
+    one, two = (make_utterance(name, "gone.wav") for name in ("talk", "other"))
+    for title, recordings, expected in (
+        ("talk", [one], (False, False)),
+        ("calls", [one], (True, False)),
+        ("talk", [one, two], (True, True)),
+    ):
+        recordings = [Utterance(each.annotation, each.audio) for each in recordings]
+        write_recordings(tmp_path / "page.html", title, recordings)
+        open_page(browser, tmp_path / "page.html")
+        shown = [find(browser, each).is_displayed() for each in ("#utterance-title", "#choose-key")]
+        assert tuple(shown) == expected
+        assert find(browser, "#keys").text.count("choose") == expected[1]
 
 
 def set_colors(browser, dark):

@@ -537,8 +537,8 @@
     });
     const table = byId("summary").querySelector("table");
     table.append(make("thead", {}, head), make("tbody", {}, ...rows));
-    const items = moments.map(({ id, start, emotion, strength, text }) => {
-      const felt = make("span", {}, swatch(emotion), `${nameOf(emotion)} ${percent(strength)}`);
+    const items = moments.map(({ id, start, emotion, probability, text }) => {
+      const felt = make("span", {}, swatch(emotion), `${nameOf(emotion)} ${percent(probability)}`);
       const place = make("span", { class: "place" }, ...breakable(id), ` at ${lasting(start)}`);
       const button = make("button", { type: "button" }, felt, " ", place);
       if (text) button.append(" ", make("q", {}, text));
@@ -550,6 +550,7 @@
       return make("li", {}, button);
     });
     byId("moments").replaceChildren(...(items.length ? items : [make("li", {}, "None: all is neutral.")]));
+    byId("moments-note").hidden = !items.length;
     byId("summary").hidden = false;
   }
 
@@ -557,7 +558,9 @@
   if (utterances.length) {
     makeList();
     if (data.summary) makeSummary(data.summary);
-    list.hidden = utterances.length < 2;
+    const isAlone = utterances.length < 2;
+    list.hidden = byId("choose-key").hidden = isAlone;
+    byId("utterance-title").hidden = isAlone && utterances[0].id === document.querySelector("h1").textContent;
     show(addressed() ?? shown[0]);
     addEventListener("hashchange", () => addressed() && show(addressed()));
   }
