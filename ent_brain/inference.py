@@ -857,8 +857,8 @@ def _note_band(speech):
     if highest >= NARROW:
         return ()
     return (
-        f"the recording holds nothing above {highest:.0f} Hz. The model learnt from wideband "
-        "speech, so words will be worse",
+        f"the recording holds nothing above {highest:.0f} Hz. The model learnt from speech "
+        "with higher frequencies, so words will be worse",
     )
 
 
