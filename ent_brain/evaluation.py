@@ -192,7 +192,8 @@ def hardware(device):
     with suppress(OSError):  # Linux alone names the processor here
         names = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())
         cpu = names[1] if names else cpu
-    return f"{cpu}, {torch.get_num_threads()} threads"
+    threads = torch.get_num_threads()
+    return f"{cpu}, {threads} thread{'s' if threads > 1 else ''}"
 
 
 def _words(stats, hypothesis):
