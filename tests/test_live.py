@@ -235,8 +235,13 @@ def test_a_second_ctrl_c_stops_at_once():
     chunks = queue.Queue()
     chunks.put(bytes(2))
     chunks.put(bytes(2))
-    with pytest.raises(KeyboardInterrupt):
-        [*listen_to(chunks, Slow())]
+    # A shell lets programs in the background ignore Ctrl-C.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            [*listen_to(chunks, Slow())]
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def test_without_portaudio_the_remedy_is_to_install_it(tmp_path, monkeypatch):
