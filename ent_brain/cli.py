@@ -633,13 +633,21 @@ def _not_done(options, recordings, formats, model):
         there = known is not None and all(map(os.path.exists, paths))
         current = all(stamps.get((recording.name, name)) == stamp for name in formats)
         if options.overwrite or not there or not (options.keep or current):
-            left.append(recording._replace(stamp=stamp))
+            stale = tuple(
+                name
+                for name, (ending, *_) in FORMATS.items()
+                if name not in formats
+                and not options.keep
+                and stamps.get((recording.name, name), stamp) != stamp
+                and (folder / f"{recording.name}.{ending}").exists()
+            )
+            left.append(recording._replace(stamp=stamp, stale=stale))
     return left
 
 
 def _write(folder, recording, annotation, formats):
     """Write an annotation, and note in the index that it is there; what was wrong (str or None)."""
-    name = Path(recording.name)
+    name, formats = Path(recording.name), [*formats, *recording.stale]
     try:
         annotation.write(folder / name.parent, formats, name.name)
     except OSError as error:

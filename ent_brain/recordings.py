@@ -31,6 +31,8 @@ class Recording(NamedTuple):
     """Start and duration in s, if the file holds more than the recording."""
     stamp: dict | None = None
     """What its results depend on, by the keys of ``cli.STAMP``."""
+    stale: tuple[str, ...] = ()
+    """Other formats of its results that are there and out of date."""
 
     @property
     def source(self):
