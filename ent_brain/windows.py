@@ -186,9 +186,6 @@ def join(spans, results, sample_rate, frame_samples, frame_count, spoken=None):
     >>> join([(0, 1600), (1600, 3200)], parts, 16000, 320, 10).words[1]
     TimedWord(text='OH', start=0.1, end=0.2)
     """
-    first, last = spans[0]
-    if len(spans) == 1 and first == 0 and last > (frame_count - 1) * frame_samples:
-        return results[0]  # the window is the recording
     words, joints = [], []
     left_end = 0
     for (start, end), result in zip(spans, results, strict=True):
