@@ -628,18 +628,18 @@ def _not_done(options, recordings, formats, model):
                 settings[key] = hashlib.sha256(repr(value).encode()).hexdigest()
         values = _digest(recording.path), model_digest, settings
         stamp = dict(zip(STAMP, values, strict=True))
-        paths = [folder / f"{recording.name}.{FORMATS[name][0]}" for name in formats]
+        paths = {name: folder / f"{recording.name}.{FORMATS[name][0]}" for name in FORMATS}
         # Path.exists raises where a name is too long.
-        there = known is not None and all(map(os.path.exists, paths))
+        there = known is not None and all(map(os.path.exists, map(paths.get, formats)))
         current = all(stamps.get((recording.name, name)) == stamp for name in formats)
         if options.overwrite or not there or not (options.keep or current):
             stale = tuple(
                 name
-                for name, (ending, *_) in FORMATS.items()
+                for name, path in paths.items()
                 if name not in formats
                 and not options.keep
                 and stamps.get((recording.name, name), stamp) != stamp
-                and (folder / f"{recording.name}.{ending}").exists()
+                and path.exists()
             )
             left.append(recording._replace(stamp=stamp, stale=stale))
     return left
