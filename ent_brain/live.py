@@ -32,6 +32,13 @@ LONGEST, KEPT = 10.0, 4.0
 """Seconds of the window at which it is cut, and which are then left of it. The settled words in it
 tell the model what came before. The cost of hearing the window again grows with it."""
 
+CHUNK = 0.1
+"""Seconds of the chunks of the microphone and of standard input."""
+
+READ_AHEAD = 30.0
+"""Seconds that are read ahead from standard input: a file may come faster than the model hears it,
+and Ctrl-C ends after the model has heard them."""
+
 
 class Listener:
     """Turns a stream of audio into settled words.
@@ -208,14 +215,6 @@ class Listener:
 
 def _not_before(word, time):
     return word._replace(start=max(word.start, time), end=max(word.end, time))
-
-
-CHUNK = 0.1
-"""Seconds of the chunks of the microphone and of standard input."""
-
-READ_AHEAD = 30.0
-"""Seconds that are read ahead from standard input: a file may come faster than the model hears it,
-and Ctrl-C ends after the model has heard them."""
 
 
 def listen_to(chunks, listener):
